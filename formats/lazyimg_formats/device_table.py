@@ -1,0 +1,318 @@
+"""What a device holds, and which spans of a blob give it: packed columns behind typed views.
+
+A device is `size` bytes in 4 KiB blocks. An *extent* says that `length` bytes at `device_offset`
+are the bytes at `inner_offset` of a span's decoded bytes. Whatever no extent covers is zero: the
+padding behind a file, the runs of zeros inside it.
+
+Rules, checked by every constructor and by `parse_device_table`:
+  1. extents are sorted by device offset, do not overlap, are not empty, and end inside the device;
+  2. spans are used in order: an extent never uses an earlier span than the extent before it, and
+     every span is used, so that any run of spans gives one run of the device;
+  3. an extent lies inside its span's decoded bytes.
+
+Name: `DeviceTable.name` is the sha256, as 64 hex characters, of the canonical bytes: a heading,
+the size, the extents' columns and each span's decoded length and digest. Where in a blob a span
+lies, and how it is compressed, is not in it: it does not change a byte of the device.
+
+On disk (`serialize_device_table`): little-endian, a header of 64 bytes, then the columns one after
+the other, each starting on 8 bytes, so that a file of it can be mapped and used as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from lazyimg_formats.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BLOCK_SIZE: Final = 4096
+"""Bytes. What a device is aligned to, and the unit in which it is filled."""
+
+MAX_DEVICE_SIZE: Final = 1 << 44
+"""Bytes: 2**32 blocks, what an EROFS block address reaches."""
+
+MAX_SPAN_SIZE: Final = 64 << 20
+"""Bytes, decoded. What one span may cost in memory."""
+
+MAX_SPANS: Final = 1 << 24
+MAX_EXTENTS: Final = 1 << 24
+
+_MAGIC: Final = b"lazydev1"
+_HEADER: Final = struct.Struct("<8sQQQ32x")
+
+
+class Codec(IntEnum):
+    """How a span's bytes lie in the blob."""
+
+    RAW = 0
+    ZSTD = 1  # one zstd frame
+    GZIP = 2  # one gzip member
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes at `device_offset` are those at `inner_offset` of the decoded `span`."""
+
+    device_offset: int
+    length: int
+    span: int
+    inner_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The smallest piece of a blob that can be decoded and verified by itself.
+
+    Attributes:
+        blob_offset: first byte in the compressed blob.
+        blob_length: bytes in the compressed blob.
+        length: bytes when decoded.
+        digest: sha256 of the decoded bytes, 32 bytes.
+        codec: how to decode it.
+    """
+
+    blob_offset: int
+    blob_length: int
+    length: int
+    digest: bytes
+    codec: Codec
+
+
+class DeviceTable:
+    """One device: its name, its size, its extents and spans. Immutable.
+
+    Args:
+        data: what `serialize_device_table` gave, whole; kept, not copied (bytes or a mapped file).
+
+    Raises:
+        FormatError: `data` is not a device table, or breaks one of the rules above.
+    """
+
+    __slots__ = (
+        "_data", "_extent_inner", "_extent_length", "_extent_offset", "_extent_span",
+        "_span_blob_length", "_span_blob_offset", "_span_codec", "_span_digest", "_span_length",
+        "extent_count", "name", "size", "span_count",
+    )  # fmt: skip
+
+    def __init__(self, data: bytes | memoryview, *, expected_name: str | None = None) -> None:
+        view = memoryview(data).toreadonly().cast("B")
+        if len(view) < _HEADER.size:
+            raise FormatError("device table", f"{len(view)} bytes are less than a header")
+        magic, size, extents, spans = _HEADER.unpack(view[: _HEADER.size])
+        if magic != _MAGIC:
+            raise FormatError("device table", f"magic is {magic!r}, expected {_MAGIC!r}")
+        if size > MAX_DEVICE_SIZE or size % BLOCK_SIZE:
+            raise FormatError("device table", f"impossible device size {size}")
+        if extents > MAX_EXTENTS or spans > MAX_SPANS:
+            raise FormatError(
+                "device table", f"{extents} extents, {spans} spans are over the limit"
+            )
+        ends = _column_ends(extents, spans)
+        if len(view) != ends[-1]:
+            raise FormatError("device table", f"expected {ends[-1]} bytes, got {len(view)}")
+        self._data = view
+        self.size: int = size
+        self.extent_count: int = extents
+        self.span_count: int = spans
+        self._extent_offset = view[_HEADER.size : _HEADER.size + 8 * extents].cast("Q")
+        self._extent_length = view[ends[0] : ends[0] + 4 * extents].cast("I")
+        self._extent_span = view[ends[1] : ends[1] + 4 * extents].cast("I")
+        self._extent_inner = view[ends[2] : ends[2] + 4 * extents].cast("I")
+        self._span_length = view[ends[3] : ends[3] + 4 * spans].cast("I")
+        self._span_digest = view[ends[4] : ends[4] + 32 * spans]
+        canonical = ends[5]
+        self._span_blob_offset = view[ends[5] : ends[5] + 8 * spans].cast("Q")
+        self._span_blob_length = view[ends[6] : ends[6] + 4 * spans].cast("I")
+        self._span_codec = view[ends[7] : ends[7] + spans]
+        self.name: str = hashlib.sha256(view[:canonical]).hexdigest()
+        if expected_name is not None and self.name != expected_name:
+            raise FormatError("device table", f"its name is {self.name}, expected {expected_name}")
+        if expected_name is None:  # a known name was checked when it was made
+            self._check()
+
+    def _check(self) -> None:
+        end, last = 0, -1
+        lengths, inners = self._extent_length, self._extent_inner
+        span_lengths = self._span_length
+        for i, (offset, span) in enumerate(
+            zip(self._extent_offset, self._extent_span, strict=True)
+        ):
+            length = lengths[i]
+            if offset < end or not length:
+                raise FormatError("device table", f"extent {i} is empty or overlaps the one before")
+            end = offset + length
+            if span != last:
+                last += 1
+                if span != last or span >= self.span_count:
+                    raise FormatError("device table", f"extent {i} uses span {span} out of order")
+            if inners[i] + length > span_lengths[span]:
+                raise FormatError("device table", f"extent {i} reaches past its span {span}")
+        if end > self.size:
+            raise FormatError("device table", f"extents end at {end}, the device at {self.size}")
+        if last != self.span_count - 1:
+            raise FormatError("device table", f"{self.span_count} spans, {last + 1} used")
+        if self.span_count and max(span_lengths) > MAX_SPAN_SIZE:
+            raise FormatError("device table", f"a span of {max(span_lengths)} bytes is too large")
+        if self.span_count and max(self._span_codec) > max(Codec):
+            raise FormatError("device table", f"unknown codec {max(self._span_codec)}")
+
+    @property
+    def data(self) -> memoryview:
+        """The table's bytes, as they are stored."""
+        return self._data
+
+    def extent(self, index: int) -> Extent:
+        """Give extent `index`, 0 <= index < extent_count."""
+        return Extent(
+            self._extent_offset[index],
+            self._extent_length[index],
+            self._extent_span[index],
+            self._extent_inner[index],
+        )
+
+    def span(self, index: int) -> Span:
+        """Give span `index`, 0 <= index < span_count."""
+        return Span(
+            self._span_blob_offset[index],
+            self._span_blob_length[index],
+            self._span_length[index],
+            bytes(self._span_digest[32 * index : 32 * index + 32]),
+            Codec(self._span_codec[index]),
+        )
+
+    def extents_in(self, offset: int, length: int) -> range:
+        """Give the indexes of the extents that hold a byte of a device range (in bytes)."""
+        last = bisect_left(self._extent_offset, offset + length)
+        first = bisect_right(self._extent_offset, offset)
+        if first and self._extent_offset[first - 1] + self._extent_length[first - 1] > offset:
+            first -= 1
+        return range(first, max(first, last))
+
+    def spans_in(self, offset: int, length: int) -> range:
+        """Give the indexes of the spans that hold a byte of a device range (in bytes)."""
+        extents = self.extents_in(offset, length)
+        if not extents:
+            return range(0)
+        return range(self._extent_span[extents[0]], self._extent_span[extents[-1]] + 1)
+
+    def extents_of(self, spans: range) -> range:
+        """Give the indexes of all extents that use one of a run of spans."""
+        return range(
+            bisect_left(self._extent_span, spans.start), bisect_left(self._extent_span, spans.stop)
+        )
+
+    def data_size(self) -> int:
+        """Give the bytes that extents cover: what is not zero by layout."""
+        return sum(self._extent_length)
+
+    def blob_bytes(self) -> int:
+        """Give the compressed bytes of all spans."""
+        return sum(self._span_blob_length)
+
+
+def _column_ends(extents: int, spans: int) -> list[int]:
+    """Where each column ends (the next one starts), each rounded up to 8 bytes."""
+    ends = []
+    position = _HEADER.size
+    for width in (8 * extents, *[4 * extents] * 3, 4 * spans, 32 * spans, 8 * spans, 4 * spans):
+        position += -(-width // 8) * 8
+        ends.append(position)
+    ends.append(position + spans)
+    return ends
+
+
+def serialize_device_table(size: int, extents: Iterable[Extent], spans: Iterable[Span]) -> bytes:
+    """Give the bytes of a device table; `DeviceTable` checks the rules.
+
+    Args:
+        size: bytes of the device, a multiple of `BLOCK_SIZE`.
+        extents: in device order.
+        spans: in order of use.
+    """
+    columns = DeviceColumns()
+    for extent in extents:
+        columns.add_extent(extent.device_offset, extent.length, extent.span, extent.inner_offset)
+    for span in spans:
+        columns.add_span(span.blob_offset, span.blob_length, span.length, span.digest, span.codec)
+    return columns.serialize(size)
+
+
+class DeviceColumns:
+    """Collects extents and spans without an object for each."""
+
+    def __init__(self) -> None:
+        self._extents = (array("Q"), array("I"), array("I"), array("I"))
+        self._span_length = array("I")
+        self._span_digest = bytearray()
+        self._span_blob = (array("Q"), array("I"), bytearray())
+
+    @property
+    def span_count(self) -> int:
+        """How many spans were added."""
+        return len(self._span_length)
+
+    def add_span(
+        self, blob_offset: int, blob_length: int, length: int, digest: bytes, codec: Codec
+    ) -> int:
+        """Add a span; its attributes as in `Span`. Gives its index.
+
+        Raises:
+            FormatError: a number that no blob can have.
+        """
+        if len(digest) != 32:
+            raise FormatError("span", f"digest of {len(digest)} bytes, expected 32")
+        if len(self._span_length) >= MAX_SPANS:
+            raise FormatError("span", f"more than {MAX_SPANS} spans")
+        try:
+            self._span_blob[0].append(blob_offset)
+            self._span_blob[1].append(blob_length)
+            self._span_length.append(length)
+        except (OverflowError, TypeError) as error:
+            raise FormatError(
+                "span", f"impossible position {blob_offset}+{blob_length} or length {length}"
+            ) from error
+        self._span_blob[2].append(codec)
+        self._span_digest += digest
+        return len(self._span_length) - 1
+
+    def add_extent(self, device_offset: int, length: int, span: int, inner_offset: int) -> None:
+        """Add an extent; its attributes as in `Extent`.
+
+        Raises:
+            FormatError: a number that no device can have.
+        """
+        columns = self._extents
+        if len(columns[0]) >= MAX_EXTENTS:
+            raise FormatError("extent", f"more than {MAX_EXTENTS} extents")
+        try:
+            columns[0].append(device_offset)
+            columns[1].append(length)
+            columns[2].append(span)
+            columns[3].append(inner_offset)
+        except (OverflowError, TypeError) as error:
+            raise FormatError(
+                "extent", f"impossible range {device_offset}+{length} at {span}:{inner_offset}"
+            ) from error
+
+    def serialize(self, size: int) -> bytes:
+        """Give the bytes of the table of a device of `size` bytes."""
+        columns: tuple[array[int] | bytearray, ...] = (
+            *self._extents,
+            self._span_length,
+            self._span_digest,
+            *self._span_blob,
+        )
+        parts = [_HEADER.pack(_MAGIC, size, len(self._extents[0]), len(self._span_length))]
+        for column in columns[:-1]:
+            raw = bytes(column)
+            parts += [raw, bytes(-len(raw) % 8)]
+        parts.append(bytes(columns[-1]))
+        return b"".join(parts)

@@ -1,0 +1,329 @@
+"""LayerIndex: what an OCI layer holds and where, whatever its format.
+
+A front end (zstd:chunked, eStargz, ...) feeds a `LayerBuilder` in the layer's own order: the spans
+of the blob, and each entry with the pieces of spans that give its bytes. The builder decides, once
+for all formats,
+  - which paths are allowed (`normalize_path`) and what is a whiteout,
+  - that overlay's own markers (character device 0/0, `trusted.overlay.*`, `user.overlay.*`) mean
+    what they mean after containerd has unpacked them onto overlayfs, and never get further,
+  - the device layout: regular files one behind the other, each starting on a block. A file with
+    long runs of zeros becomes a map of chunks, in which every chunk of zeros is the same one, at
+    the end of the device (a real one: holes corrupt data over cachefiles).
+
+Whiteouts: Open Container Initiative image specification, layer.md.
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from lazyimg_formats.device_table import BLOCK_SIZE, MAX_DEVICE_SIZE, DeviceColumns, DeviceTable
+from lazyimg_formats.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lazyimg_formats.device_table import Codec
+
+MAX_NAME: Final = 255
+"""Bytes of one path component: EROFS_NAME_LEN."""
+
+MAX_PATH: Final = 4096
+"""Bytes of a path or a symbolic link's target: PATH_MAX with its NUL."""
+
+MAX_ENTRIES: Final = 4_000_000
+"""Entries of one layer."""
+
+MAX_XATTR_SIZE: Final = 65_536
+"""Bytes of one extended attribute's value: XATTR_SIZE_MAX."""
+
+MAX_XATTRS_SIZE: Final = 131_072
+"""Bytes of all names and values of one entry."""
+
+ZEROS_WORTH_A_MAP: Final = 1 << 20
+"""Bytes of whole chunks of zeros from which on a file becomes a map of chunks."""
+
+_CHUNK_BITS: Final = 16
+_MAX_CHUNK_BITS: Final = 31
+_MAX_CHUNKS: Final = 65_536
+_ZERO: Final = -1
+
+_WHITEOUT: Final = b".wh."
+_OPAQUE: Final = b".wh..wh..opq"
+_AUFS: Final = b".wh..wh."
+
+
+class Kind(IntEnum):
+    """What an entry is."""
+
+    REGULAR = 0
+    DIRECTORY = 1
+    SYMLINK = 2
+    HARDLINK = 3
+    CHARACTER = 4
+    BLOCK = 5
+    FIFO = 6
+    WHITEOUT = 7  # `path` and all below it, of lower layers, is gone
+    OPAQUE = 8  # what lower layers have in directory `path` is gone
+
+
+class ChunkMap(msgspec.Struct, frozen=True):
+    """Where a file's chunks lie on its device.
+
+    Attributes:
+        bits: a chunk has 2**bits bytes, the file's last one may have fewer.
+        blocks: for each chunk, the device block (of `BLOCK_SIZE` bytes) that it starts at.
+    """
+
+    bits: int
+    blocks: array[int]
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One path of a layer.
+
+    Attributes:
+        path: normalized: components joined by ``/``, no ``.``, no ``..``; b"" is the root.
+        kind: what it is.
+        mode: permission bits, 0 to 0o7777.
+        uid: owner.
+        gid: group.
+        mtime: seconds since the epoch, may be negative.
+        mtime_ns: nanoseconds added to it, 0 to 999,999,999.
+        size: bytes of a regular file.
+        target: a symbolic link's text; a hard link's normalized path.
+        major: device number's major part.
+        minor: device number's minor part.
+        xattrs: (name, value) pairs, sorted by name.
+        data: of a regular file that is not empty: its first byte's offset on the device (bytes, a
+            multiple of `BLOCK_SIZE`), or its map of chunks.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    mtime_ns: int = 0
+    size: int = 0
+    target: bytes = b""
+    major: int = 0
+    minor: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    data: int | ChunkMap | None = None
+
+
+class Piece(NamedTuple):
+    """`length` bytes at `file_offset` of a file are those at `inner_offset` of decoded `span`."""
+
+    file_offset: int
+    length: int
+    span: int
+    inner_offset: int = 0
+
+
+class LayerIndex(msgspec.Struct, frozen=True):
+    """A layer: its entries in their order, and its device.
+
+    Attributes:
+        entries: in the layer's order; a later entry of a path replaces an earlier one.
+        table: the device that holds the regular files' bytes.
+    """
+
+    entries: list[Entry]
+    table: DeviceTable
+
+
+def normalize_path(raw: bytes) -> bytes:
+    """Give a layer's path without leading ``/`` and ``./``, trailing ``/`` and empty parts.
+
+    Raises:
+        FormatError: a ``..`` in it, a NUL, or a part or the whole is too long.
+    """
+    parts = [part for part in raw.split(b"/") if part not in {b"", b"."}]
+    for part in parts:
+        if part == b"..":
+            raise FormatError("layer entry", f"path {raw!r} contains '..'")
+        if len(part) > MAX_NAME:
+            raise FormatError("layer entry", f"a part of path {raw[:80]!r}... is over 255 bytes")
+    path = b"/".join(parts)
+    if len(path) >= MAX_PATH or b"\0" in path:
+        raise FormatError("layer entry", f"path {raw[:80]!r}... is over 4,095 bytes or has a NUL")
+    return path
+
+
+class LayerBuilder:
+    """Builds a `LayerIndex`; see the module's text.
+
+    Every method raises FormatError when what it is given cannot be part of a layer.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._columns = DeviceColumns()
+        self._end = 0  # of the device so far
+        self._zero_bits = 0  # 2**bits bytes of zeros are needed at the end; 0: none
+        self._maps: list[ChunkMap] = []
+
+    def add_span(
+        self, blob_offset: int, blob_length: int, length: int, digest: bytes, codec: Codec
+    ) -> int:
+        """Add the next span (attributes as in `Span`); gives its index for `Piece`."""
+        return self._columns.add_span(blob_offset, blob_length, length, digest, codec)
+
+    def add(self, entry: Entry, pieces: Sequence[Piece] = ()) -> None:
+        """Add the next entry.
+
+        Args:
+            entry: `path` and a hard link's `target` as they stand in the layer; `data` is ignored.
+            pieces: of a regular file, in its order. What they do not cover is zero.
+        """
+        if len(self._entries) >= MAX_ENTRIES:
+            raise FormatError("layer", f"more than {MAX_ENTRIES} entries")
+        path = normalize_path(entry.path)
+        name = path[path.rfind(b"/") + 1 :]
+        if name.startswith(_WHITEOUT):
+            self._add_marker(path, name)
+            return
+        if entry.kind is Kind.CHARACTER and entry.major == 0 and entry.minor == 0:
+            self._entries.append(Entry(path, Kind.WHITEOUT))
+            return
+        if not path and entry.kind is not Kind.DIRECTORY:
+            raise FormatError("layer entry", f"the root is a {entry.kind.name.lower()}")
+        self._add_entry(path, entry, pieces)
+
+    def _add_marker(self, path: bytes, name: bytes) -> None:
+        parent = path[: -len(name)]
+        if name == _OPAQUE:
+            self._entries.append(Entry(parent[:-1], Kind.OPAQUE))
+        elif not name.startswith(_AUFS):  # aufs's own files mean nothing here
+            hidden = name[len(_WHITEOUT) :]
+            if hidden in {b"", b".", b".."}:
+                raise FormatError("layer entry", f"whiteout {path!r} names nothing")
+            self._entries.append(Entry(parent + hidden, Kind.WHITEOUT))
+
+    def _add_entry(self, path: bytes, entry: Entry, pieces: Sequence[Piece]) -> None:
+        xattrs = entry.xattrs
+        if xattrs:
+            xattrs, opaque = _clean_xattrs(path, xattrs)
+            if opaque and entry.kind is Kind.DIRECTORY:
+                self._entries.append(Entry(path, Kind.OPAQUE))
+        target = entry.target
+        data: int | ChunkMap | None = None
+        if entry.kind is Kind.REGULAR:
+            data = self._place(path, entry.size, pieces)
+        elif entry.kind is Kind.HARDLINK:
+            target = normalize_path(target)
+        elif entry.kind is Kind.SYMLINK and not 0 < len(target) < MAX_PATH:
+            raise FormatError("layer entry", f"symbolic link {path!r} of {len(target)} bytes")
+        self._entries.append(
+            Entry(
+                path,
+                entry.kind,
+                entry.mode & 0o7777,
+                entry.uid,
+                entry.gid,
+                entry.mtime,
+                entry.mtime_ns,
+                entry.size if entry.kind is Kind.REGULAR else 0,
+                target,
+                entry.major,
+                entry.minor,
+                xattrs,
+                data,
+            )
+        )
+
+    def _place(self, path: bytes, size: int, pieces: Sequence[Piece]) -> int | ChunkMap | None:
+        end = zeros = 0
+        for piece in pieces:
+            if piece.file_offset < end or piece.length <= 0:
+                raise FormatError("layer entry", f"pieces of {path!r} overlap or are empty")
+            zeros += piece.file_offset - end
+            end = piece.file_offset + piece.length
+        zeros += size - end
+        if end > size or not 0 <= size <= MAX_DEVICE_SIZE - self._end - BLOCK_SIZE:
+            raise FormatError("layer entry", f"{path!r}: {size} bytes, its pieces end at {end}")
+        if not size:
+            return None
+        if zeros >= ZEROS_WORTH_A_MAP:
+            chunks = self._map_chunks(size, pieces)
+            if chunks is not None:
+                return chunks
+        start = self._end
+        for piece in pieces:
+            self._columns.add_extent(
+                start + piece.file_offset, piece.length, piece.span, piece.inner_offset
+            )
+        self._end = start + -(-size // BLOCK_SIZE) * BLOCK_SIZE
+        return start
+
+    def _map_chunks(self, size: int, pieces: Sequence[Piece]) -> ChunkMap | None:
+        """Place a file chunk by chunk, if that saves enough; None when it does not."""
+        bits = max(_CHUNK_BITS, (-(-size // _MAX_CHUNKS) - 1).bit_length())
+        if bits > _MAX_CHUNK_BITS:
+            raise FormatError("layer entry", f"a sparse file of {size} bytes is too large")
+        chunk = 1 << bits
+        blocks = array("q", [_ZERO]) * -(-size // chunk)
+        for piece in pieces:
+            last = piece.file_offset + piece.length - 1
+            for number in range(piece.file_offset >> bits, (last >> bits) + 1):
+                blocks[number] = 0
+        if blocks.count(_ZERO) * chunk < ZEROS_WORTH_A_MAP:
+            return None
+        for number, block in enumerate(blocks):
+            if block != _ZERO:
+                blocks[number] = self._end // BLOCK_SIZE
+                present = min(chunk, size - number * chunk)
+                self._end += -(-present // BLOCK_SIZE) * BLOCK_SIZE
+        for piece in pieces:
+            self._add_piece(piece, bits, blocks)
+        self._zero_bits = max(self._zero_bits, bits)
+        chunks = ChunkMap(bits, blocks)
+        self._maps.append(chunks)
+        return chunks
+
+    def _add_piece(self, piece: Piece, bits: int, blocks: array[int]) -> None:
+        offset, left, inner = piece.file_offset, piece.length, piece.inner_offset
+        while left:  # chunks that follow each other in the file do so on the device
+            within = offset & ((1 << bits) - 1)
+            length = min(left, (1 << bits) - within)
+            device_offset = blocks[offset >> bits] * BLOCK_SIZE + within
+            self._columns.add_extent(device_offset, length, piece.span, inner)
+            offset, left, inner = offset + length, left - length, inner + length
+
+    def finish(self) -> LayerIndex:
+        """Give the index of everything that was added."""
+        if self._zero_bits:
+            zero_block = self._end // BLOCK_SIZE
+            self._end += 1 << self._zero_bits
+            for chunks in self._maps:
+                for number, block in enumerate(chunks.blocks):
+                    if block == _ZERO:
+                        chunks.blocks[number] = zero_block
+        return LayerIndex(self._entries, DeviceTable(self._columns.serialize(self._end)))
+
+
+def _clean_xattrs(
+    path: bytes, xattrs: tuple[tuple[bytes, bytes], ...]
+) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
+    """Give the attributes without overlay's own, sorted, and whether they said opaque."""
+    opaque = False
+    kept = {}
+    total = 0
+    for name, value in xattrs:
+        if name.startswith((b"trusted.overlay.", b"user.overlay.")):
+            opaque = opaque or (name == b"trusted.overlay.opaque" and value == b"y")
+            continue
+        if not 0 < len(name) <= MAX_NAME or b"\0" in name or len(value) > MAX_XATTR_SIZE:
+            raise FormatError("layer entry", f"{path!r}: impossible attribute {name[:80]!r}")
+        total += len(name) + len(value)
+        kept[name] = value
+    if total > MAX_XATTRS_SIZE:
+        raise FormatError("layer entry", f"{path!r}: {total} bytes of extended attributes")
+    return tuple(sorted(kept.items())), opaque
