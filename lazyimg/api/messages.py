@@ -1,0 +1,188 @@
+"""What goes over the daemon's unix socket: JSON, one structure for each request and reply.
+
+| request | body | reply |
+|---|---|---|
+| POST /v1/mount | MountRequest | MountReply |
+| POST /v1/unmount | UnmountRequest | UnmountReply |
+| POST /v1/fsid | ImageRequest | FsidReply |
+| POST /v1/prefetch | PrefetchRequest | lines of JSON: PrefetchEvent, ... |
+| POST /v1/inspect | InspectRequest | InspectReply |
+| GET /v1/status | - | StatusReply |
+
+A failure is a status of 400 or above with an ErrorReply; inside a stream of lines, a last line
+PrefetchEvent with `error` set.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to reach and talk to registries for one request; the daemon's own settings otherwise.
+
+    Attributes:
+        authfile: absolute path of a credentials file in the format of Docker's config.json.
+        username: with `password`, taken before any file; kept in memory only.
+        password: see `username`.
+        plain_http: allow HTTP without TLS to a registry that is not on the loopback interface.
+        insecure: do not verify certificates.
+        ca_file: absolute path of further root certificates (PEM).
+    """
+
+    authfile: str = ""
+    username: str = ""
+    password: str = ""
+    plain_http: bool = False
+    insecure: bool = False
+    ca_file: str = ""
+
+    def __repr__(self) -> str:
+        """Leave the password out: this may reach a log."""
+        return f"Access(authfile={self.authfile!r}, username={self.username!r})"
+
+
+class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A LazyimgError; the fields are its own."""
+
+    kind: str
+    what: str
+    problem: str
+    remedy: str
+    exit_code: int
+
+
+class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """An image: `reference` as the user wrote it, `platform` as os/arch[/variant] or ""."""
+
+    reference: str
+    platform: str = ""
+    access: Access = Access()
+
+
+class MountRequest(ImageRequest, frozen=True, kw_only=True):
+    """Mount an image on `directory` (absolute, exists); `read_write` puts an overlay on it."""
+
+    directory: str
+    read_write: bool = False
+
+
+class MountReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What was mounted: `digest` is the manifest's, `fsid` the bootstrap's sha256."""
+
+    reference: str
+    digest: str
+    fsid: str
+    directory: str
+
+
+class UnmountRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Unmount what `mount` put on `directory`; `lazy` detaches it even while it is in use."""
+
+    directory: str
+    lazy: bool = False
+
+
+class UnmountReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What was unmounted."""
+
+    reference: str
+    directory: str
+
+
+class FsidReply(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that is ready: `command` is the exact mount(8) line, with DIR in it."""
+
+    reference: str
+    digest: str
+    fsid: str
+    domain_id: str
+    command: str
+
+
+class PrefetchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Make images local: whole, or the regular files whose path matches one of `paths` (globs)."""
+
+    references: list[str]
+    paths: list[str] = []
+    platform: str = ""
+    access: Access = Access()
+
+
+class PrefetchEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an image is, in bytes of its devices; the last event of an image has `done`.
+
+    Attributes:
+        reference: the image.
+        present: bytes that are local now, of those asked for.
+        total: bytes asked for.
+        fetched: compressed bytes that came from the registry in this request.
+        done: nothing more comes for this image.
+        error: why it failed.
+    """
+
+    reference: str
+    present: int = 0
+    total: int = 0
+    fetched: int = 0
+    done: bool = False
+    error: ErrorReply | None = None
+
+
+class InspectRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe an image: by `reference`, or by the absolute `directory` it is mounted on."""
+
+    reference: str = ""
+    directory: str = ""
+    platform: str = ""
+    access: Access = Access()
+
+
+class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer: sizes in bytes. `device`, `device_size` and `present` are 0 or "" if not lazy."""
+
+    digest: str
+    media_type: str
+    format: str
+    size: int
+    device: str = ""
+    device_size: int = 0
+    present: int = 0
+
+
+class InspectReply(msgspec.Struct, frozen=True, kw_only=True):
+    """An image and how much of it is local."""
+
+    reference: str
+    digest: str
+    platform: str
+    fsid: str
+    bootstrap_size: int
+    layers: list[LayerReport]
+
+
+class MountReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One mount: its image, and how much of the image's devices is local (bytes)."""
+
+    reference: str
+    digest: str
+    fsid: str
+    directory: str
+    read_write: bool
+    size: int
+    present: int
+
+
+class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests."""
+
+    version: str
+    pid: int
+    transport: str
+    root: str
+    uptime: float
+    mounts: list[MountReport]
+    reads: int
+    reads_failed: int
+    fetched: int
+    fetches: int

@@ -1,0 +1,29 @@
+"""What the fill engine needs of others, from its own side."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class BlobReader(Protocol):
+    """One blob of a registry (or a local file), for the fills of one image."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Give exactly `length` bytes at `offset` of the compressed blob.
+
+        Duties: authenticate, retry what may be retried, and raise LazyimgError otherwise. The
+        caller sets the deadline (by cancelling) and checks what it gets.
+        """
+        ...
+
+
+class Sink(Protocol):
+    """A device as a transport sees it: where filled bytes go."""
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Make `data` present at `offset`: both a multiple of `BLOCK_SIZE` long.
+
+        Duties: when it returns, a reader can see the bytes; raise StorageError when the disk
+        is full or fails. `data` is not kept.
+        """
+        ...
