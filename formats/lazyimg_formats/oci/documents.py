@@ -240,7 +240,9 @@ def parse_document(data: bytes, media_type: str = "") -> Manifest | Index:
     known = MANIFEST_TYPES + INDEX_TYPES
     if media_type in known and own_type and own_type != media_type:
         raise FormatError("manifest", f"calls itself {own_type!r}, was sent as {media_type!r}")
-XX    if is_index and is_manifest:
+    is_index = "manifests" in fields.rest
+    is_manifest = "config" in fields.rest or "layers" in fields.rest
+    if is_index and is_manifest:
         raise FormatError("manifest", "has the fields of both a manifest and an index")
     effective = own_type or media_type
     if effective in (MANIFEST_TYPES if is_index else INDEX_TYPES):
