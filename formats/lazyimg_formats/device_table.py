@@ -213,6 +213,11 @@ class DeviceTable:
         """Give the bytes that extents cover: what is not zero by layout."""
         return sum(self._extent_length)
 
+    def blob_end(self) -> int:
+        """Give the first byte of the blob behind all spans."""
+        ends = map(int.__add__, self._span_blob_offset, self._span_blob_length)
+        return max(ends, default=0)
+
     def blob_bytes(self) -> int:
         """Give the compressed bytes of all spans."""
         return sum(self._span_blob_length)

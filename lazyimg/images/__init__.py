@@ -1,1 +1,20 @@
-"""."""
+"""The images of this node: from a reference to something that can be mounted.
+
+reference -> manifest -> the index of each layer -> bootstrap and device tables -> served by name.
+
+Steps: `service` resolves a reference (registry, or what is recorded when the registry is away),
+has `lazyimg.layers` find the index of each layer, and runs `build` in a short-lived child: parsing
+and merging cost memory and hold the interpreter's lock, and the daemon should pay neither. `upper`
+and `merge` are the pure part of it. `catalog` answers the transport: a name is a bootstrap, whose
+bytes are in a local file, or a device, which the fill engine fills.
+
+On disk, below ROOT; every file is named by its content, written aside, synced and renamed:
+    content/<sha256>        manifests, configurations and layers' indexes, as they were fetched
+    bootstraps/<fsid>       EROFS images; the name is the file's sha256
+    tables/<sha256>         device tables, named by the digest of the index they were made from
+    library.sqlite          records (`library`): names, images, their layers, the sources of devices
+    mnt/<fsid>              the one kernel mount of an image; users' directories are bind mounts
+    scratch/<id>            upper and work directories of read-write mounts
+
+Everything but the records can be made again from a registry. Nothing here is changed in place.
+"""
