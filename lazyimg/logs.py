@@ -1,0 +1,112 @@
+"""Logs: one line for each event on standard error, for people (text) or machines (json).
+
+Modules log with the standard library: `logging.getLogger(__name__)`, a short constant message, and
+the facts as `extra={"facts": {...}}`. The text form carries no time where systemd's journal
+reads it (it has its own), and begins with the priority that the journal understands.
+
+Secrets never get here: facts hold no credentials, no headers, and URLs without their query. As a
+second line of defence, anything that looks like one is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from lazyimg.config import LogSettings
+
+_PRIORITIES: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+"""syslog(3) priorities, as sd-daemon(3) writes them in front of a line."""
+
+_SECRETS: Final = (
+    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+"), r"\1 ***"),
+    (re.compile(r"(https?://)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), r"\1?***"),
+    (
+        re.compile(
+            r"(?i)\b(password|token|secret|identitytoken|authorization)([\"']?\s*[=:]\s*)\S+"
+        ),
+        r"\1\2***",
+    ),
+)
+
+
+def redact(text: str) -> str:
+    """Give `text` with what looks like a credential or a signed URL's query replaced by ``***``."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class TextFormatter(logging.Formatter):
+    """``time level logger: message key=value ...``; a traceback is folded into the line."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the record's line."""
+        facts = "".join(f" {key}={_show(value)}" for key, value in _facts(record).items())
+        line = redact(f"{record.name}: {record.getMessage()}{facts}").replace("\n", "\\n")
+        if self._journal:
+            return f"<{_PRIORITIES.get(record.levelno, 6)}>{line}"
+        return f"{_time(record)} {record.levelname.lower():7} {line}"
+
+
+class JsonFormatter(logging.Formatter):
+    """An object: time, level, logger, message, and the event's facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the record's line."""
+        event: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        event |= {key: value for key, value in _facts(record).items() if key not in event}
+        clean = {key: redact(v) if isinstance(v, str) else v for key, v in event.items()}
+        return json.dumps(clean, default=lambda value: redact(str(value)), ensure_ascii=False)
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Any]:
+    facts = dict(getattr(record, "facts", {}))
+    if record.exc_info:
+        facts["traceback"] = logging.Formatter().formatException(record.exc_info)
+    return facts
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Send this process's logs to `stream` (standard error) as `settings` says."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    journal = stream is None and "JOURNAL_STREAM" in os.environ
+    handler.setFormatter(
+        JsonFormatter() if settings.format == "json" else TextFormatter(journal=journal)
+    )
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(settings.level.upper())
+    logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.root.level))
+    logging.raiseExceptions = False  # a closed standard error must not break what is logged about
