@@ -1,0 +1,165 @@
+"""Indexes of layers -> bootstrap and device tables, in a process of its own.
+
+Run as ``python -m lazyimg.images.build``: a BuildRequest as JSON on standard input, a BuildReply
+on standard output. The parent calls `build_image`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from lazyimg_formats.erofs.writer import Device, serialize_image
+
+from lazyimg.errors import CorruptError, LazyimgError, StorageError
+from lazyimg.images.files import write_file
+from lazyimg.images.merge import merge_layers
+from lazyimg.layers.parse import parse_index
+from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lazyimg_formats.layer import LayerIndex
+
+
+class LayerSource(msgspec.Struct, frozen=True):
+    """A layer to build from.
+
+    Attributes:
+        name: what an error calls it: the blob's digest.
+        index: path of its index, as it was fetched.
+        table: path for its device table.
+        blob_size: bytes of the blob; no span may reach past them.
+    """
+
+    name: str
+    index: str
+    table: str
+    blob_size: int
+
+
+class BuildRequest(msgspec.Struct, frozen=True):
+    """Build the image of these layers, lowest first, into a directory of bootstraps."""
+
+    layers: list[LayerSource]
+    bootstraps: str
+
+
+class BuiltLayer(msgspec.Struct, frozen=True):
+    """A layer's device: its name, and its size in bytes (0: the layer holds no file data)."""
+
+    device: str
+    size: int
+
+
+class BuildReply(msgspec.Struct, frozen=True):
+    """The bootstrap's name and size in bytes, and each layer's device; or what is wrong."""
+
+    fsid: str = ""
+    size: int = 0
+    layers: list[BuiltLayer] = []
+    corrupt: str = ""
+    storage: str = ""
+
+
+async def build_image(request: BuildRequest) -> BuildReply:
+    """Build in a child process, so that its memory and its time are its own.
+
+    Raises:
+        CorruptError: an index breaks its format, or the layers contradict each other.
+        StorageError: the disk is full or fails.
+        LazyimgError: the child died.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-m",
+        "lazyimg.images.build",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate(msgspec.json.encode(request))
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        raise
+    if process.returncode != 0:
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        raise LazyimgError("image", f"its build ended with {process.returncode}: {last}")
+    reply = msgspec.json.decode(output, type=BuildReply)
+    if reply.corrupt:
+        raise CorruptError("image", reply.corrupt, "convert it again, or report it to its owner")
+    if reply.storage:
+        raise StorageError("image", reply.storage)
+    return reply
+
+
+def build(request: BuildRequest) -> BuildReply:
+    """Do it, in this process.
+
+    Raises:
+        FormatError: an index breaks its format, or the layers contradict each other.
+        OSError: a file cannot be read or written.
+    """
+    devices: list[Device] = []
+    numbers: dict[str, int] = {}
+    built: list[BuiltLayer] = []
+
+    def parsed() -> Iterator[tuple[LayerIndex, int]]:
+        for layer in request.layers:
+            index = _parse(layer)
+            table = index.table
+            number = numbers.setdefault(table.name, len(numbers))
+            if number == len(devices):
+                devices.append(Device(table.name.encode(), table.size // BLOCK_SIZE))
+            built.append(BuiltLayer(table.name, table.size))
+            write_file(Path(layer.table), table.data)
+            yield index, number
+
+    root = None
+    for tree in merge_layers(parsed()):
+        root = tree
+    if root is None:
+        raise FormatError("image", "it has no layers")
+    image = serialize_image(root, devices)
+    fsid = hashlib.sha256(image).hexdigest()
+    write_file(Path(request.bootstraps) / fsid, image)
+    return BuildReply(fsid, len(image), built)
+
+
+def _parse(layer: LayerSource) -> LayerIndex:
+    try:
+        index = parse_index(Path(layer.index).read_bytes())
+    except FormatError as error:
+        raise FormatError(f"layer {layer.name}", str(error)) from error
+    end = index.table.blob_end()
+    if end > layer.blob_size:
+        raise FormatError(
+            f"layer {layer.name}", f"a span ends at byte {end} of a blob of {layer.blob_size} bytes"
+        )
+    return index
+
+
+def main() -> None:
+    """Answer one request on standard input."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
+    try:
+        reply = build(request)
+    except FormatError as error:
+        reply = BuildReply(corrupt=str(error))
+    except OSError as error:
+        reply = BuildReply(storage=f"{error.filename or request.bootstraps}: {error.strerror}")
+    sys.stdout.buffer.write(msgspec.json.encode(reply))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What the kernel may ask for, by name: bootstraps and devices.
+
+A bootstrap's bytes are in a local file. A device is filled by the engine, which is given the
+device's table and blobs when the first fill needs them, so that nothing is read at start but the
+names and sizes, and an OPEN is answered from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
+
+from lazyimg.errors import CorruptError, NotFoundError, StorageError
+from lazyimg_formats.device_table import BLOCK_SIZE, DeviceTable
+from lazyimg_formats.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lazyimg.fill.engine import Engine
+    from lazyimg.fill.ports import BlobReader, Sink
+    from lazyimg.images.library import ChainRecord, Library, SourceRecord
+
+_PIECE: Final = 1 << 20
+"""Bytes of a bootstrap that are written at once."""
+
+
+class Catalog:
+    """All names of this node; what a transport asks.
+
+    Args:
+        root: the daemon's directory.
+        library: the records.
+        engine: fills devices.
+        open_blob: gives the reader of a recorded source.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        library: Library,
+        engine: Engine,
+        open_blob: Callable[[SourceRecord], BlobReader],
+    ) -> None:
+        self._root = root
+        self._library = library
+        self._engine = engine
+        self._open_blob = open_blob
+        self._bootstraps: dict[str, int] = {}
+        self._devices: dict[str, int] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
+        self._written: WeakSet[Sink] = WeakSet()
+
+    def load(self) -> None:
+        """Learn the names that are recorded. Blocks for a local query.
+
+        Raises:
+            StorageError: the records cannot be read.
+        """
+        self._bootstraps.update(self._library.bootstraps())
+        self._devices.update(self._library.devices())
+
+    def add(self, chain: ChainRecord) -> None:
+        """Learn the names of an image that was just recorded."""
+        self._bootstraps[chain.fsid] = chain.size
+        for layer in chain.layers:
+            if layer.device_size:
+                self._devices[layer.device] = layer.device_size
+
+    def size(self, cookie: str) -> int | None:
+        """Give the bytes of a bootstrap or device; None when there is none of this name."""
+        size = self._bootstraps.get(cookie)
+        return self._devices.get(cookie) if size is None else size
+
+    async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
+        """Make a range present: both numbers are multiples of `BLOCK_SIZE`.
+
+        Raises:
+            LazyimgError: it cannot be filled now.
+        """
+        size = self._bootstraps.get(cookie)
+        if size is None:
+            await self.device(cookie)
+            await self._engine.fill(cookie, offset, length, sink)
+        else:
+            await self._fill_bootstrap(cookie, offset, length, sink)
+
+    async def device(self, name: str) -> DeviceTable:
+        """Give a device's table; afterwards the engine can fill the device.
+
+        Raises:
+            LazyimgError: no such device, or its table or records cannot be read.
+        """
+        task = self._tables.get(name)
+        if task is None:
+            task = self._tables[name] = asyncio.create_task(self._open_device(name))
+            task.add_done_callback(lambda done: self._forget_failure(name, done))
+        return await asyncio.shield(task)
+
+    async def add_source(self, name: str, source: SourceRecord) -> None:
+        """Let an open device be filled from one more blob."""
+        if name in self._tables:
+            table = await asyncio.to_thread(self._load_table, name, source)
+            self._engine.add_device(table, self._open_blob(source))
+
+    def _forget_failure(self, name: str, task: asyncio.Task[DeviceTable]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._tables.pop(name, None)
+
+    async def _open_device(self, name: str) -> DeviceTable:
+        sources = await asyncio.to_thread(self._library.sources, name)
+        if not sources:
+            raise NotFoundError(f"device {name}", "no image that is known here has it")
+        tables = await asyncio.to_thread(
+            lambda: [self._load_table(name, source) for source in sources]
+        )
+        for table, source in zip(tables, sources, strict=True):
+            self._engine.add_device(table, self._open_blob(source))
+        return tables[0]
+
+    def _load_table(self, name: str, source: SourceRecord) -> DeviceTable:
+        path = self._root / "tables" / source.table
+        try:
+            return DeviceTable(memoryview(_map(path)), expected_name=name)
+        except (OSError, ValueError) as error:
+            problem = error.strerror if isinstance(error, OSError) else str(error)
+            kind = CorruptError if isinstance(error, FormatError) else StorageError
+            raise kind(str(path), f"cannot be used: {problem}", "mount the image again") from error
+
+    async def _fill_bootstrap(self, fsid: str, offset: int, length: int, sink: Sink) -> None:
+        """Write it whole before the first answer: it is small, and read block by block."""
+        data = self._maps.get(fsid)
+        if data is None:
+            path = self._root / "bootstraps" / fsid
+            try:
+                data = self._maps[fsid] = await asyncio.to_thread(_map, path)
+            except (OSError, ValueError) as error:
+                raise StorageError(str(path), f"cannot be read: {error}") from error
+        if sink not in self._written:
+            self._written.add(sink)
+            try:
+                await _write(data, 0, len(data), sink)
+            except BaseException:
+                self._written.discard(sink)
+                raise
+        await _write(data, offset, length, sink)
+
+
+async def _write(data: mmap.mmap, offset: int, length: int, sink: Sink) -> None:
+    for start in range(offset, offset + length, _PIECE):
+        await sink.write(start, _padded(data, start, min(_PIECE, offset + length - start)))
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+
+
+def _padded(data: mmap.mmap, start: int, length: int) -> memoryview:
+    """Give a range in whole blocks, zeros behind the end."""
+    whole = -(-length // BLOCK_SIZE) * BLOCK_SIZE
+    if start + whole <= len(data):
+        return memoryview(data)[start : start + whole]
+    return memoryview(data[start : start + length].ljust(whole, b"\0"))

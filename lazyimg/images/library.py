@@ -1,0 +1,243 @@
+"""Records of this node's images: SQLite, one short transaction for each call.
+
+What is recorded is what the daemon must know to serve without a registry, and cannot see from the
+files: which bootstrap belongs to which layers, what a name last stood for, and where each device's
+bytes come from. Files named in a record exist: they are written first.
+
+Methods block for as long as a local transaction takes; the daemon calls them in a thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from lazyimg.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE image (
+    reference TEXT NOT NULL,     -- canonical, with the tag or digest asked for
+    platform TEXT NOT NULL,      -- os/arch[/variant]
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    fsid TEXT NOT NULL REFERENCES bootstrap (fsid),
+    PRIMARY KEY (reference, platform)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE bootstrap (
+    fsid TEXT PRIMARY KEY,       -- sha256 of the file
+    size INTEGER NOT NULL        -- bytes
+) STRICT, WITHOUT ROWID;
+CREATE TABLE chain (             -- the layers that a bootstrap was built from
+    key TEXT PRIMARY KEY,        -- of the layers' indexes, lowest first
+    fsid TEXT NOT NULL REFERENCES bootstrap (fsid),
+    layers BLOB NOT NULL         -- JSON, [LayerRecord]
+) STRICT, WITHOUT ROWID;
+CREATE TABLE device (
+    name TEXT PRIMARY KEY,
+    size INTEGER NOT NULL        -- bytes
+) STRICT, WITHOUT ROWID;
+CREATE TABLE source (            -- a blob from which a device can be filled
+    device TEXT NOT NULL REFERENCES device (name),
+    repository TEXT NOT NULL,    -- with its registry
+    blob TEXT NOT NULL,          -- digest
+    blob_size INTEGER NOT NULL,  -- bytes
+    table_name TEXT NOT NULL,    -- file below tables/
+    access BLOB NOT NULL,        -- JSON, without secrets
+    PRIMARY KEY (device, repository, blob)
+) STRICT, WITHOUT ROWID;
+"""
+
+_CHAIN: Final = "SELECT fsid, size, layers FROM chain JOIN bootstrap USING (fsid) "
+
+
+class LayerRecord(msgspec.Struct, frozen=True):
+    """One layer of a chain.
+
+    Attributes:
+        blob: the blob's digest.
+        blob_size: its bytes.
+        media_type: as the manifest says.
+        format: in the words of `lazyimg.layers`.
+        table: name of its device table's file.
+        device: the device's name.
+        device_size: its bytes; 0 for a layer without file data.
+    """
+
+    blob: str
+    blob_size: int
+    media_type: str
+    format: str
+    table: str
+    device: str
+    device_size: int
+
+
+class ChainRecord(msgspec.Struct, frozen=True):
+    """A bootstrap, its size in bytes, and the layers it was built from, lowest first."""
+
+    fsid: str
+    size: int
+    layers: list[LayerRecord]
+
+
+class ImageRecord(msgspec.Struct, frozen=True):
+    """What a reference stood for on a platform: the manifest's digest and the bootstrap."""
+
+    reference: str
+    platform: str
+    digest: str
+    fsid: str
+
+
+class SourceRecord(msgspec.Struct, frozen=True):
+    """A blob of a repository, from which a device can be filled.
+
+    Attributes:
+        repository: with its registry, as in a reference.
+        blob: digest.
+        blob_size: bytes.
+        table: name of the device table's file that goes with this blob.
+        access: JSON of `lazyimg.api.messages.Access` without name and password.
+    """
+
+    repository: str
+    blob: str
+    blob_size: int
+    table: str
+    access: bytes
+
+
+class Library:
+    """The records in one file.
+
+    Args:
+        path: the database's file; made when missing.
+
+    Raises:
+        StorageError: from every method, when the file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._create()
+        except sqlite3.Error as error:
+            raise StorageError(str(path), f"cannot be opened: {error}") from error
+
+    def _create(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version not in {0, _VERSION}:
+            raise StorageError(
+                str(self._path),
+                f"has records of version {version}, this lazyimg knows {_VERSION}",
+                "use the lazyimg that wrote them, or another root",
+            )
+        if version == 0:
+            script = f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
+            self._db.executescript(script)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                try:
+                    yield self._db
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise StorageError(str(self._path), f"records: {error}") from error
+
+    def bootstraps(self) -> dict[str, int]:
+        """Give all bootstraps: fsid -> size in bytes."""
+        with self._transaction(write=False) as db:
+            return dict(db.execute("SELECT fsid, size FROM bootstrap"))
+
+    def devices(self) -> dict[str, int]:
+        """Give all devices: name -> size in bytes."""
+        with self._transaction(write=False) as db:
+            return dict(db.execute("SELECT name, size FROM device"))
+
+    def find_chain(self, key: str) -> ChainRecord | None:
+        """Give the bootstrap that was built from these layers, if one was."""
+        return self._chain(_CHAIN + "WHERE chain.key = ?", key)
+
+    def chain_of(self, fsid: str) -> ChainRecord | None:
+        """Give a bootstrap's layers."""
+        return self._chain(_CHAIN + "WHERE chain.fsid = ? ORDER BY chain.key LIMIT 1", fsid)
+
+    def _chain(self, query: str, value: str) -> ChainRecord | None:
+        with self._transaction(write=False) as db:
+            row = db.execute(query, (value,)).fetchone()
+        if row is None:
+            return None
+        return ChainRecord(row[0], row[1], msgspec.json.decode(row[2], type=list[LayerRecord]))
+
+    def add_chain(self, key: str, chain: ChainRecord) -> None:
+        """Record a bootstrap and its devices; its files exist."""
+        with self._transaction(write=True) as db:
+            db.execute(
+                "INSERT INTO bootstrap VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (chain.fsid, chain.size),
+            )
+            db.executemany(
+                "INSERT INTO device VALUES (?, ?) ON CONFLICT DO NOTHING",
+                [(layer.device, layer.device_size) for layer in chain.layers if layer.device_size],
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO chain VALUES (?, ?, ?)",
+                (key, chain.fsid, msgspec.json.encode(chain.layers)),
+            )
+
+    def add_image(self, image: ImageRecord, sources: list[tuple[str, SourceRecord]]) -> None:
+        """Record what a reference stands for now, and (device, source) pairs found through it."""
+        with self._transaction(write=True) as db:
+            db.execute(
+                "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?)",
+                (image.reference, image.platform, image.digest, image.fsid),
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO source VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (device, one.repository, one.blob, one.blob_size, one.table, one.access)
+                    for device, one in sources
+                ],
+            )
+
+    def find_image(self, reference: str, platform: str) -> ImageRecord | None:
+        """Give what a reference last stood for."""
+        with self._transaction(write=False) as db:
+            row = db.execute(
+                "SELECT * FROM image WHERE reference = ? AND platform = ?", (reference, platform)
+            ).fetchone()
+        return ImageRecord(*row) if row else None
+
+    def sources(self, device: str) -> list[SourceRecord]:
+        """Give what a device can be filled from, in no particular order."""
+        with self._transaction(write=False) as db:
+            rows = db.execute(
+                "SELECT repository, blob, blob_size, table_name, access FROM source"
+                " WHERE device = ?",
+                (device,),
+            ).fetchall()
+        return [SourceRecord(*row) for row in rows]

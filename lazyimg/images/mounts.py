@@ -1,0 +1,207 @@
+"""The mounts of images: one of the kernel's for each image, under ROOT/mnt, held by its users.
+
+A user's directory is a bind mount of it, or an overlay on top of it; a prefetch holds it without a
+directory. The last one to let go unmounts it. The kernel takes an image's name once in a domain,
+so there can never be two.
+
+Rules:
+  - the daemon itself never looks into a mount, nor at a user's directory, which may lie in one:
+    all of that happens in `lazyimg.host.mounts`' child;
+  - whatever fails half-way is undone before the failure is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lazyimg.errors import InUseError, LazyimgError, NotFoundError
+from lazyimg.host import mounts as host
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from lazyimg.images.service import Image
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """An image on a user's directory.
+
+    Attributes:
+        image: what is mounted.
+        directory: where; absolute.
+        scratch: of a read-write mount: holds its upper and work directories.
+    """
+
+    image: Image
+    directory: str
+    scratch: Path | None
+
+
+class Mounts:
+    """Mounts images.
+
+    Args:
+        root: the daemon's directory; has mnt/ and scratch/.
+        domain_id: in which all images are mounted.
+        read_ahead: bytes.
+    """
+
+    def __init__(self, root: Path, domain_id: str, read_ahead: int) -> None:
+        self._root = root
+        self._domain_id = domain_id
+        self._read_ahead = read_ahead
+        self._mounted: dict[str, Mounted] = {}
+        self._users: defaultdict[str, int] = defaultdict(int)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def list(self) -> list[Mounted]:
+        """Give all mounts on users' directories."""
+        return list(self._mounted.values())
+
+    def find(self, directory: str) -> Mounted:
+        """Give the mount on a directory.
+
+        Raises:
+            NotFoundError: none of ours is there.
+        """
+        mounted = self._mounted.get(directory)
+        if mounted is None:
+            raise NotFoundError(
+                directory, "no image is mounted there", "'lazyimg mount' lists what is mounted"
+            )
+        return mounted
+
+    async def mount(self, image: Image, directory: str, *, read_write: bool) -> Mounted:
+        """Put an image on a directory.
+
+        Raises:
+            InUseError: an image is mounted there.
+            LazyimgError: the kernel refuses.
+        """
+        async with self._locks[directory]:
+            if directory in self._mounted:
+                other = self._mounted[directory].image.reference
+                raise InUseError(
+                    directory, f"{other} is mounted there", f"lazyimg umount {directory}"
+                )
+            lower = await self._hold(image)
+            try:
+                scratch = await self._put(lower, directory, read_write=read_write)
+            except BaseException:
+                await asyncio.shield(self._release(image))
+                raise
+            mounted = self._mounted[directory] = Mounted(image, directory, scratch)
+        return mounted
+
+    async def unmount(self, directory: str, *, lazy: bool) -> Mounted:
+        """Take an image off a directory.
+
+        Raises:
+            NotFoundError: none of ours is there.
+            InUseError: it is busy, and `lazy` was not asked for.
+        """
+        async with self._locks[directory]:
+            mounted = self.find(directory)
+            await host.unmount(directory, lazy=lazy)
+            del self._mounted[directory]
+            if mounted.scratch is not None:
+                await asyncio.to_thread(shutil.rmtree, mounted.scratch)
+            await self._release(mounted.image)
+        return mounted
+
+    @asynccontextmanager
+    async def hold(self, image: Image) -> AsyncIterator[Path]:
+        """Keep an image mounted, out of users' sight."""
+        path = await self._hold(image)
+        try:
+            yield path
+        finally:
+            await asyncio.shield(self._release(image))
+
+    async def close(self) -> None:
+        """Unmount everything; what is busy is detached, and what cannot be is said."""
+        for directory in list(self._mounted):
+            try:
+                await self.unmount(directory, lazy=True)
+            except LazyimgError as error:
+                _log.warning("%s", error)
+
+    async def clean(self) -> None:
+        """Take away what a daemon that died left mounted: nobody can serve it any more.
+
+        Raises:
+            LazyimgError: the kernel refuses.
+        """
+        ours = str(self._root / "mnt") + "/"
+        scratch = str(self._root / "scratch") + "/"
+        stale = [
+            mount.target
+            for mount in await asyncio.to_thread(host.mount_table)
+            if (mount.kind == "erofs" and mount.options.get("domain_id") == self._domain_id)
+            or mount.target.startswith(ours)
+            or mount.options.get("upperdir", "").startswith(scratch)
+        ]
+        for target in reversed(stale):
+            _log.warning("%s: left by a daemon that died; unmounted", target)
+            await host.unmount(target, lazy=True)
+        await asyncio.to_thread(_empty, self._root / "mnt")
+        await asyncio.to_thread(_empty, self._root / "scratch")
+
+    async def _hold(self, image: Image) -> Path:
+        fsid = image.chain.fsid
+        path = self._root / "mnt" / fsid
+        async with self._locks[fsid]:
+            if not self._users[fsid]:
+                path.mkdir(exist_ok=True)
+                try:
+                    await host.mount_erofs(
+                        fsid, self._domain_id, str(path), self._read_ahead // 1024
+                    )
+                except BaseException:
+                    path.rmdir()
+                    raise
+            self._users[fsid] += 1
+        return path
+
+    async def _release(self, image: Image) -> None:
+        fsid = image.chain.fsid
+        path = self._root / "mnt" / fsid
+        async with self._locks[fsid]:
+            self._users[fsid] -= 1
+            if not self._users[fsid]:
+                await host.unmount(str(path), lazy=True)
+                path.rmdir()
+
+    async def _put(self, lower: Path, directory: str, *, read_write: bool) -> Path | None:
+        if not read_write:
+            await host.bind_mount(str(lower), directory)
+            return None
+        scratch = Path(tempfile.mkdtemp(dir=self._root / "scratch"))
+        try:
+            upper, work = scratch / "upper", scratch / "work"
+            upper.mkdir(mode=0o755)
+            work.mkdir()
+            await host.mount_overlay([str(lower)], str(upper), str(work), directory)
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
+        return scratch
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

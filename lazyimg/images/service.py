@@ -1,0 +1,249 @@
+"""From a reference to an image that can be mounted.
+
+What the registry is asked for: the manifest (always, while it answers, unless the reference names
+a digest that is recorded), and the layers' indexes (once). When the registry is away, what a
+reference last stood for is used, and that is said in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from lazyimg.errors import BadReferenceError, NotFoundError, RegistryError, UsageError
+from lazyimg.images.build import BuildRequest, LayerSource, build_image
+from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
+from lazyimg.layers.fetch import fetch_index
+from lazyimg.layers.locate import IndexLocation, locate_index
+from lazyimg.registry.resolve import resolve_image
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.oci.platform import Platform, parse_platform
+from lazyimg_formats.oci.reference import Reference, parse_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lazyimg.images.catalog import Catalog
+    from lazyimg.images.library import Library
+    from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg.registry.resolve import ResolvedImage
+    from lazyimg_formats.oci.documents import Descriptor
+
+_log = logging.getLogger(__name__)
+
+BUILDER: Final = 1
+"""Version of what is built from an index. Another one builds, and names, bootstraps anew."""
+
+RESOLVE_DEADLINE: Final = 15.0
+"""Seconds that the registry may take to say what a recorded reference stands for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of this node.
+
+    Attributes:
+        reference: canonical, with the tag or digest asked for.
+        digest: of the platform's manifest.
+        platform: os/arch[/variant].
+        chain: its bootstrap and layers.
+    """
+
+    reference: str
+    digest: str
+    platform: str
+    chain: ChainRecord
+
+
+class Images:
+    """Makes images ready.
+
+    Args:
+        root: the daemon's directory.
+        library: the records.
+        catalog: told of each new name before anybody can ask for it.
+        open_source: gives a repository to read from.
+        local: this machine's platform.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        library: Library,
+        catalog: Catalog,
+        open_source: Callable[[Reference, Access], ImageSource],
+        local: Platform,
+    ) -> None:
+        self._root = root
+        self._library = library
+        self._catalog = catalog
+        self._open_source = open_source
+        self._local = local
+        self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def open(self, text: str, platform_text: str, access: Access) -> Image:
+        """Give the image under a reference, ready to be mounted.
+
+        Args:
+            text: the reference as the user wrote it.
+            platform_text: os/arch[/variant], ``local`` or "" for this machine's.
+            access: how to reach the registry.
+
+        Raises:
+            BadReferenceError, UsageError: `text` or `platform_text` says nothing.
+            NotLazyError: a layer cannot be loaded lazily.
+            LazyimgError: the registry, the image or the disk fails.
+        """
+        reference, platform = self._parse(text, platform_text)
+        record = await asyncio.to_thread(self._library.find_image, str(reference), str(platform))
+        if record is not None and reference.digest is not None:
+            return await self._recorded(record)
+        source = self._open_source(reference, access)
+        try:
+            async with asyncio.timeout(RESOLVE_DEADLINE if record else None):
+                resolved = await resolve_image(source, reference, platform)
+        except (RegistryError, TimeoutError) as error:
+            if record is None:
+                raise
+            _log.warning(
+                "%s: the registry does not answer (%s); using %s, known from before",
+                reference, error or "too slow", record.digest,
+            )  # fmt: skip
+            return await self._recorded(record)
+        return await self._open_resolved(reference, platform, resolved, source, access)
+
+    def _parse(self, text: str, platform_text: str) -> tuple[Reference, Platform]:
+        try:
+            reference = parse_reference(text.removeprefix("docker://"))
+        except FormatError as error:
+            raise BadReferenceError(
+                text, error.problem, "write it as [REGISTRY/]NAME[:TAG][@DIGEST]"
+            ) from error
+        try:
+            return reference, parse_platform(platform_text or "local", self._local)
+        except FormatError as error:
+            raise UsageError(
+                f"platform {platform_text}", error.problem, "write it as linux/amd64"
+            ) from error
+
+    async def _recorded(self, record: ImageRecord) -> Image:
+        chain = await asyncio.to_thread(self._library.chain_of, record.fsid)
+        if chain is None:
+            raise NotFoundError(record.reference, "its records are incomplete", "mount it again")
+        return Image(record.reference, record.digest, record.platform, chain)
+
+    async def _open_resolved(
+        self,
+        reference: Reference,
+        platform: Platform,
+        resolved: ResolvedImage,
+        source: ImageSource,
+        access: Access,
+    ) -> Image:
+        layers = resolved.manifest.layers
+        locations = [
+            locate_index(layer, f"{reference}: layer {number} of {len(layers)}")
+            for number, layer in enumerate(layers, 1)
+        ]
+        key = _chain_key(layers, locations)
+        async with self._building[key]:
+            chain = await asyncio.to_thread(self._library.find_chain, key)
+            if chain is None or not self._is_whole(chain):
+                chain = await self._build(key, layers, locations, source)
+        sources = [
+            (layer.device, _source_record(reference, layer, access))
+            for layer in chain.layers
+            if layer.device_size
+        ]
+        image = ImageRecord(
+            str(reference), str(platform), str(resolved.manifest_descriptor.digest), chain.fsid
+        )
+        await asyncio.to_thread(self._library.add_image, image, sources)
+        self._catalog.add(chain)
+        for device, one in sources:
+            await self._catalog.add_source(device, one)
+        return Image(image.reference, image.digest, image.platform, chain)
+
+    def _is_whole(self, chain: ChainRecord) -> bool:
+        files = [self._root / "bootstraps" / chain.fsid]
+        files += [self._root / "tables" / layer.table for layer in chain.layers]
+        return all(path.exists() for path in files)
+
+    async def _build(
+        self,
+        key: str,
+        layers: tuple[Descriptor, ...],
+        locations: list[IndexLocation],
+        source: ImageSource,
+    ) -> ChainRecord:
+        indexes = await self._fetch(layers, locations, source)
+        request = BuildRequest(
+            [
+                LayerSource(
+                    str(layer.digest),
+                    str(index),
+                    str(self._root / "tables" / location.digest.hex),
+                    layer.size,
+                )
+                for layer, location, index in zip(layers, locations, indexes, strict=True)
+            ],
+            str(self._root / "bootstraps"),
+        )
+        built = await build_image(request)
+        chain = ChainRecord(
+            built.fsid,
+            built.size,
+            [
+                LayerRecord(
+                    str(layer.digest), layer.size, layer.media_type, location.format,
+                    location.digest.hex, one.device, one.size,
+                )
+                for layer, location, one in zip(layers, locations, built.layers, strict=True)
+            ],
+        )  # fmt: skip
+        await asyncio.to_thread(self._library.add_chain, key, chain)
+        return chain
+
+    async def _fetch(
+        self,
+        layers: tuple[Descriptor, ...],
+        locations: list[IndexLocation],
+        source: ImageSource,
+    ) -> list[Path]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                fetches = [
+                    group.create_task(fetch_index(source, layer, location, self._root / "content"))
+                    for layer, location in zip(layers, locations, strict=True)
+                ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+        return [fetch.result() for fetch in fetches]
+
+
+def _chain_key(layers: tuple[Descriptor, ...], locations: list[IndexLocation]) -> str:
+    text = [f"bootstrap {BUILDER}"]
+    text += [
+        f"{layer.digest} {layer.size} {location.format} {location.digest}"
+        for layer, location in zip(layers, locations, strict=True)
+    ]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _source_record(reference: Reference, layer: LayerRecord, access: Access) -> SourceRecord:
+    public = {
+        "authfile": str(access.authfile or ""),
+        "plain_http": access.plain_http,
+        "insecure": access.insecure,
+        "ca_file": str(access.ca_file or ""),
+    }
+    return SourceRecord(
+        reference.name, layer.blob, layer.blob_size, layer.table, msgspec.json.encode(public)
+    )
