@@ -1,37 +1,25 @@
 """The configuration: typed, frozen, with a documented default for everything.
 
-A setting is taken from the first of: a flag, the environment (`LAZYIMG_` and the key in capitals,
-`.` as `_`: `fill.workers` is `LAZYIMG_FILL_WORKERS`), the file, the default. The file is TOML. Its
-path is `--config`, else `LAZYIMG_CONFIG`, else /etc/lazyimg/config.toml, which need not exist.
-
-Sizes are bytes, as a number or as text with B, KiB, MiB, GiB or TiB. Durations are seconds, as a
-number or as text with ms, s, m or h.
+The structures are the settings' one home: the commented default file and the reference in
+docs/configuration.md are made from them. `lazyimg.config_file` reads and writes them.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 import msgspec
+import msgspec.structs
 from msgspec import Meta
 
-from lazyimg.errors import ConfigurationError
+from lazyimg.limits import FillLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-DEFAULT_FILE: Final = Path("/etc/lazyimg/config.toml")
-
-MAX_FILE_SIZE: Final = 1 << 20
-"""Bytes of a configuration file."""
-
-_SIZES: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_DURATIONS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]{0,3})")
+SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+"""What stands behind a number of bytes, and what it is worth."""
 
 _QUANTITY_WORDS: Final = {
     "": "a whole number",
@@ -44,6 +32,8 @@ _SIZE: Final = {"unit": "size"}
 _DURATION: Final = {"unit": "duration"}
 _DEADLINE: Final = {"unit": "deadline"}
 _PATH: Final = {"unit": "path"}
+
+_FILL: Final = FillLimits()
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,42 +62,90 @@ class FillSettings(msgspec.Struct, frozen=True, kw_only=True):
             "until it is killed.",
             extra=_DEADLINE,
         ),
-    ] = 60.0
+    ] = _FILL.read_deadline
     memory: Annotated[
         int,
         Meta(
-            ge=1 << 26,
-            description="Bytes that fills may hold in memory at the same time.",
+            ge=1 << 20,
+            le=1 << 40,
+            description="What all fills together hold in memory.",
             extra=_SIZE,
         ),
-    ] = 256 << 20
-    fetch_size: Annotated[
+    ] = _FILL.memory
+    background_memory: Annotated[
         int,
         Meta(
-            ge=1 << 12,
-            le=1 << 26,
-            description="Bytes of a blob up to which neighbouring pieces that readers wait for are "
-            "fetched by one request.",
+            ge=1 << 20,
+            le=1 << 40,
+            description="How much of `memory` prefetching may hold; the rest is for readers.",
             extra=_SIZE,
         ),
-    ] = 1 << 20
-    prefetch_size: Annotated[
+    ] = _FILL.background_memory
+    fetches: Annotated[
         int,
-        Meta(
-            ge=1 << 12,
-            le=1 << 26,
-            description="The same for prefetch, where nobody waits.",
-            extra=_SIZE,
-        ),
-    ] = 4 << 20
-    workers: Annotated[
+        Meta(ge=1, le=1024, description="Requests to registries at the same time."),
+    ] = _FILL.fetches
+    background_fetches: Annotated[
+        int,
+        Meta(ge=1, le=1024, description="How many of `fetches` prefetching may use."),
+    ] = _FILL.background_fetches
+    merge_gap: Annotated[
         int,
         Meta(
             ge=0,
-            le=256,
-            description="Threads that decode and check. 0: one for each processor.",
+            le=1 << 40,
+            description="What lies between two wanted ranges of a blob and is fetched too, "
+            "to save a request.",
+            extra=_SIZE,
         ),
-    ] = 0
+    ] = _FILL.merge_gap
+    min_fetch: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="What a reader's request is widened to, with the data beside it.",
+            extra=_SIZE,
+        ),
+    ] = _FILL.min_fetch
+    max_fetch: Annotated[
+        int,
+        Meta(ge=1 << 12, le=1 << 40, description="What one request asks for at most.", extra=_SIZE),
+    ] = _FILL.max_fetch
+    max_decode: Annotated[
+        int,
+        Meta(
+            ge=1 << 12,
+            le=1 << 40,
+            description="What the data of one request may decompress to.",
+            extra=_SIZE,
+        ),
+    ] = _FILL.max_decode
+    decode_workers: Annotated[
+        int,
+        Meta(ge=1, le=1024, description="Threads that decompress and compute digests."),
+    ] = _FILL.decode_workers
+    recent: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="Decompressed data that is kept for the next reads.",
+            extra=_SIZE,
+        ),
+    ] = _FILL.recent
+    prefetch_piece: Annotated[
+        int,
+        Meta(ge=1 << 12, le=1 << 40, description="What a prefetch fills at a time.", extra=_SIZE),
+    ] = _FILL.prefetch_piece
+    prefetch_pieces: Annotated[
+        int,
+        Meta(ge=1, le=1024, description="Pieces of one prefetch that are filled side by side."),
+    ] = _FILL.prefetch_pieces
+
+    def limits(self) -> FillLimits:
+        """Give the same as the fill engine takes it."""
+        return FillLimits(**msgspec.structs.asdict(self))
 
 
 class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,7 +313,7 @@ def list_settings() -> Iterator[Setting]:
     yield from _settings_of(Config, "")
 
 
-def sections() -> Iterator[tuple[str, str]]:
+def list_sections() -> Iterator[tuple[str, str]]:
     """Give each section's name and what it is about; "" for the settings outside of sections."""
     yield "", "What the daemon is and where its files are."
     for name, kind in get_type_hints(Config).items():
@@ -295,180 +333,14 @@ def _settings_of(structure: type[msgspec.Struct], prefix: str) -> Iterator[Setti
             yield Setting(prefix + name, annotation, unit, default, meta.description)
 
 
-def load_config(
-    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]
-) -> Config:
-    """Give the effective configuration.
-
-    Args:
-        file: the `--config` flag; None: the environment's, or the default one if it exists.
-        environment: the process's.
-        flags: values by key; None means not given.
-
-    Raises:
-        ConfigurationError: a file that cannot be read or is not TOML, an unknown key, a value of
-            the wrong type or outside of its range.
-    """
-    settings = {setting.key: setting for setting in list_settings()}
-    values: dict[str, Any] = {}
-    for key, value, where in _file_values(file, environment):
-        if key not in settings:
-            raise ConfigurationError(
-                where, f"unknown key '{key}'", "'lazyimg config default' lists those there are"
-            )
-        values[key] = _check(settings[key], value, f"{where}: '{key}'")
-    for setting in settings.values():
-        text = environment.get(setting.variable)
-        if text is not None:
-            values[setting.key] = _check(setting, _from_text(setting, text), setting.variable)
-        flag = flags.get(setting.key)
-        if flag is not None:
-            name = f"--{setting.key.replace('.', '-').replace('_', '-')}"
-            values[setting.key] = _check(setting, flag, name)
-    config = _assemble(values)
-    _check_cull_limits(config.cachefiles)
-    return config
-
-
-def _file_values(
-    file: Path | None, environment: Mapping[str, str]
-) -> Iterator[tuple[str, Any, str]]:
-    named = file or (
-        Path(environment["LAZYIMG_CONFIG"]) if "LAZYIMG_CONFIG" in environment else None
-    )
-    path = named or DEFAULT_FILE
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_SIZE + 1)
-        if len(data) > MAX_FILE_SIZE:
-            raise ConfigurationError(str(path), f"over {MAX_FILE_SIZE} bytes")
-        document = tomllib.loads(data.decode())
-    except FileNotFoundError as error:
-        if named is None:
-            return
-        raise ConfigurationError(str(path), "does not exist") from error
-    except OSError as error:
-        raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), f"is not TOML: {error}") from error
-    names = {name for name, _ in sections()}
-    for key, value in document.items():
-        if key not in names:
-            yield key, value, str(path)
-        elif not isinstance(value, dict):
-            raise ConfigurationError(str(path), f"'{key}': expected a section, [{key}]")
-        else:
-            for inner, inner_value in value.items():
-                yield f"{key}.{inner}", inner_value, str(path)
-
-
-def _from_text(setting: Setting, text: str) -> Any:
-    """Give a variable's text the form that it would have in the file."""
-    base = get_args(setting.annotation)[0]
-    if get_origin(base) is list:
-        return [part for part in (part.strip() for part in text.split(",")) if part]
-    if base is int and not setting.unit and re.fullmatch("-?[0-9]{1,15}", text):
-        return int(text)
-    return text
-
-
-def _check(setting: Setting, value: Any, where: str) -> Any:
-    """Give a value as the structure holds it."""
-    try:
-        return msgspec.convert(_normalize(setting.unit, value), setting.annotation)
-    except (ValueError, msgspec.ValidationError) as error:
-        shown = json.dumps(value, default=str)
-        raise ConfigurationError(where, f"expected {setting.expected}, got {shown}") from error
-
-
-def _normalize(unit: str, value: Any) -> Any:
-    if unit == "path" and value and not str(value).startswith("/"):
-        raise ValueError(value)
-    if unit == "deadline" and value == "wait":
-        return None
-    if unit in {"duration", "deadline"}:
-        seconds = _parse_quantity(value, _DURATIONS)
-        if seconds <= 0:
-            raise ValueError(value)
-        return seconds
-    if unit == "size":
-        size = _parse_quantity(value, _SIZES)
-        if size != int(size):
-            raise ValueError(value)
-        return int(size)
-    return value
-
-
-def _parse_quantity(value: Any, units: Mapping[str, float]) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[2] not in units:
-        raise ValueError(value)
-    return float(match[1]) * units[match[2]]
-
-
-def _assemble(values: Mapping[str, Any]) -> Config:
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[name] = value
-    return msgspec.convert(tree, Config)
-
-
-def _check_cull_limits(cachefiles: CachefilesSettings) -> None:
-    for kind in "bf":
-        run, cull, stop = (getattr(cachefiles, kind + name) for name in ("run", "cull", "stop"))
-        if not stop < cull < run:
-            raise ConfigurationError(
-                "[cachefiles]",
-                f"expected {kind}stop < {kind}cull < {kind}run, got {stop}, {cull}, {run}",
-            )
-
-
 def format_value(value: Any, unit: str) -> str:
     """Give a value as people write it: 64MiB, 60s, wait, or itself."""
     if value is None:
         return "wait"
     if unit == "size":
-        for name, factor in reversed(_SIZES.items()):
+        for name, factor in reversed(SIZE_UNITS.items()):
             if name and value >= factor and value % factor == 0:
                 return f"{value // factor}{name}"
     if unit in {"duration", "deadline"}:
         return f"{value:g}s"
     return str(value)
-
-
-def serialize_config(config: Config, *, comments: bool = False) -> str:
-    """Give a configuration as TOML; with `comments`, each setting's description above it."""
-    values: dict[str, Any] = msgspec.to_builtins(config)
-    lines = []
-    for section, text in sections():
-        if section:
-            lines += ["", f"[{section}]"]
-        if comments:
-            lines += _comment(text)
-        table = values[section] if section else values
-        for setting in list_settings():
-            owner, _, name = setting.key.rpartition(".")
-            if owner != section:
-                continue
-            if comments:
-                lines += ["", *_comment(f"{setting.description} ({setting.variable})")]
-            lines.append(f"{name} = {_toml_value(table[name], setting.unit)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any, unit: str) -> str:
-    if unit in {"size", "duration", "deadline"}:
-        value = format_value(value, unit)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _comment(text: str) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > 76:
-            lines.append("")
-        lines[-1] += f" {word}"
-    return [f"#{line}" for line in lines]

@@ -1,0 +1,196 @@
+"""The local API's client: a request to the daemon's unix socket, and its reply.
+
+It speaks HTTP/1.0 itself, one connection for each request: a reply ends where the connection does.
+Loading a whole HTTP client takes five times as long as everything else that `lazyimg status` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from lazyimg.api.messages import (
+    ErrorReply,
+    FsidReply,
+    ImageRequest,
+    InspectReply,
+    InspectRequest,
+    MountReply,
+    MountRequest,
+    PrefetchEvent,
+    PrefetchRequest,
+    StatusReply,
+    UnmountReply,
+    UnmountRequest,
+)
+from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotRootError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+MAX_LINE: Final = 1 << 20
+"""Bytes of one line of a reply."""
+
+MAX_REPLY: Final = 64 << 20
+"""Bytes of a whole reply."""
+
+MAX_HEADERS: Final = 100
+
+ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
+
+
+class Client:
+    """The daemon behind the socket at `address`.
+
+    Every method raises what the daemon raised (see `rebuild_error`), and
+        DaemonUnavailableError: nobody answers, or not to the end.
+        NotRootError: the socket is not for this user.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def mount(self, request: MountRequest) -> MountReply:
+        """Mount an image."""
+        return await self._ask("POST /v1/mount", request, MountReply)
+
+    async def unmount(self, request: UnmountRequest) -> UnmountReply:
+        """Unmount what `mount` mounted."""
+        return await self._ask("POST /v1/unmount", request, UnmountReply)
+
+    async def fsid(self, request: ImageRequest) -> FsidReply:
+        """Make an image ready to be mounted by mount(8)."""
+        return await self._ask("POST /v1/fsid", request, FsidReply)
+
+    async def inspect(self, request: InspectRequest) -> InspectReply:
+        """Describe an image and how much of it is local."""
+        return await self._ask("POST /v1/inspect", request, InspectReply)
+
+    async def status(self) -> StatusReply:
+        """Describe the daemon and its mounts."""
+        return await self._ask("GET /v1/status", None, StatusReply)
+
+    async def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+        """Make images local; gives the events as they come.
+
+        The daemon stops when the iterator is closed. A failure of one image is an event with
+        `error`; the others go on.
+        """
+        missing = len(request.references)
+        async with self._open("POST /v1/prefetch", request) as reader:
+            while line := await self._read_line(reader):
+                event = self._decode(line, PrefetchEvent)
+                missing -= event.done or event.error is not None
+                yield event
+        if missing > 0:
+            raise self._cut_off()
+
+    async def _ask(self, method: str, request: msgspec.Struct | None, kind: type[ReplyT]) -> ReplyT:
+        async with self._open(method, request) as reader:
+            return self._decode(await self._read_all(reader), kind)
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, request: msgspec.Struct | None
+    ) -> AsyncIterator[asyncio.StreamReader]:
+        """Send a request and give its reply's body; raise what a failed one says."""
+        reader, writer = await self._connect()
+        try:
+            body = b"" if request is None else msgspec.json.encode(request)
+            writer.write(
+                f"{method} HTTP/1.0\r\nHost: lazyimg\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+            )
+            writer.write(body)
+            if await self._read_status(reader) >= 400:
+                raise rebuild_error(self._decode(await self._read_all(reader), ErrorReply))
+            yield reader
+        except OSError as error:
+            raise self._cut_off() from error
+        finally:
+            writer.close()
+            with suppress(OSError):  # what matters was read before
+                await writer.wait_closed()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            return await asyncio.open_unix_connection(self._address, limit=MAX_LINE)
+        except PermissionError as error:
+            raise NotRootError(
+                self._address, "the daemon's socket is for root only", "run this as root"
+            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a path too long for a socket
+            raise DaemonUnavailableError(
+                self._address, "no daemon answers there", "start it with: lazyimg serve"
+            ) from error
+
+    async def _read_status(self, reader: asyncio.StreamReader) -> int:
+        """Read the head of a reply; gives its status."""
+        words = (await self._read_line(reader)).split(maxsplit=2)
+        for _ in range(MAX_HEADERS):
+            if await self._read_line(reader) in {b"\r\n", b"\n"}:
+                break
+        else:
+            raise self._cut_off()
+        if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+            raise self._not_understood()
+        return int(words[1])
+
+    async def _read_line(self, reader: asyncio.StreamReader) -> bytes:
+        """Give the next line; b"" at the end."""
+        try:
+            return await reader.readline()
+        except ValueError as error:  # over MAX_LINE
+            raise self._not_understood() from error
+
+    async def _read_all(self, reader: asyncio.StreamReader) -> bytes:
+        parts = bytearray()
+        while part := await reader.read(MAX_LINE):
+            parts += part
+            if len(parts) > MAX_REPLY:
+                raise self._not_understood()
+        return bytes(parts)
+
+    def _decode(self, data: bytes, kind: type[ReplyT]) -> ReplyT:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError as error:
+            raise self._not_understood() from error
+        except msgspec.DecodeError as error:  # cut off in the middle
+            raise self._cut_off() from error
+
+    def _cut_off(self) -> DaemonUnavailableError:
+        return DaemonUnavailableError(
+            self._address, "the daemon ended in the middle of its answer", "see its log"
+        )
+
+    def _not_understood(self) -> DaemonUnavailableError:
+        return DaemonUnavailableError(
+            self._address,
+            "the answer is not one of this version of lazyimg",
+            "restart the daemon after an upgrade",
+        )
+
+
+def rebuild_error(reply: ErrorReply) -> LazyimgError:
+    """Give the error that the daemon raised: the class of its kind, with its facts.
+
+    A kind that this version does not know becomes a LazyimgError with the reply's exit code.
+    """
+    kinds = {kind.kind: kind for kind in _families(LazyimgError)}
+    known = kinds.get(reply.kind)
+    if known is None:
+        facts = {"kind": reply.kind, "exit_code": reply.exit_code}
+        known = type("RemoteError", (LazyimgError,), facts)
+    return known(reply.what, reply.problem, reply.remedy)
+
+
+def _families(base: type[LazyimgError]) -> list[type[LazyimgError]]:
+    """Give `base` and every subclass that has a kind of its own."""
+    found = [base]
+    for kind in base.__subclasses__():
+        found += [each for each in _families(kind) if "kind" in vars(each)]
+    return found
