@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from lazyimg_formats.erofs.writer import Device, serialize_image
 
 from lazyimg.errors import CorruptError, LazyimgError, StorageError
 from lazyimg.images.files import write_file
 from lazyimg.images.merge import merge_layers
 from lazyimg.layers.parse import parse_index
 from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.erofs.tree import Device
+from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def build(request: BuildRequest) -> BuildReply:
             table = index.table
             number = numbers.setdefault(table.name, len(numbers))
             if number == len(devices):
-                devices.append(Device(table.name.encode(), table.size // BLOCK_SIZE))
+                devices.append(Device(table.name, table.size // BLOCK_SIZE))
             built.append(BuiltLayer(table.name, table.size))
             write_file(Path(layer.table), table.data)
             yield index, number

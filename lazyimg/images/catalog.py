@@ -8,6 +8,7 @@ names and sizes, and an OPEN is answered from memory.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import mmap
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
@@ -76,6 +77,11 @@ class Catalog:
         size = self._bootstraps.get(cookie)
         return self._devices.get(cookie) if size is None else size
 
+    def local(self, cookie: str, offset: int, length: int) -> memoryview | None:
+        """Give the bytes of a bootstrap's range, fewer at its end; None for what is not mapped."""
+        data = self._maps.get(cookie)
+        return None if data is None else memoryview(data)[offset : offset + length]
+
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         """Make a range present: both numbers are multiples of `BLOCK_SIZE`.
 
@@ -135,11 +141,8 @@ class Catalog:
         """Write it whole before the first answer: it is small, and read block by block."""
         data = self._maps.get(fsid)
         if data is None:
-            path = self._root / "bootstraps" / fsid
-            try:
-                data = self._maps[fsid] = await asyncio.to_thread(_map, path)
-            except (OSError, ValueError) as error:
-                raise StorageError(str(path), f"cannot be read: {error}") from error
+            data = await asyncio.to_thread(_map_bootstrap, self._root / "bootstraps" / fsid)
+            self._maps[fsid] = data
         if sink not in self._written:
             self._written.add(sink)
             try:
@@ -158,6 +161,16 @@ async def _write(data: mmap.mmap, offset: int, length: int, sink: Sink) -> None:
 def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+
+
+def _map_bootstrap(path: Path) -> mmap.mmap:
+    try:
+        data = _map(path)
+    except (OSError, ValueError) as error:
+        raise StorageError(str(path), f"cannot be read: {error}", "mount it again") from error
+    if hashlib.sha256(data).hexdigest() != path.name:
+        raise CorruptError(str(path), "its bytes are not those of its name", "remove it")
+    return data
 
 
 def _padded(data: mmap.mmap, start: int, length: int) -> memoryview:

@@ -13,8 +13,7 @@ from lazyimg.images.upper import Upper, copy_attributes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lazyimg_formats.erofs.writer import Node
-
+    from lazyimg_formats.erofs.tree import Node
     from lazyimg_formats.layer import LayerIndex
 
 

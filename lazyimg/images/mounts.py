@@ -113,7 +113,14 @@ class Mounts:
         """
         async with self._locks[directory]:
             mounted = self.find(directory)
-            await host.unmount(directory, lazy=lazy)
+            try:
+                await host.unmount(directory)
+            except InUseError:
+                if not lazy:
+                    raise
+                await host.unmount(directory, lazy=True)
+                del self._mounted[directory]
+                return mounted  # who is in it keeps the kernel's mount, and its scratch directory
             del self._mounted[directory]
             if mounted.scratch is not None:
                 await asyncio.to_thread(shutil.rmtree, mounted.scratch)
@@ -136,6 +143,12 @@ class Mounts:
                 await self.unmount(directory, lazy=True)
             except LazyimgError as error:
                 _log.warning("%s", error)
+        for fsid, users in list(self._users.items()):
+            if users:
+                try:
+                    await host.unmount(str(self._root / "mnt" / fsid), lazy=True)
+                except LazyimgError as error:
+                    _log.warning("%s", error)
 
     async def clean(self) -> None:
         """Take away what a daemon that died left mounted: nobody can serve it any more.
@@ -155,8 +168,13 @@ class Mounts:
         for target in reversed(stale):
             _log.warning("%s: left by a daemon that died; unmounted", target)
             await host.unmount(target, lazy=True)
-        await asyncio.to_thread(_empty, self._root / "mnt")
-        await asyncio.to_thread(_empty, self._root / "scratch")
+        await asyncio.to_thread(self._remove_leftovers)
+
+    def _remove_leftovers(self) -> None:
+        for path in (self._root / "mnt").iterdir():
+            path.rmdir()
+        for path in (self._root / "scratch").iterdir():
+            shutil.rmtree(path)
 
     async def _hold(self, image: Image) -> Path:
         fsid = image.chain.fsid
@@ -180,7 +198,7 @@ class Mounts:
         async with self._locks[fsid]:
             self._users[fsid] -= 1
             if not self._users[fsid]:
-                await host.unmount(str(path), lazy=True)
+                await host.unmount(str(path))
                 path.rmdir()
 
     async def _put(self, lower: Path, directory: str, *, read_write: bool) -> Path | None:
@@ -197,11 +215,3 @@ class Mounts:
             shutil.rmtree(scratch)
             raise
         return scratch
-
-
-def _empty(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -9,14 +9,13 @@ directories, whose attributes come from below if there is such a directory.
 
 from __future__ import annotations
 
-import os
 import stat
 from copy import copy
 from typing import Final
 
-from lazyimg_formats.erofs.writer import ChunkData, FlatData, Node
-
 from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.erofs.inode import encode_rdev
+from lazyimg_formats.erofs.tree import ChunkData, FlatData, Node
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import ChunkMap, Entry, Kind, LayerIndex
 
@@ -112,7 +111,7 @@ class Upper:
             gid=entry.gid,
             mtime=entry.mtime,
             mtime_ns=entry.mtime_ns,
-            rdev=os.makedev(entry.major, entry.minor),
+            rdev=_rdev(entry),
             xattrs=entry.xattrs,
             size=entry.size,
             target=entry.target,
@@ -215,6 +214,12 @@ def copy_attributes(source: Node, target: Node) -> None:
     target.mtime = source.mtime
     target.mtime_ns = source.mtime_ns
     target.xattrs = source.xattrs
+
+
+def _rdev(entry: Entry) -> int:
+    if entry.kind in {Kind.CHARACTER, Kind.BLOCK}:
+        return encode_rdev(entry.major, entry.minor)
+    return 0
 
 
 def _implied_directory() -> Node:

@@ -1,0 +1,261 @@
+"""Merging of layers: what overlayfs would show."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyimg.images.merge import merge_layers
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.layer import Entry, Kind, LayerBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lazyimg_formats.erofs.tree import Node
+    from lazyimg_formats.layer import LayerIndex
+
+
+def layer(*entries: Entry) -> LayerIndex:
+    builder = LayerBuilder()
+    for entry in entries:
+        builder.add(entry)
+    return builder.finish()
+
+
+def directory(path: bytes, **attributes: int) -> Entry:
+    return Entry(path, Kind.DIRECTORY, 0o755, **attributes)
+
+
+def link(path: bytes, target: bytes) -> Entry:
+    return Entry(path, Kind.HARDLINK, target=target)
+
+
+def text(path: bytes, content: bytes) -> Entry:
+    """Give an entry that can be told apart: a symbolic link."""
+    return Entry(path, Kind.SYMLINK, 0o777, target=content)
+
+
+def merged(*layers: LayerIndex) -> Node:
+    root = None
+    for tree in merge_layers((index, number) for number, index in enumerate(layers)):
+        root = tree
+    assert root is not None
+    return root
+
+
+def paths(root: Node) -> dict[bytes, bytes]:
+    """Give every path: a link's text, or the attribute by which a directory is told apart."""
+    found = {}
+    todo = [(b"", root)]
+    while todo:
+        path, node = todo.pop()
+        if node.children is None:
+            found[path] = node.target
+        else:
+            found[path] = b"/%d" % node.uid
+            todo += [(path + b"/" + name, child) for name, child in node.children.items()]
+    return found
+
+
+def test_one_layer() -> None:
+    root = merged(layer(directory(b"etc", uid=3), text(b"etc/hosts", b"one")))
+    assert paths(root) == {b"": b"/0", b"/etc": b"/3", b"/etc/hosts": b"one"}
+
+
+def test_every_prefix_in_turn() -> None:
+    layers = [layer(text(b"a", b"1")), layer(text(b"b", b"2")), layer(Entry(b".wh.a", Kind.FIFO))]
+    seen = [
+        sorted(paths(tree))
+        for tree in merge_layers((index, number) for number, index in enumerate(layers))
+    ]
+    assert seen == [[b"", b"/a"], [b"", b"/a", b"/b"], [b"", b"/b"]]
+
+
+def test_a_file_replaces_and_its_neighbours_stay() -> None:
+    root = merged(
+        layer(directory(b"d", uid=1), text(b"d/a", b"old"), text(b"d/b", b"stays")),
+        layer(text(b"d/a", b"new")),
+    )
+    assert paths(root) == {b"": b"/0", b"/d": b"/1", b"/d/a": b"new", b"/d/b": b"stays"}
+
+
+def test_a_directory_that_is_given_again_takes_the_new_attributes() -> None:
+    root = merged(
+        layer(directory(b"d", uid=1, mtime=5), text(b"d/a", b"x")),
+        layer(directory(b"d", uid=2, mtime=9)),
+    )
+    assert paths(root) == {b"": b"/0", b"/d": b"/2", b"/d/a": b"x"}
+    assert root.children is not None
+    assert root.children[b"d"].mtime == 9
+
+
+def test_root_attributes() -> None:
+    root = merged(layer(directory(b"./", uid=7)), layer(text(b"a", b"x")))
+    assert root.uid == 7
+    assert merged(layer(text(b"a", b"x")), layer(directory(b"", uid=8))).uid == 8
+
+
+def test_implied_directories_are_reproducible() -> None:
+    root = merged(layer(text(b"a/b/c", b"x")))
+    assert root.children is not None
+    implied = root.children[b"a"]
+    assert (implied.mode, implied.uid, implied.gid) == (stat.S_IFDIR | 0o755, 0, 0)
+    assert (implied.mtime, implied.mtime_ns) == (0, 0)
+
+
+def test_whiteout_of_a_file_a_directory_and_nothing() -> None:
+    root = merged(
+        layer(text(b"a", b"x"), text(b"d/e/f", b"y"), text(b"d/k", b"z")),
+        layer(*(Entry(path, Kind.REGULAR) for path in (b".wh.a", b"d/.wh.e", b"d/.wh.none"))),
+    )
+    assert paths(root) == {b"": b"/0", b"/d": b"/0", b"/d/k": b"z"}
+
+
+def test_whiteout_does_not_touch_its_own_layer_whatever_the_order() -> None:
+    below = layer(text(b"d/old", b"x"))
+    expected = {b"": b"/0", b"/d": b"/4", b"/d/new": b"y"}
+    own = (directory(b"d", uid=4), text(b"d/new", b"y"))
+    whiteout = Entry(b".wh.d", Kind.REGULAR)
+    assert paths(merged(below, layer(whiteout, *own))) == expected
+    assert paths(merged(below, layer(*own, whiteout))) == expected
+
+
+def test_opaque_directory_keeps_only_its_own_layer() -> None:
+    below = layer(directory(b"d", uid=1), text(b"d/old", b"x"), text(b"other", b"z"))
+    marker = Entry(b"d/.wh..wh..opq", Kind.REGULAR)
+    root = merged(below, layer(text(b"d/new", b"y"), marker))
+    assert paths(root) == {b"": b"/0", b"/d": b"/1", b"/d/new": b"y", b"/other": b"z"}
+    root = merged(below, layer(marker, directory(b"d", uid=2)))
+    assert paths(root) == {b"": b"/0", b"/d": b"/2", b"/other": b"z"}
+
+
+def test_opaque_root() -> None:
+    below = layer(directory(b"", uid=5), text(b"a", b"x"))
+    marker = Entry(b".wh..wh..opq", Kind.REGULAR)
+    assert paths(merged(below, layer(marker))) == {b"": b"/5"}
+    assert paths(merged(below, layer(marker, directory(b"", uid=6)))) == {b"": b"/6"}
+
+
+def test_opaque_directory_with_nothing_below() -> None:
+    root = merged(layer(), layer(Entry(b"d/.wh..wh..opq", Kind.REGULAR)))
+    assert paths(root) == {b"": b"/0", b"/d": b"/0"}
+
+
+def test_file_becomes_directory_and_back() -> None:
+    as_file = layer(text(b"p", b"file"))
+    as_directory = layer(directory(b"p", uid=1), text(b"p/q", b"x"))
+    assert paths(merged(as_file, as_directory)) == {b"": b"/0", b"/p": b"/1", b"/p/q": b"x"}
+    assert paths(merged(as_file, as_directory, as_file)) == {b"": b"/0", b"/p": b"file"}
+
+
+def test_implied_directory_over_a_link_of_a_lower_layer_replaces_it() -> None:
+    root = merged(layer(text(b"lib", b"usr/lib")), layer(text(b"lib/x", b"y")))
+    assert paths(root) == {b"": b"/0", b"/lib": b"/0", b"/lib/x": b"y"}
+
+
+def test_hard_link_across_layers_is_copied_up() -> None:
+    root = merged(
+        layer(text(b"d/a", b"x"), link(b"also", b"d/a")),
+        layer(link(b"b", b"d/a")),
+    )
+    assert root.children is not None
+    assert root.children[b"d"].children is not None
+    assert root.children[b"b"] is root.children[b"d"].children[b"a"]
+    assert root.children[b"also"] is not root.children[b"b"]  # overlayfs breaks that link
+    assert paths(root)[b"/also"] == b"x"
+
+
+@pytest.mark.parametrize("marker", [b"d/.wh.a", b"d/.wh..wh..opq"], ids=["whiteout", "opaque"])
+def test_hard_link_to_what_this_layer_deletes(marker: bytes) -> None:
+    with pytest.raises(FormatError, match=r"b'b' is a hard link to b'd/a', which is deleted$"):
+        merged(
+            layer(text(b"d/a", b"x")),
+            layer(Entry(marker, Kind.REGULAR), link(b"b", b"d/a")),
+        )
+
+
+def test_a_directory_deeper_than_the_interpreter_may_recurse() -> None:
+    deep = b"/".join([b"d"] * 2000)
+    root = merged(layer(text(deep, b"x")), layer(text(deep, b"y")))
+    assert paths(root)[b"/" + deep] == b"y"
+
+
+names = st.sampled_from([b"a", b"b", b"c"])
+tree_paths = st.lists(names, min_size=1, max_size=3).map(b"/".join)
+operations = st.one_of(
+    st.tuples(st.just("file"), tree_paths),
+    st.tuples(st.just("directory"), tree_paths),
+    st.tuples(st.just("whiteout"), tree_paths),
+)
+
+
+def _below(paths: Iterable[bytes], path: bytes) -> list[bytes]:
+    return [other for other in paths if other.startswith(path + b"/")]
+
+
+def _own_paths(changes: list[tuple[str, bytes]]) -> dict[bytes, bytes]:
+    own: dict[bytes, bytes] = {}
+    for number, (action, path) in enumerate(changes):
+        parts = path.split(b"/")
+        for end in range(1, len(parts)):
+            own.setdefault(b"/".join(parts[:end]), b"")
+        if action == "file":
+            for gone in _below(own, path):
+                del own[gone]
+            own[path] = b"%d" % number
+        elif action == "directory":
+            own[path] = b""
+    return own
+
+
+def _apply_plainly(files: dict[bytes, bytes], changes: list[tuple[str, bytes]]) -> None:
+    """Apply one layer to {path: text, b"" for directories} the slow and obvious way."""
+    for action, path in changes:
+        if action == "whiteout":
+            for gone in [*_below(files, path), path]:
+                files.pop(gone, None)
+    for path, content in _own_paths(changes).items():
+        if content:
+            for gone in _below(files, path):
+                del files[gone]
+        files[path] = content
+
+
+@given(st.lists(st.lists(operations, max_size=6), min_size=1, max_size=4))
+def test_any_layers_give_what_applying_them_plainly_gives(
+    layers: list[list[tuple[str, bytes]]],
+) -> None:
+    expected: dict[bytes, bytes] = {}
+    indexes = []
+    for changes in layers:
+        entries = []
+        usable = []
+        files: set[bytes] = set()
+        for number, (action, path) in enumerate(changes):
+            if any(path.startswith(file + b"/") for file in files):
+                continue  # a file as a parent is refused, see test_upper
+            usable.append((action, path))
+            head, _, name = path.rpartition(b"/")
+            if action == "file":
+                files.add(path)
+                entries.append(text(path, b"%d" % (len(usable) - 1)))
+            elif action == "directory":
+                files.discard(path)
+                entries.append(directory(path))
+            else:
+                hidden = (head + b"/" if head else b"") + b".wh." + name
+                entries.append(Entry(hidden, Kind.REGULAR))
+            assert number < len(changes)
+        _apply_plainly(expected, usable)
+        indexes.append(layer(*entries))
+    found = {
+        path[1:]: (b"" if content.startswith(b"/") else content)
+        for path, content in paths(merged(*indexes)).items()
+        if path
+    }
+    assert found == expected
