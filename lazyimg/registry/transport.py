@@ -1,0 +1,258 @@
+"""One HTTP request: TLS, plain HTTP only where allowed, redirects, timeouts, connection limits.
+
+Redirects are followed here, by hand: the Authorization header goes to the origin (scheme, host and
+port) that it was meant for and to no other, and never from HTTPS to HTTP. Statuses are the
+caller's business; whatever prevents an answer is a RegistryError.
+
+A connection belongs to its request until the answer's body has been read or left, and there are
+`connections_per_host`: do not hold an answer open while waiting for another from the same host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from yarl import URL
+
+from lazyimg.errors import ConfigurationError, RegistryError
+from lazyimg.registry.redact import redact_url
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from lazyimg.registry.ports import Access
+
+USER_AGENT: Final = "lazyimg"
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Bounds of all requests together.
+
+    Attributes:
+        connections: open at once.
+        connections_per_host: open at once to one host and port.
+        connect_timeout: seconds until TCP and TLS are up.
+        read_timeout: seconds without a byte from the other side.
+        redirects: followed in one request.
+    """
+
+    connections: int = 128
+    connections_per_host: int = 16
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    redirects: int = 10
+
+
+class NotTlsError(RegistryError):
+    """The other side does not speak TLS."""
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, without port, is this machine's loopback interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Transport:
+    """Sends requests to any host over one pool of connections; close it when done."""
+
+    def __init__(self, limits: TransportLimits) -> None:
+        self._limits = limits
+        self._session: aiohttp.ClientSession | None = None
+        self._contexts: dict[tuple[Path | None, bool], ssl.SSLContext] = {}
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: URL,
+        access: Access,
+        *,
+        headers: Mapping[str, str],
+        data: bytes | None = None,
+        follow: bool = True,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Give the answer to a request; its `url` is the last one after redirects.
+
+        Args:
+            method: of HTTP.
+            url: the registry's, or one that it gave.
+            access: what is allowed with this host.
+            headers: Authorization among them goes to `url`'s origin only.
+            data: body of the request.
+            follow: whether to follow redirects (GET only).
+
+        Raises:
+            RegistryError: no answer, too many redirects, or one that is not allowed. Also for
+                what goes wrong while the answer is being read inside the context.
+        """
+        async with _translated(url):
+            for _ in range(self._limits.redirects + 1):
+                response = await self._send_once(method, url, access, headers, data)
+                async with response:
+                    if not follow or response.status not in _REDIRECTS:
+                        yield response
+                        return
+                    target = _redirect_target(response)
+                if not _same_origin(url, target):
+                    headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+                url = target
+        raise RegistryError(redact_url(url), f"over {self._limits.redirects} redirects")
+
+    async def _send_once(
+        self,
+        method: str,
+        url: URL,
+        access: Access,
+        headers: Mapping[str, str],
+        data: bytes | None,
+    ) -> aiohttp.ClientResponse:
+        if url.scheme == "http" and not access.plain_http and not is_loopback(url.host or ""):
+            raise RegistryError(
+                redact_url(url), "is plain HTTP", "allow that with --plain-http where it is right"
+            )
+        context = await self._context(access) if url.scheme == "https" else True
+        return await self._open_session().request(
+            method,
+            url,
+            headers={"Accept-Encoding": "identity", **headers},
+            data=data,
+            ssl=context,
+            allow_redirects=False,
+        )
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            limits = self._limits
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=limits.connections, limit_per_host=limits.connections_per_host
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=limits.connect_timeout, sock_read=limits.read_timeout
+                ),
+                headers={"User-Agent": USER_AGENT},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                requote_redirect_url=False,
+                read_bufsize=1 << 18,
+            )
+        return self._session
+
+    async def _context(self, access: Access) -> ssl.SSLContext:
+        key = (access.ca_file, access.insecure)
+        if key not in self._contexts:
+            self._contexts[key] = await asyncio.to_thread(_make_context, *key)
+        return self._contexts[key]
+
+
+def _make_context(ca_file: Path | None, insecure: bool) -> ssl.SSLContext:  # noqa: FBT001 - a key
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                str(ca_file), "holds no certificates that can be read (PEM)"
+            ) from error
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _same_origin(one: URL, other: URL) -> bool:
+    return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
+
+
+def _redirect_target(response: aiohttp.ClientResponse) -> URL:
+    what = redact_url(response.url)
+    location = response.headers.get("Location", "")
+    try:
+        target = response.url.join(URL(location, encoded=True))
+    except ValueError as error:
+        raise RegistryError(what, "redirects to an impossible place") from error
+    if not location or target.scheme not in {"http", "https"} or not target.host:
+        raise RegistryError(what, "redirects to an impossible place", status=response.status)
+    if response.url.scheme == "https" and target.scheme == "http":
+        raise RegistryError(
+            what, f"redirects from HTTPS to plain HTTP at {target.host}", status=response.status
+        )
+    return target
+
+
+@asynccontextmanager
+async def _translated(url: URL) -> AsyncIterator[None]:
+    what = redact_url(url)
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise RegistryError(
+            what,
+            f"its certificate cannot be verified: {_reason(error.certificate_error)}",
+            "give its authority with --ca-file, or --insecure where that is right",
+        ) from error
+    except (aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+        raise NotTlsError(what, "does not speak TLS as expected") from error
+    except aiohttp.ClientConnectorDNSError as error:
+        missing = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
+        raise RegistryError(
+            what, "no such host" if missing else "name service fails", retryable=not missing
+        ) from error
+    except TimeoutError as error:
+        raise RegistryError(what, "no answer in time", retryable=True) from error
+    except aiohttp.InvalidURL as error:
+        raise RegistryError(what, "is an impossible URL") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise RegistryError(what, f"connection fails: {_reason(error)}", retryable=True) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Give an error's own words, without the URLs that aiohttp puts into them."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return error.strerror.splitlines()[0]
+    return type(error).__name__
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Give the whole body of an answer.
+
+    Raises:
+        RegistryError: it has over `limit` bytes.
+    """
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > limit:
+            raise RegistryError(
+                redact_url(response.url),
+                f"answers with over {limit} bytes",
+                status=response.status,
+            )
+        parts.append(part)
+    return b"".join(parts)
