@@ -1,0 +1,396 @@
+"""The loop: requests from the kernel to the protocol, its actions to the kernel.
+
+See the package's docstring for threads and rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from errno import EIO, ENOBUFS
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.errors import LazyimgError
+from lazyimg.transports.cachefiles.cull import run_culling
+from lazyimg.transports.cachefiles.object_file import (
+    ObjectFile,
+    new_buffer,
+    when_ready,
+)
+from lazyimg.transports.cachefiles.protocol import (
+    Action,
+    CloseFd,
+    Complete,
+    Fill,
+    OpenObject,
+    Orphan,
+    PendingRead,
+    Protocol,
+    Reply,
+)
+from lazyimg_formats.cachefiles.messages import (
+    OpenRequest,
+    ReadRequest,
+    Request,
+    fail_open,
+    parse_request,
+)
+from lazyimg_formats.device_table import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from lazyimg.transports.cachefiles.ports import KernelDevice
+    from lazyimg.transports.cachefiles.space import CacheSpace
+    from lazyimg.transports.ports import Filler
+
+WRITE_THREADS: Final = 4
+"""How many writes of fetched bytes go to the disk at a time."""
+
+LOCAL_WINDOW: Final = 1 << 18
+"""Bytes of local data to write at least for one READ: the kernel reads a bootstrap block by block,
+and what is already there it does not ask for."""
+
+CULL_PAUSE: Final = 5.0
+"""Seconds between two rounds of culling: the kernel notices what was freed at its next write."""
+
+_log = logging.getLogger(__name__)
+
+_Job = tuple[Action, ObjectFile | None]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done since the start.
+
+    Attributes:
+        opens: OPENs answered with a size.
+        opens_refused: OPENs answered with an error.
+        reads: READs completed with data.
+        reads_failed: READs completed without: EIO for the reader.
+        reads_lost: READs whose reader was gone before its data came.
+        culled: files removed because the disk was filling up.
+    """
+
+    opens: int = 0
+    opens_refused: int = 0
+    reads: int = 0
+    reads_failed: int = 0
+    reads_lost: int = 0
+    culled: int = 0
+
+
+class ObjectSink:
+    """Where an open object's bytes go; implements `lazyimg.fill.ports.Sink`."""
+
+    def __init__(self, file: ObjectFile, name: str, space: CacheSpace, writers: WriterPool) -> None:
+        self._file = file
+        self._name = name
+        self._space = space
+        self._writers = writers
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write whole blocks in a thread; if cancelled, the write in hand is finished first.
+
+        Raises:
+            StorageError: the disk is full or fails.
+            KernelError: the object was closed meanwhile.
+        """
+        await self._writers.run(self._file, self._name, self._space, offset, data)
+
+
+class WriterPool:
+    """The threads that write fetched bytes, and a page-aligned buffer for each."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="cachefiles-write")
+        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(WRITE_THREADS):
+            self._buffers.put(new_buffer())
+
+    async def run(
+        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
+    ) -> None:
+        """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
+        call = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._write, file, name, space, offset, data
+        )
+        cancelled: asyncio.CancelledError | None = None
+        while not call.done():
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            call.exception()  # seen: the cancellation goes first
+            raise cancelled
+        call.result()
+
+    def _write(
+        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
+    ) -> None:
+        buffer = self._buffers.get()
+        try:
+            when_ready(lambda: file.write(offset, len(data), data, buffer), name, space)
+        finally:
+            self._buffers.put(buffer)
+
+    def close(self) -> None:
+        """Wait for the writes in hand and end the threads."""
+        self._executor.shutdown(wait=True)
+
+
+class Server:
+    """Serves one binding, from `start` to `stop`.
+
+    Args:
+        device: bound; closed by `stop`.
+        filler: knows the objects.
+        space: of the cache directory.
+    """
+
+    def __init__(self, device: KernelDevice, filler: Filler, space: CacheSpace) -> None:
+        self.counters = Counters()
+        self._device = device
+        self._filler = filler
+        self._space = space
+        self._protocol = Protocol()
+        self._files: dict[int, ObjectFile] = {}
+        self._lock = Lock()  # protocol, files, counters
+        self._writers = WriterPool()
+        self._buffer = new_buffer()  # of the thread
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = Thread(target=self._run, name="cachefiles", daemon=True)
+        self._culling: Thread | None = None
+        self._cull_after = 0.0
+        self._ending = False
+
+    def start(self) -> None:
+        """Begin to answer; call it in the event loop that shall run the fills."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Fail what is pending, give every fd back, end the threads. Readers never hang."""
+        with self._lock:
+            jobs = self._resolve(self._protocol.begin_stop())
+        self._perform(jobs, failed=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        self._writers.close()
+        self._ending = True
+        self._device.wake()
+        self._thread.join()
+        if self._culling is not None:
+            self._culling.join()
+        with self._lock:
+            jobs = self._resolve(self._protocol.end_stop())
+        self._perform(jobs, failed=True)
+        self._device.close()
+
+    def find(self, volume: str, cookie: str) -> tuple[OpenObject, ObjectFile] | None:
+        """Give the open object of a cookie, and its file."""
+        with self._lock:
+            opened = self._protocol.find(volume, cookie)
+            return None if opened is None else (opened, self._files[opened.fd])
+
+    def sink(self, opened: OpenObject, file: ObjectFile) -> ObjectSink:
+        """Give the sink of an open object."""
+        return ObjectSink(file, opened.cookie, self._space, self._writers)
+
+    # The thread.
+
+    def _run(self) -> None:
+        while True:
+            pause = self._cull_after - time.monotonic()
+            busy = self._culling is not None and self._culling.is_alive()
+            ready = self._device.wait(
+                culling=pause <= 0 and not busy, timeout=pause if pause > 0 else None
+            )
+            if ready.culling:
+                self._start_culling()
+            if ready.requests:
+                self._drain()
+            if self._ending:
+                self._drain()
+                return
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                message = self._device.read_message()
+            except OSError as error:  # out of fds: the kernel has failed that OPEN itself
+                _log.error("cannot take a request of the kernel: %s", error)
+                return
+            if not message:
+                return
+            try:
+                self._receive(parse_request(message))
+            except Exception:
+                _log.exception("a request of the kernel could not be handled")
+
+    def _receive(self, request: Request) -> None:
+        if isinstance(request, OpenRequest):
+            self._receive_open(request)
+            return
+        with self._lock:
+            if isinstance(request, ReadRequest):
+                jobs = self._resolve(self._protocol.receive_read(request))
+            else:
+                jobs = self._resolve(self._protocol.receive_close(request))
+        self._perform(jobs, failed=True)
+
+    def _receive_open(self, request: OpenRequest) -> None:
+        try:
+            file = self._device.adopt(request.fd)
+            size = self._size(request.cookie)
+            with self._lock:
+                self._files[request.fd] = file
+                jobs = self._resolve(self._protocol.receive_open(request, size))
+                if len(jobs) == 1:
+                    self.counters.opens += 1
+                else:
+                    self.counters.opens_refused += 1
+        except BaseException:
+            self._device.write_command(fail_open(request.msg_id, EIO))
+            raise
+        self._perform(jobs, failed=True)
+
+    def _size(self, cookie: bytes) -> int | None:
+        return self._filler.size(cookie.decode("ascii")) if cookie.isascii() else None
+
+    # Actions: in the thread and in the event loop.
+
+    def _resolve(self, actions: list[Action]) -> list[_Job]:
+        """Find each action's file, under the lock: its number may mean another object later."""
+        jobs: list[_Job] = []
+        for action in actions:
+            if isinstance(action, Fill):
+                jobs.append((action, self._files[action.read.object.fd]))
+            elif isinstance(action, Complete):
+                jobs.append((action, self._files[action.fd]))
+            elif isinstance(action, CloseFd):
+                jobs.append((action, self._files.pop(action.fd)))
+            else:
+                jobs.append((action, None))
+        return jobs
+
+    def _perform(self, jobs: list[_Job], *, failed: bool) -> None:
+        for action, file in jobs:
+            if isinstance(action, Reply):
+                self._reply(action)
+            elif isinstance(action, Orphan):
+                _log.error("READ of object %d, which is not open", action.request.object_id)
+            elif file is None:
+                raise AssertionError(action)
+            elif isinstance(action, Fill):
+                self._fill(action.read, file)
+            elif isinstance(action, Complete):
+                self._complete(file, action.msg_id, failed=failed)
+            else:
+                file.close()
+
+    def _complete(self, file: ObjectFile, msg_id: int, *, failed: bool) -> None:
+        known = file.complete(msg_id)
+        with self._lock:
+            if not known:
+                self.counters.reads_lost += 1
+            elif failed:
+                self.counters.reads_failed += 1
+            else:
+                self.counters.reads += 1
+
+    def _reply(self, reply: Reply) -> None:
+        try:
+            self._device.write_command(reply.command)
+        except OSError as error:
+            _log.warning("the kernel takes no answer to an OPEN: %s", error)
+            with self._lock:
+                jobs = self._resolve(self._protocol.abandon(reply.object_id))
+            self._perform(jobs, failed=True)
+
+    def _finish(self, read: PendingRead, *, failed: bool) -> None:
+        with self._lock:
+            jobs = self._resolve(self._protocol.finish(read))
+        self._perform(jobs, failed=failed)
+
+    def _fill(self, read: PendingRead, file: ObjectFile) -> None:
+        """Write what is local; leave the rest to a task in the event loop."""
+        try:
+            if self._fill_locally(read, file):
+                self._finish(read, failed=False)
+            else:
+                self._loop.call_soon_threadsafe(self._start_filling, read, file)
+        except Exception:
+            self._finish(read, failed=True)
+            raise
+
+    def _fill_locally(self, read: PendingRead, file: ObjectFile) -> bool:
+        data = self._local(read)
+        if data is None:
+            return False
+        try:
+            file.write(read.offset, _blocks(read, data), data, self._buffer)
+        except OSError as error:
+            if error.errno != ENOBUFS:  # else: not ready yet, or no space. A task may wait
+                raise
+            return False
+        return True
+
+    def _local(self, read: PendingRead) -> bytes | memoryview | None:
+        rest = read.object.size - read.offset
+        wanted = max(read.length, min(rest, LOCAL_WINDOW))
+        return self._filler.local(read.object.cookie, read.offset, wanted)
+
+    # The event loop.
+
+    def _start_filling(self, read: PendingRead, file: ObjectFile) -> None:
+        task = self._loop.create_task(self._fill_in_task(read, file))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fill_in_task(self, read: PendingRead, file: ObjectFile) -> None:
+        failed = True
+        try:
+            await self._fill_remotely(read, self.sink(read.object, file))
+            failed = False
+        except LazyimgError as error:
+            _log.warning("read of %d bytes at %d failed: %s", read.length, read.offset, error)
+        except Exception:
+            _log.exception("read of %s failed", read.object.cookie)
+        finally:
+            self._finish(read, failed=failed)
+
+    async def _fill_remotely(self, read: PendingRead, sink: ObjectSink) -> None:
+        data = self._local(read)
+        if data is None:
+            await self._filler.fill(read.object.cookie, read.offset, read.length, sink)
+        else:
+            padding = bytes(_blocks(read, data) - len(data))
+            await sink.write(read.offset, memoryview(bytes(data) + padding))
+
+    # Culling.
+
+    def _start_culling(self) -> None:
+        self._cull_after = time.monotonic() + CULL_PAUSE
+        self._culling = Thread(target=self._cull, name="cachefiles-cull", daemon=True)
+        self._culling.start()
+
+    def _cull(self) -> None:
+        culled = run_culling(self._space, self._device.write_command)
+        with self._lock:
+            self.counters.culled += culled.files if culled is not None else 0
+        self._device.wake()
+
+
+def _blocks(read: PendingRead, data: bytes | memoryview) -> int:
+    """How many bytes to write for local data: whole blocks, and no less than was asked for."""
+    return max(read.length, -(-len(data) // BLOCK_SIZE) * BLOCK_SIZE)

@@ -1,0 +1,85 @@
+"""When the kernel culls the cache, and when it stops taking data: six percentages.
+
+The kernel looks at the file system that holds the cache: below `bcull` per cent of free blocks (or
+`fcull` of free inodes) it asks for culling, until `brun` (`frun`) are free; below `bstop` (`fstop`)
+it refuses writes with ENOBUFS and lets nothing new be mounted.
+
+Source: Documentation/filesystems/caching/cachefiles.rst, fs/cachefiles/cache.c.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lazyimg.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """Free space in per cent: of blocks (b) and of inodes (f); 0 <= stop < cull < run < 100.
+
+    Raises:
+        ConfigurationError: the order is another.
+    """
+
+    brun: int = 7
+    bcull: int = 5
+    bstop: int = 1
+    frun: int = 7
+    fcull: int = 5
+    fstop: int = 1
+
+    def __post_init__(self) -> None:
+        for unit, stop, cull, run in (
+            ("b", self.bstop, self.bcull, self.brun),
+            ("f", self.fstop, self.fcull, self.frun),
+        ):
+            if not 0 <= stop < cull < run < 100:
+                raise ConfigurationError(
+                    "cache limits",
+                    f"{unit}stop={stop}, {unit}cull={cull}, {unit}run={run} are not in order",
+                    f"set 0 <= {unit}stop < {unit}cull < {unit}run < 100",
+                )
+
+    def commands(self) -> list[bytes]:
+        """Give the commands that set them, in an order that is valid from any state before.
+
+        The kernel checks each against the two others as they are at that moment.
+        """
+        commands = []
+        for unit, stop, cull, run in (
+            ("b", self.bstop, self.bcull, self.brun),
+            ("f", self.fstop, self.fcull, self.frun),
+        ):
+            for name, percent in (("stop", 0), ("run", 99), ("cull", cull), ("run", run)):
+                commands.append(f"{unit}{name} {percent}%".encode())
+            commands.append(f"{unit}stop {stop}%".encode())
+        return commands
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpace:
+    """The free space of the cache's file system, as the kernel judges it."""
+
+    directory: Path
+    limits: CacheLimits
+
+    def below_stop(self) -> bool:
+        """Tell whether the kernel refuses writes now. Raises OSError."""
+        return self._free_below(self.limits.bstop, self.limits.fstop)
+
+    def below_run(self) -> bool:
+        """Tell whether culling, once begun, goes on. Raises OSError."""
+        return self._free_below(self.limits.brun, self.limits.frun)
+
+    def _free_below(self, blocks_percent: int, files_percent: int) -> bool:
+        now = os.statvfs(self.directory)
+        return (
+            now.f_bavail * 100 < now.f_blocks * blocks_percent
+            or now.f_ffree * 100 < now.f_files * files_percent
+        )

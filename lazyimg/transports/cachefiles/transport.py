@@ -1,0 +1,119 @@
+"""The transport as the rest of the daemon sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
+from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device
+from lazyimg.transports.cachefiles.object_file import when_ready
+from lazyimg.transports.cachefiles.server import Counters, ObjectSink, Server
+from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lazyimg.transports.ports import Filler
+
+TAG: Final = "lazyimg"
+"""What the cache is called in the kernel (/proc/fs/fscache/caches)."""
+
+
+class CachefilesTransport:
+    """Serves the objects of `filler` through /dev/cachefiles.
+
+    Args:
+        filler: knows every object.
+        domain_id: the EROFS domain that `sink`, `present` and `backing_path` are about; objects of
+            any other mount are served just as well.
+    """
+
+    def __init__(self, filler: Filler, *, domain_id: str) -> None:
+        self._filler = filler
+        self._domain_id = domain_id
+        self._volume = f"erofs,{domain_id}"
+        self._server: Server | None = None
+        self._space: CacheSpace | None = None
+        self._counters = Counters()
+
+    async def start(
+        self,
+        directory: Path,
+        *,
+        tag: str = TAG,
+        limits: CacheLimits | None = None,
+        control_fd: int | None = None,
+    ) -> None:
+        """Bind the cache in `directory` and begin to serve.
+
+        Args:
+            directory: exists, absolute, on ext4 or xfs; the kernel makes `cache` in it.
+            tag: names the cache; one word.
+            limits: when to cull and when to stop; the kernel's defaults if None.
+            control_fd: a control fd that is bound to `directory` already; owned from now on.
+
+        Raises:
+            LazyimgError: see `open_device` and `bind_cache`. Nothing is left open.
+        """
+        if self._server is not None:
+            raise RuntimeError("the transport was started already")
+        limits = limits or CacheLimits()
+        device = Device(open_device() if control_fd is None else control_fd)
+        try:
+            if control_fd is None:
+                bind_cache(device.fd, directory, tag, limits)
+            self._space = CacheSpace(directory, limits)
+            server = Server(device, self._filler, self._space)
+            server.start()
+        except BaseException:
+            device.close()
+            raise
+        self._counters = server.counters
+        self._server = server
+
+    async def stop(self) -> None:
+        """Fail what is pending and give the device back. Mounts that are left only give EIO."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+
+    @property
+    def counters(self) -> Counters:
+        """What was done since the start."""
+        return self._counters
+
+    def sink(self, cookie: str) -> ObjectSink | None:
+        """Give the sink of an object that the kernel has open, or None."""
+        found = self._server.find(self._volume, cookie) if self._server is not None else None
+        return None if found is None or self._server is None else self._server.sink(*found)
+
+    def present(self, cookie: str) -> list[range] | None:
+        """Give the ranges, in bytes, that an open object has; None if it is not open.
+
+        Reads metadata from the disk: call it in a thread.
+
+        Raises:
+            StorageError: the disk is full, or fails.
+            KernelError: the object was closed meanwhile.
+        """
+        if self._server is None or self._space is None:
+            return None
+        found = self._server.find(self._volume, cookie)
+        if found is None:
+            return None
+        opened, file = found
+        return when_ready(lambda: file.present(opened.size), cookie, self._space)
+
+    def backing_path(self, cookie: str) -> Path | None:
+        """Give the file of an object that was open once, or None. Call it in a thread."""
+        if self._space is None:
+            return None
+        return find_backing_file(self._space.directory, self._domain_id, cookie)
+
+    def present_on_disk(self, cookie: str) -> list[range] | None:
+        """Give the ranges, in bytes, that an object's file has; None if there is none.
+
+        For objects that are not open. Call it in a thread. Raises OSError.
+        """
+        path = self.backing_path(cookie)
+        return None if path is None else present_on_disk(path)
