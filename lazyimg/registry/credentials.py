@@ -67,11 +67,27 @@ async def find_credential(
     """
     if access.username:
         return Credential(access.username, access.password)
+    found = await _find_in_files(name, access, environ)
+    return None if found is None else found[1]
+
+
+async def find_authfile(name: str, access: Access, environ: Mapping[str, str]) -> Path | None:
+    """Give the file that has the credential for a repository, or None.
+
+    Arguments and errors as for `find_credential`; the access's own user name does not count.
+    """
+    found = await _find_in_files(name, access, environ)
+    return None if found is None else found[0]
+
+
+async def _find_in_files(
+    name: str, access: Access, environ: Mapping[str, str]
+) -> tuple[Path, Credential] | None:
     for path, required in _authfiles(access, environ):
         config = await asyncio.to_thread(_read_config, path, required=required)
         credential = await _find_in_config(path, config, name, environ)
         if credential is not None:
-            return credential
+            return path, credential
     return None
 
 
