@@ -1,0 +1,187 @@
+"""A process for one mount(2), umount2(2) or the like: `python -I -S mount_child.py REQUEST`.
+
+It is run by its path, imports the standard library only, and holds no fds but its own three. The
+request is JSON: {"call": name, arguments by name}. On standard output it writes one JSON object:
+{} when done, or {"errno": number, "call": system call, "log": the kernel's own words, if any}.
+
+Source: mount(2), umount2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2);
+include/uapi/linux/mount.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+# The same numbers on every architecture that Python runs on but alpha.
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+_AT_FDCWD = -100
+
+_OPTIONS_LIMIT = 4095  # bytes: mount(2) copies one page, with its NUL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.syscall.restype = ctypes.c_long
+
+
+class CallError(Exception):
+    """A system call that failed: its name, its errno, and what the kernel says."""
+
+    def __init__(self, call: str, number: int, log: str = "") -> None:
+        super().__init__(call, number, log)
+        self.call = call
+        self.number = number
+        self.log = log
+
+
+def _mount(source: str, target: str, fs_type: str | None, flags: int, options: str) -> None:
+    if _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        None if fs_type is None else os.fsencode(fs_type),
+        flags,
+        os.fsencode(options),
+    ):
+        raise CallError("mount", ctypes.get_errno())
+
+
+def mount_file_system(
+    *, source: str, target: str, fs_type: str, flags: int, options: list[list[str]]
+) -> None:
+    """Mount a new file system; `options` are [name, value] or [name].
+
+    Values may hold no comma (escape it as the file system wants it). fsconfig(2) takes over where
+    the options do not fit in mount(2)'s page.
+    """
+    text = ",".join("=".join(option) for option in options)
+    if len(os.fsencode(text)) <= _OPTIONS_LIMIT:
+        _mount(source, target, fs_type, flags, text)
+    else:
+        _mount_by_parts(source, target, fs_type, flags, options)
+
+
+def _mount_by_parts(
+    source: str, target: str, fs_type: str, flags: int, options: list[list[str]]
+) -> None:
+    context = _syscall("fsopen", _SYS_FSOPEN, os.fsencode(fs_type), 1)
+    try:
+        _configure(context, ["source", source])
+        if flags & MS_RDONLY:
+            _configure(context, ["ro"])
+        for option in options:
+            _configure(context, option)
+        _syscall("fsconfig", _SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+    except CallError as error:
+        raise CallError(error.call, error.number, _kernel_log(context)) from error
+    attributes = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV)  # MOUNT_ATTR_* have the same bits
+    mount = _syscall("fsmount", _SYS_FSMOUNT, context, 1, attributes)
+    _syscall(
+        "move_mount",
+        _SYS_MOVE_MOUNT,
+        mount,
+        b"",
+        _AT_FDCWD,
+        os.fsencode(target),
+        _MOVE_MOUNT_F_EMPTY_PATH,
+    )
+
+
+def _configure(context: int, option: list[str]) -> None:
+    name = os.fsencode(option[0])
+    if len(option) == 1:
+        _syscall("fsconfig", _SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, name, None, 0)
+    else:
+        value = os.fsencode(option[1])
+        _syscall("fsconfig", _SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, name, value, 0)
+
+
+def _syscall(name: str, number: int, *arguments: int | bytes | None) -> int:
+    result: int = _libc.syscall(
+        ctypes.c_long(number),
+        *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments),
+    )
+    if result < 0:
+        raise CallError(name, ctypes.get_errno())
+    return result
+
+
+def _kernel_log(context: int) -> str:
+    """What the kernel wrote to a file system context: one message per read(2)."""
+    lines: list[str] = []
+    try:
+        while len(lines) < 20:
+            lines.append(os.read(context, 4096).decode(errors="replace").strip())
+    except OSError:  # ENODATA: that was all
+        pass
+    return "; ".join(lines)
+
+
+def mount_bind(*, source: str, target: str, read_only: bool) -> None:
+    """Show a mounted directory at a second place."""
+    _mount(source, target, None, MS_BIND, "")
+    if read_only:
+        try:
+            _mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY, "")
+        except CallError:
+            unmount(target=target, lazy=True)
+            raise
+
+
+def unmount(*, target: str, lazy: bool) -> None:
+    """Take the topmost mount off a directory; `lazy` even if it is in use."""
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(target), flags):
+        raise CallError("umount2", ctypes.get_errno())
+
+
+_CALLS: dict[str, Callable[..., None]] = {
+    "mount": mount_file_system,
+    "bind": mount_bind,
+    "unmount": unmount,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the request says; 0 when done, 1 when a system call failed."""
+    request = json.loads(arguments[1])
+    call = _CALLS[request.pop("call")]
+    try:
+        call(**request)
+    except CallError as error:
+        reply = {"errno": error.number, "call": error.call, "log": error.log}
+        sys.stdout.write(json.dumps(reply))
+        return 1
+    sys.stdout.write("{}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,277 @@
+"""Mounting and unmounting, each by a child process that holds none of our fds.
+
+Directories must be absolute and normalized. Nothing here looks at a target before it is mounted:
+stat(2) on a directory of ours could wait for ourselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from errno import (
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    EIO,
+    ENOBUFS,
+    ENODEV,
+    ENOENT,
+    ENOTDIR,
+    EPERM,
+)
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from lazyimg.errors import (
+    InUseError,
+    KernelError,
+    LazyimgError,
+    NotFoundError,
+    NotRootError,
+    UsageError,
+)
+from lazyimg.host import mount_child
+from lazyimg.host.mount_table import MountEntry, parse_mount_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CALL_TIMEOUT: Final = 120.0
+"""Seconds for one mount or unmount, after which the child is killed."""
+
+KILL_TIMEOUT: Final = 5.0
+"""Seconds that a killed child may take to end."""
+
+BDI: Final = Path("/sys/class/bdi")
+"""Where the kernel keeps the read-ahead of each mounted file system."""
+
+_log = logging.getLogger(__name__)
+
+
+async def mount_erofs(
+    fsid: str,
+    domain_id: str,
+    target: Path,
+    *,
+    read_ahead_kb: int | None = None,
+    devices: Sequence[str] = (),
+) -> None:
+    """Mount a bootstrap on a directory, read-only; the kernel asks the transport for it.
+
+    Args:
+        fsid: the bootstrap's name.
+        domain_id: objects are shared among the mounts of a domain.
+        target: where.
+        read_ahead_kb: how much the kernel may ask for at a time, in KiB; None leaves its default.
+        devices: names of the devices, if the bootstrap's own table does not name them.
+
+    Raises:
+        InUseError: it is mounted already; the kernel mounts an fsid once.
+        NotFoundError: no such bootstrap, or no such directory.
+        LazyimgError: anything else.
+    """
+    options = [["fsid", fsid], ["domain_id", domain_id], *(["device", name] for name in devices)]
+    before = _bdi_names()
+    await _mount(
+        what=f"fsid {fsid}", source="none", target=target, fs_type="erofs", options=options
+    )
+    if read_ahead_kb is not None:
+        _set_read_ahead(_bdi_names() - before, read_ahead_kb)
+
+
+async def mount_overlay(lower: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
+    """Mount a writable overlay on a directory.
+
+    Args:
+        lower: read-only directories, the topmost first.
+        upper: takes what is written; on a file system with extended attributes.
+        work: empty, on the same file system as `upper`.
+        target: where.
+
+    Raises:
+        LazyimgError: a directory is missing or unsuitable, or the kernel refuses.
+    """
+    options = [
+        ["lowerdir", ":".join(escape_overlay_path(path) for path in lower)],
+        ["upperdir", escape_overlay_path(upper)],
+        ["workdir", escape_overlay_path(work)],
+        ["index", "off"],
+        ["metacopy", "off"],
+        ["redirect_dir", "nofollow"],
+    ]
+    await _mount(
+        what=f"overlay on {target}",
+        source="overlay",
+        target=target,
+        fs_type="overlay",
+        options=options,
+        flags=0,
+    )
+
+
+def escape_overlay_path(path: Path) -> str:
+    r"""Give a path as overlayfs wants it in its options: `\`, `:` and `,` after a backslash."""
+    text = os.fspath(path)
+    for character in "\\:,":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+async def _mount(
+    *,
+    what: str,
+    source: str,
+    target: Path,
+    fs_type: str,
+    options: list[list[str]],
+    flags: int = mount_child.MS_RDONLY,
+) -> None:
+    await _call(
+        what,
+        target,
+        {
+            "call": "mount",
+            "source": source,
+            "target": os.fspath(target),
+            "fs_type": fs_type,
+            "flags": flags,
+            "options": options,
+        },
+    )
+
+
+async def bind_mount(source: Path, target: Path, *, read_only: bool = False) -> None:
+    """Show the mounted directory `source` at `target` as well.
+
+    Raises:
+        NotFoundError: one of them does not exist.
+        LazyimgError: anything else; then nothing is mounted.
+    """
+    request = {
+        "call": "bind",
+        "source": os.fspath(source),
+        "target": os.fspath(target),
+        "read_only": read_only,
+    }
+    await _call(f"bind mount of {source}", target, request)
+
+
+async def unmount(target: Path, *, lazy: bool = False) -> None:
+    """Take the topmost mount off a directory; `lazy` detaches it even while it is in use.
+
+    Raises:
+        InUseError: something in it is in use.
+        NotFoundError: nothing is mounted there.
+        LazyimgError: anything else.
+    """
+    request = {"call": "unmount", "target": os.fspath(target), "lazy": lazy}
+    await _call(f"unmount of {target}", target, request)
+
+
+async def mount_table() -> list[MountEntry]:
+    """Give what is mounted, as this process sees it. Raises KernelError."""
+    return parse_mount_table(await asyncio.to_thread(Path("/proc/self/mountinfo").read_bytes))
+
+
+async def _call(what: str, target: Path, request: dict[str, Any]) -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        mount_child.__file__,
+        json.dumps(request),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd="/",
+        start_new_session=True,  # a signal for the daemon's group is not for it
+    )
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT):
+            output, errors = await child.communicate()
+    except TimeoutError as error:
+        raise KernelError(what, f"not done after {CALL_TIMEOUT:g} s") from error
+    finally:
+        if child.returncode is None:
+            await _kill(child)
+    try:
+        reply = json.loads(output)
+    except ValueError as error:
+        said = errors.decode(errors="replace").strip().splitlines()[-1:]
+        raise KernelError(
+            what, f"the mounting process ended with {child.returncode}: {said}"
+        ) from error
+    if reply:
+        raise _call_error(what, target, request.get("fs_type", request["call"]), reply)
+
+
+async def _kill(child: asyncio.subprocess.Process) -> None:
+    child.kill()
+    try:
+        await asyncio.wait_for(child.wait(), KILL_TIMEOUT)
+    except TimeoutError:  # in the kernel, unkillable: it ends when its call does
+        _log.warning("process %d does not end", child.pid)
+
+
+def _call_error(what: str, target: Path, call: str, reply: dict[str, Any]) -> LazyimgError:
+    number = reply["errno"]
+    explained = _ERRORS.get((call, number)) or _ERRORS.get(("any", number))
+    if explained is None:
+        said = f" ({reply['log']})" if reply["log"] else ""
+        return KernelError(what, f"{reply['call']} on {target} failed: {os.strerror(number)}{said}")
+    make, problem, remedy = explained
+    return make(what, problem.format(target=target), remedy)
+
+
+_ERRORS: Final[dict[tuple[str, int], tuple[type[LazyimgError], str, str]]] = {
+    ("erofs", EBUSY): (InUseError, "already mounted", "bind mount the directory that it is on"),
+    ("erofs", EEXIST): (InUseError, "already mounted", "bind mount the directory that it is on"),
+    ("erofs", ENOENT): (
+        NotFoundError, "no such image, or {target} does not exist", "check both"
+    ),
+    ("erofs", ENOBUFS): (
+        NotFoundError,
+        "the cache has no such object",
+        "prepare the image first; if it is there, free some space for the cache",
+    ),
+    ("erofs", EIO): (KernelError, "its first blocks cannot be read", "see the daemon's log"),
+    ("erofs", EINVAL): (
+        KernelError, "the kernel refuses it or its options", "`dmesg` says why"
+    ),
+    ("overlay", EBUSY): (InUseError, "its upper or work directory is in use", ""),
+    ("overlay", ENOENT): (NotFoundError, "one of its directories does not exist", ""),
+    ("overlay", EINVAL): (KernelError, "the kernel refuses the directories", "`dmesg` says why"),
+    ("bind", ENOENT): (NotFoundError, "it or {target} does not exist", ""),
+    ("bind", EINVAL): (KernelError, "the kernel refuses to show it on {target}", ""),
+    ("unmount", EBUSY): (
+        InUseError, "{target} is in use", "end the processes that use it, or unmount lazily"
+    ),
+    ("unmount", EINVAL): (NotFoundError, "nothing is mounted there", ""),
+    ("unmount", ENOENT): (NotFoundError, "{target} does not exist", ""),
+    ("any", ENODEV): (
+        KernelError, "this kernel does not have the file system", "`lazyimg doctor` says more"
+    ),
+    ("any", ENOTDIR): (UsageError, "{target} is not a directory", ""),
+    ("any", EPERM): (NotRootError, "only root may mount", "run the daemon as root"),
+}  # fmt: skip
+
+
+def _bdi_names() -> set[str]:
+    try:
+        return {path.name for path in BDI.iterdir() if path.name.startswith("erofs-")}
+    except OSError:
+        return set()
+
+
+def _set_read_ahead(names: set[str], kilobytes: int) -> None:
+    """Set the read-ahead of what was just mounted: the kernel names no mount's bdi."""
+    if not names:
+        _log.warning("the kernel shows no read-ahead of the new mount; reads stay small")
+    for name in names:
+        try:
+            (BDI / name / "read_ahead_kb").write_text(f"{kilobytes}\n")
+        except OSError as error:
+            _log.warning("cannot set the read-ahead of %s: %s", name, error.strerror)

@@ -1,0 +1,87 @@
+"""Refusing to serve what this process itself depends on.
+
+A page of the interpreter, of a library, of the cache or of the state that comes from a mount which
+this process serves would make it wait for itself: for good, and unkillably.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lazyimg.errors import ConfigurationError
+from lazyimg.host.mount_table import MountEntry, find_mount, parse_mount_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
+    """Check that nothing this process needs lies on a mount of our domain.
+
+    Args:
+        domain_id: of the mounts that this process is about to serve.
+        directories: the cache, the state: what it will use besides what it runs from.
+
+    Looks at no file of a mount: only at names, so that it cannot wait for one.
+
+    Raises:
+        ConfigurationError: something does.
+        KernelError: the mount table is not understood.
+    """
+    entries = parse_mount_table(Path("/proc/self/mountinfo").read_bytes())
+    paths = [*own_paths(), *(os.path.abspath(directory) for directory in directories)]
+    found = find_served(entries, domain_id, paths)
+    if found is not None:
+        path, entry = found
+        raise ConfigurationError(
+            path,
+            f"it lies on {entry.mount_point}, which this process would serve itself",
+            "run lazyimg from, and keep its state on, a file system of the host",
+        )
+
+
+def own_paths() -> list[str]:
+    """Give the absolute paths that this process runs from: code, libraries, working directory."""
+    paths = {sys.executable, sys.prefix, sys.base_prefix, str(Path.cwd())}
+    paths.update(path for path in sys.path if path.startswith("/"))
+    paths.update(parse_mapped_files(Path("/proc/self/maps").read_bytes()))
+    return sorted(paths)
+
+
+def parse_mapped_files(text: bytes) -> set[str]:
+    """Give the files in the bytes of /proc/self/maps. Source: proc(5)."""
+    files = set()
+    for line in text.split(b"\n"):
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[5].startswith(b"/"):
+            files.add(os.fsdecode(fields[5].removesuffix(b" (deleted)")))
+    return files
+
+
+def find_served(
+    entries: list[MountEntry], domain_id: str, paths: Iterable[str]
+) -> tuple[str, MountEntry] | None:
+    """Give the first path that lies on a mount of the domain, or on an overlay over one."""
+    for path in paths:
+        entry = find_mount(entries, path)
+        if entry is not None and _is_served(entries, entry, domain_id):
+            return path, entry
+    return None
+
+
+def _is_served(entries: list[MountEntry], entry: MountEntry, domain_id: str) -> bool:
+    if entry.fs_type == "erofs":
+        return entry.super_option("domain_id") == domain_id
+    if entry.fs_type != "overlay":
+        return False
+    lower = entry.super_option("lowerdir") or ""
+    below = (find_mount(entries, part) for part in lower.split(":") if part.startswith("/"))
+    return any(
+        mount is not None
+        and mount.fs_type == "erofs"
+        and mount.super_option("domain_id") == domain_id
+        for mount in below
+    )
