@@ -15,7 +15,12 @@ PrefetchEvent with `error` set.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    from lazyimg.errors import LazyimgError
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,6 +55,17 @@ class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
     remedy: str
     exit_code: int
+
+    @classmethod
+    def of(cls, error: LazyimgError) -> ErrorReply:
+        """Give a failure as it goes over the socket."""
+        return cls(
+            kind=error.kind,
+            what=error.what,
+            problem=error.problem,
+            remedy=error.remedy,
+            exit_code=error.exit_code,
+        )
 
 
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):

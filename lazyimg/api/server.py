@@ -65,17 +65,6 @@ class Daemon(Protocol):
         ...
 
 
-def error_reply(error: LazyimgError) -> ErrorReply:
-    """Give a failure as it goes over the socket."""
-    return ErrorReply(
-        kind=error.kind,
-        what=error.what,
-        problem=error.problem,
-        remedy=error.remedy,
-        exit_code=error.exit_code,
-    )
-
-
 def make_application(daemon: Daemon) -> web.Application:
     """Give the application that serves `lazyimg.api.messages`."""
     application = web.Application(client_max_size=MAX_REQUEST, middlewares=[_report_failures])
@@ -148,14 +137,14 @@ async def _report_failures(
         return await handler(request)
     except LazyimgError as error:
         _log.info("%s %s: %s", request.method, request.path, error)
-        return _reply(error_reply(error), _status(error))
+        return _reply(ErrorReply.of(error), _status(error))
     except web.HTTPException as error:
         refusal = UsageError(request.path, f"{request.method} is not served: {error.reason}")
-        return _reply(error_reply(refusal), error.status)
+        return _reply(ErrorReply.of(refusal), error.status)
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         failure = LazyimgError("daemon", "an error of its own; its log has the details")
-        return _reply(error_reply(failure), HTTPStatus.INTERNAL_SERVER_ERROR)
+        return _reply(ErrorReply.of(failure), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _status(error: LazyimgError) -> int:

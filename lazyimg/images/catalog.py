@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import mmap
-from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Final, Protocol
 
 from lazyimg.errors import CorruptError, NotFoundError, StorageError
-from lazyimg_formats.device_table import BLOCK_SIZE, DeviceTable
+from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
@@ -27,6 +26,14 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 1 << 20
 """Bytes of a bootstrap that are written at once."""
+
+
+class Presence(Protocol):
+    """What the catalog needs of a transport."""
+
+    def present(self, cookie: str) -> list[range] | None:
+        """Give the ranges that an open object has, in bytes; None if it is not open. Blocks."""
+        ...
 
 
 class Catalog:
@@ -54,7 +61,12 @@ class Catalog:
         self._devices: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
-        self._written: WeakSet[Sink] = WeakSet()
+        self._noted: dict[str, Sink] = {}
+        self._presence: Presence | None = None
+
+    def use(self, presence: Presence) -> None:
+        """Ask `presence` (the transport) what is local already."""
+        self._presence = presence
 
     def load(self) -> None:
         """Learn the names that are recorded. Blocks for a local query.
@@ -88,12 +100,20 @@ class Catalog:
         Raises:
             LazyimgError: it cannot be filled now.
         """
-        size = self._bootstraps.get(cookie)
-        if size is None:
-            await self.device(cookie)
-            await self._engine.fill(cookie, offset, length, sink)
-        else:
+        if cookie in self._bootstraps:
             await self._fill_bootstrap(cookie, offset, length, sink)
+            return
+        await self.device(cookie)
+        await self._note_present(cookie, sink)
+        await self._engine.fill(cookie, offset, length, sink)
+
+    async def _note_present(self, name: str, sink: Sink) -> None:
+        """Tell the engine, once for each opening of the device, what it need not fetch."""
+        if self._presence is None or self._noted.get(name) == sink:
+            return
+        self._noted[name] = sink
+        ranges = await asyncio.to_thread(self._presence.present, name)
+        self._engine.note_present(name, sink, ranges or [])
 
     async def device(self, name: str) -> DeviceTable:
         """Give a device's table; afterwards the engine can fill the device.
@@ -138,24 +158,14 @@ class Catalog:
             raise kind(str(path), f"cannot be used: {problem}", "mount the image again") from error
 
     async def _fill_bootstrap(self, fsid: str, offset: int, length: int, sink: Sink) -> None:
-        """Write it whole before the first answer: it is small, and read block by block."""
+        """Map the file; the next ranges are `local`."""
         data = self._maps.get(fsid)
         if data is None:
             data = await asyncio.to_thread(_map_bootstrap, self._root / "bootstraps" / fsid)
             self._maps[fsid] = data
-        if sink not in self._written:
-            self._written.add(sink)
-            try:
-                await _write(data, 0, len(data), sink)
-            except BaseException:
-                self._written.discard(sink)
-                raise
-        await _write(data, offset, length, sink)
-
-
-async def _write(data: mmap.mmap, offset: int, length: int, sink: Sink) -> None:
-    for start in range(offset, offset + length, _PIECE):
-        await sink.write(start, _padded(data, start, min(_PIECE, offset + length - start)))
+        for start in range(offset, offset + length, _PIECE):
+            piece = min(_PIECE, offset + length - start)
+            await sink.write(start, memoryview(data[start : start + piece].ljust(piece, b"\0")))
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -171,11 +181,3 @@ def _map_bootstrap(path: Path) -> mmap.mmap:
     if hashlib.sha256(data).hexdigest() != path.name:
         raise CorruptError(str(path), "its bytes are not those of its name", "remove it")
     return data
-
-
-def _padded(data: mmap.mmap, start: int, length: int) -> memoryview:
-    """Give a range in whole blocks, zeros behind the end."""
-    whole = -(-length // BLOCK_SIZE) * BLOCK_SIZE
-    if start + whole <= len(data):
-        return memoryview(data)[start : start + whole]
-    return memoryview(data[start : start + length].ljust(whole, b"\0"))

@@ -14,13 +14,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from lazyimg.errors import BadReferenceError, NotFoundError, RegistryError, UsageError
+from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
 from lazyimg.layers.fetch import fetch_index
-from lazyimg.layers.locate import IndexLocation, locate_index
+from lazyimg.layers.locate import IndexLocation, is_lazy, locate_index, name_format
 from lazyimg.registry.resolve import resolve_image
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.platform import Platform, parse_platform
@@ -60,6 +59,27 @@ class Image:
     digest: str
     platform: str
     chain: ChainRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An image as its manifest describes it.
+
+    Attributes:
+        reference: canonical, with the tag or digest asked for.
+        digest: of the platform's manifest.
+        platform: os/arch[/variant].
+        layers: their descriptors, lowest first.
+        formats: of each layer, in the words of `lazyimg.layers`.
+        chain: its bootstrap and devices, if it was made ready on this node.
+    """
+
+    reference: str
+    digest: str
+    platform: str
+    layers: tuple[Descriptor, ...]
+    formats: tuple[str, ...]
+    chain: ChainRecord | None
 
 
 class Images:
@@ -118,6 +138,23 @@ class Images:
             )  # fmt: skip
             return await self._recorded(record)
         return await self._open_resolved(reference, platform, resolved, source, access)
+
+    async def describe(self, text: str, platform_text: str, access: Access) -> Description:
+        """Give what the registry says of an image, lazily loadable or not; builds nothing.
+
+        Args and Raises: as `open`.
+        """
+        reference, platform = self._parse(text, platform_text)
+        source = self._open_source(reference, access)
+        resolved = await resolve_image(source, reference, platform)
+        layers = resolved.manifest.layers
+        formats = tuple(name_format(layer) for layer in layers)
+        chain = None
+        if all(is_lazy(kind) for kind in formats):
+            key = _chain_key(layers, [locate_index(layer, str(reference)) for layer in layers])
+            chain = await asyncio.to_thread(self._library.find_chain, key)
+        digest = str(resolved.manifest_descriptor.digest)
+        return Description(str(reference), digest, str(platform), layers, formats, chain)
 
     def _parse(self, text: str, platform_text: str) -> tuple[Reference, Platform]:
         try:
@@ -238,12 +275,6 @@ def _chain_key(layers: tuple[Descriptor, ...], locations: list[IndexLocation]) -
 
 
 def _source_record(reference: Reference, layer: LayerRecord, access: Access) -> SourceRecord:
-    public = {
-        "authfile": str(access.authfile or ""),
-        "plain_http": access.plain_http,
-        "insecure": access.insecure,
-        "ca_file": str(access.ca_file or ""),
-    }
     return SourceRecord(
-        reference.name, layer.blob, layer.blob_size, layer.table, msgspec.json.encode(public)
+        reference.name, layer.blob, layer.blob_size, layer.table, serialize_access(access)
     )

@@ -92,6 +92,14 @@ class ObjectSink:
         self._space = space
         self._writers = writers
 
+    def __eq__(self, other: object) -> bool:
+        """Sinks of one opening of an object are the same."""
+        return isinstance(other, ObjectSink) and other._file is self._file
+
+    def __hash__(self) -> int:
+        """As `__eq__`."""
+        return hash(id(self._file))
+
     async def write(self, offset: int, data: memoryview) -> None:
         """Write whole blocks in a thread; if cancelled, the write in hand is finished first.
 
@@ -168,6 +176,7 @@ class Server:
         self._culling: Thread | None = None
         self._cull_after = 0.0
         self._ending = False
+        self._opening = asyncio.Event()
 
     def start(self) -> None:
         """Begin to answer; call it in the event loop that shall run the fills."""
@@ -201,6 +210,16 @@ class Server:
         with self._lock:
             opened = self._protocol.find(volume, cookie)
             return None if opened is None else (opened, self._files[opened.fd])
+
+    async def opened(self, volume: str, cookie: str) -> tuple[OpenObject, ObjectFile]:
+        """Wait until the kernel has opened an object; give it and its file."""
+        while (found := self.find(volume, cookie)) is None:
+            await self._opening.wait()
+        return found
+
+    def _tell_opening(self) -> None:
+        self._opening.set()
+        self._opening = asyncio.Event()
 
     def sink(self, opened: OpenObject, file: ObjectFile) -> ObjectSink:
         """Give the sink of an open object."""
@@ -263,6 +282,7 @@ class Server:
             self._device.write_command(fail_open(request.msg_id, EIO))
             raise
         self._perform(jobs, failed=True)
+        self._loop.call_soon_threadsafe(self._tell_opening)
 
     def _size(self, cookie: bytes) -> int | None:
         return self._filler.size(cookie.decode("ascii")) if cookie.isascii() else None

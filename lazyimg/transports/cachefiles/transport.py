@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
+from lazyimg.errors import KernelError
 from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device
 from lazyimg.transports.cachefiles.object_file import when_ready
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 TAG: Final = "lazyimg"
 """What the cache is called in the kernel (/proc/fs/fscache/caches)."""
+
+OPEN_DEADLINE: Final = 30.0
+"""Seconds that the kernel may take to open an object of an image that is mounted."""
 
 
 class CachefilesTransport:
@@ -86,6 +91,23 @@ class CachefilesTransport:
         """Give the sink of an object that the kernel has open, or None."""
         found = self._server.find(self._volume, cookie) if self._server is not None else None
         return None if found is None or self._server is None else self._server.sink(*found)
+
+    async def opened(self, cookie: str) -> ObjectSink:
+        """Give the sink of an object of a mount; waits until the kernel has opened it.
+
+        Raises:
+            KernelError: the kernel does not open it in time, or the transport has stopped.
+        """
+        server = self._server
+        if server is None:
+            raise KernelError(cookie, "is not served: the transport has stopped")
+        try:
+            async with asyncio.timeout(OPEN_DEADLINE):
+                return server.sink(*await server.opened(self._volume, cookie))
+        except TimeoutError as error:
+            raise KernelError(
+                cookie, f"was not opened by the kernel within {OPEN_DEADLINE:g} s"
+            ) from error
 
     def present(self, cookie: str) -> list[range] | None:
         """Give the ranges, in bytes, that an open object has; None if it is not open.

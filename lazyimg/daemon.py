@@ -1,0 +1,256 @@
+"""What the daemon does for its callers: one method for each request of the local API."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lazyimg import __version__
+from lazyimg.api.messages import (
+    ErrorReply,
+    FsidReply,
+    ImageRequest,
+    InspectReply,
+    InspectRequest,
+    LayerReport,
+    MountReply,
+    MountReport,
+    MountRequest,
+    PrefetchEvent,
+    StatusReply,
+    UnmountReply,
+    UnmountRequest,
+)
+from lazyimg.errors import LazyimgError, UsageError
+from lazyimg.registry.ports import Access
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from lazyimg.api import messages
+    from lazyimg.api.messages import PrefetchRequest
+    from lazyimg.config import Config
+    from lazyimg.fill.engine import Engine
+    from lazyimg.images.library import ChainRecord
+    from lazyimg.images.mounts import Mounted, Mounts
+    from lazyimg.images.prefetching import Prefetcher, Progress
+    from lazyimg.images.service import Image, Images
+    from lazyimg.transports.cachefiles.transport import CachefilesTransport
+
+
+class LazyimgDaemon:
+    """Answers the local API; implements `lazyimg.api.server.Daemon`.
+
+    Args:
+        config: the effective configuration.
+        images: makes images ready.
+        mounts: mounts them.
+        prefetcher: makes them local.
+        engine: fills devices; asked for its counters.
+        transport: serves the kernel; asked what is present.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        images: Images,
+        mounts: Mounts,
+        prefetcher: Prefetcher,
+        engine: Engine,
+        transport: CachefilesTransport,
+    ) -> None:
+        self._config = config
+        self._images = images
+        self._mounts = mounts
+        self._prefetcher = prefetcher
+        self._engine = engine
+        self._transport = transport
+        self._started = time.monotonic()
+
+    async def mount(self, request: MountRequest) -> MountReply:
+        """Mount an image on a directory."""
+        _check_directory(request.directory)
+        image = await self._open(request)
+        await self._mounts.mount(image, request.directory, read_write=request.read_write)
+        return MountReply(
+            reference=image.reference,
+            digest=image.digest,
+            fsid=image.chain.fsid,
+            directory=request.directory,
+        )
+
+    async def unmount(self, request: UnmountRequest) -> UnmountReply:
+        """Take an image off a directory."""
+        mounted = await self._mounts.unmount(request.directory, lazy=request.lazy)
+        return UnmountReply(reference=mounted.image.reference, directory=mounted.directory)
+
+    async def fsid(self, request: ImageRequest) -> FsidReply:
+        """Make an image ready to be mounted by hand."""
+        image = await self._open(request)
+        fsid, domain = image.chain.fsid, self._config.domain_id
+        return FsidReply(
+            reference=image.reference,
+            digest=image.digest,
+            fsid=fsid,
+            domain_id=domain,
+            command=f"mount -t erofs none -o fsid={fsid},domain_id={domain} DIR",
+        )
+
+    async def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+        """Make images local, one after the other; stops when nobody listens any more."""
+        for reference in request.references:
+            one = ImageRequest(
+                reference=reference, platform=request.platform, access=request.access
+            )
+            events: asyncio.Queue[PrefetchEvent] = asyncio.Queue()
+            task = asyncio.create_task(self._prefetch(one, request.paths, events.put_nowait))
+            try:
+                while True:
+                    event = await events.get()
+                    yield event
+                    if event.done or event.error is not None:
+                        break
+                await task
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _prefetch(
+        self,
+        request: ImageRequest,
+        paths: list[str],
+        report: Callable[[PrefetchEvent], None],
+    ) -> None:
+        def event(progress: Progress, *, done: bool = False) -> PrefetchEvent:
+            return PrefetchEvent(
+                reference=request.reference,
+                present=progress.present,
+                total=progress.total,
+                fetched=progress.fetched,
+                done=done,
+            )
+
+        try:
+            image = await self._open(request)
+            end = await self._prefetcher.prefetch(image, paths, lambda now: report(event(now)))
+        except Exception as error:
+            failure = (
+                error if isinstance(error, LazyimgError) else LazyimgError("daemon", repr(error))
+            )
+            report(PrefetchEvent(reference=request.reference, error=ErrorReply.of(failure)))
+            if failure is not error:
+                raise
+        else:
+            report(event(end, done=True))
+
+    async def inspect(self, request: InspectRequest) -> InspectReply:
+        """Describe an image, and how much of it is local."""
+        if request.directory:
+            image = self._mounts.find(request.directory).image
+            return await self._inspect(image.reference, image.digest, image.platform, image.chain)
+        access = _registry_access(request.access)
+        known = await self._images.describe(request.reference, request.platform, access)
+        if known.chain is not None:
+            return await self._inspect(known.reference, known.digest, known.platform, known.chain)
+        return InspectReply(
+            reference=known.reference,
+            digest=known.digest,
+            platform=known.platform,
+            fsid="",
+            bootstrap_size=0,
+            layers=[
+                LayerReport(
+                    digest=str(layer.digest),
+                    media_type=layer.media_type,
+                    format=kind,
+                    size=layer.size,
+                )
+                for layer, kind in zip(known.layers, known.formats, strict=True)
+            ],
+        )
+
+    async def status(self) -> StatusReply:
+        """Describe the daemon and its mounts."""
+        mounts = [await self._report(mounted) for mounted in self._mounts.list()]
+        counters, kernel = self._engine.counters, self._transport.counters
+        return StatusReply(
+            version=__version__,
+            pid=os.getpid(),
+            transport="cachefiles",
+            root=self._config.root,
+            uptime=time.monotonic() - self._started,
+            mounts=mounts,
+            reads=kernel.reads,
+            reads_failed=kernel.reads_failed,
+            fetched=counters.fetched,
+            fetches=counters.fetches,
+        )
+
+    async def _open(self, request: ImageRequest) -> Image:
+        access = _registry_access(request.access)
+        return await self._images.open(request.reference, request.platform, access)
+
+    async def _report(self, mounted: Mounted) -> MountReport:
+        image = mounted.image
+        layers = await asyncio.to_thread(self._layers, image.chain)
+        return MountReport(
+            reference=image.reference,
+            digest=image.digest,
+            fsid=image.chain.fsid,
+            directory=mounted.directory,
+            read_write=mounted.scratch is not None,
+            size=sum(layer.device_size for layer in layers),
+            present=sum(layer.present for layer in layers),
+        )
+
+    async def _inspect(
+        self, reference: str, digest: str, platform: str, chain: ChainRecord
+    ) -> InspectReply:
+        return InspectReply(
+            reference=reference,
+            digest=digest,
+            platform=platform,
+            fsid=chain.fsid,
+            bootstrap_size=chain.size,
+            layers=await asyncio.to_thread(self._layers, chain),
+        )
+
+    def _layers(self, chain: ChainRecord) -> list[LayerReport]:
+        return [
+            LayerReport(
+                digest=layer.blob,
+                media_type=layer.media_type,
+                format=layer.format,
+                size=layer.blob_size,
+                device=layer.device,
+                device_size=layer.device_size,
+                present=self._present(layer.device),
+            )
+            for layer in chain.layers
+        ]
+
+    def _present(self, device: str) -> int:
+        ranges = self._transport.present(device)
+        if ranges is None:
+            ranges = self._transport.present_on_disk(device)
+        return sum(map(len, ranges or []))
+
+
+def _check_directory(directory: str) -> None:
+    if not directory.startswith("/"):
+        raise UsageError(directory, "a directory to mount on is given by its absolute path")
+
+
+def _registry_access(access: messages.Access) -> Access:
+    return Access(
+        authfile=Path(access.authfile) if access.authfile else None,
+        username=access.username,
+        password=access.password,
+        plain_http=access.plain_http,
+        insecure=access.insecure,
+        ca_file=Path(access.ca_file) if access.ca_file else None,
+    )
