@@ -20,7 +20,7 @@ class FillLimits:
         background_memory: bytes of `memory` that prefetching may hold; the rest is for readers.
         fetches: requests to registries at a time.
         background_fetches: requests of `fetches` that prefetching may use.
-        merge_gap: bytes of a blob between two wanted ranges that are fetched too, to save a request.
+        merge_gap: bytes of a blob between two wanted ranges that are fetched to save a request.
         min_fetch: bytes of a blob that a reader's request is widened to, with the spans beside it.
         max_fetch: bytes of a blob that one request asks for (one span may be larger).
         max_decode: bytes that the spans of one request decode to (one span may be larger).
@@ -46,12 +46,25 @@ class FillLimits:
 
     def __post_init__(self) -> None:
         """Refuse values with which no fill could ever end."""
-        for name in ("memory", "background_memory", "fetches", "background_fetches", "max_fetch",
-                     "max_decode", "decode_workers", "prefetch_piece", "prefetch_pieces"):  # fmt: skip
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("merge_gap", "min_fetch", "recent"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.read_deadline is not None and not self.read_deadline > 0:
             raise ValueError(f"read_deadline is {self.read_deadline}, expected more than 0 seconds")
+
+
+_NOT_NEGATIVE: Final = ("merge_gap", "min_fetch", "recent")
+_POSITIVE: Final = (
+    "memory",
+    "background_memory",
+    "fetches",
+    "background_fetches",
+    "max_fetch",
+    "max_decode",
+    "decode_workers",
+    "prefetch_piece",
+    "prefetch_pieces",
+)

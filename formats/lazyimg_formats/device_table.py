@@ -188,6 +188,14 @@ class DeviceTable:
             Codec(self._span_codec[index]),
         )
 
+    def blob_range(self, index: int) -> tuple[int, int]:
+        """Give where span `index` lies in the compressed blob: first byte and bytes."""
+        return self._span_blob_offset[index], self._span_blob_length[index]
+
+    def span_length(self, index: int) -> int:
+        """Give the decoded bytes of span `index`."""
+        return self._span_length[index]
+
     def extents_in(self, offset: int, length: int) -> range:
         """Give the indexes of the extents that hold a byte of a device range (in bytes)."""
         last = bisect_left(self._extent_offset, offset + length)

@@ -1,1 +1,35 @@
-"""."""
+"""Making ranges of devices present: plan, fetch, decode, verify, write.
+
+A *fill* is one request: write this range of that device to this sink. A *flight* fetches and writes
+one run of spans; fills start flights and join those of others, so that each span is fetched once
+however many ask.
+
+The life of a fill:
+  1. Its range is cut into steps of bounded work, one after the other.
+  2. `plan` says which spans a step needs. For those in flight it joins; the others are grouped into
+     runs that one ranged request each can fetch. For a reader a small request is widened to the
+     spans beside it, because small files are read one by one and each round trip costs.
+  3. Each run is a flight, a task of its own: it waits for its turn (`budget`), fetches, decodes and
+     verifies in a worker thread (`decode`), assembles whole blocks (`assembly`), and only then
+     writes: nothing unverified is ever handed to a sink.
+  4. When its flights have ended, the fill writes what no flight has: zeros, and blocks that the
+     spans of two flights share.
+
+Rules:
+  - Absence is never doubted: what is asked for is written, whatever was written before. What the
+    engine remembers (`recent`, and which spans a sink has) only saves requests.
+  - A flight that fails is forgotten and every fill that joined it fails; the next one tries again.
+    Of several sources of a device, the one added last is asked first, then the others.
+  - Cancelling a fill leaves the flights it shares alone. A flight that nobody waits for any more is
+    cancelled while it waits for its turn or for the blob; once it decodes, it ends by itself.
+  - When a reader's deadline passes, the flights it still waits for are forgotten: others may wait
+    on, but a new fill starts anew.
+  - A fill for another sink than the flight's waits for the flight to end, and then makes its own.
+  - Readers go before prefetching, which has only a share of memory and requests. A reader that
+    joins a waiting prefetch makes it urgent.
+  - Memory in flight is bounded by the budget. A single span may be larger than a request's usual
+    size, and than the budget: it then goes alone.
+
+Concurrency: everything runs in one event loop but `decode` and `assembly`, which run in the
+engine's own worker threads on values that nobody changes. `Engine.close` leaves no task behind.
+"""

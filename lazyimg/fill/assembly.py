@@ -1,0 +1,103 @@
+"""Decoded spans to whole blocks of a device, in page-aligned memory. Runs in worker threads."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING
+
+from lazyimg.fill.plan import known_range, parts_in, plan_segments
+from lazyimg_formats.device_table import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lazyimg_formats.device_table import DeviceTable
+
+
+def assemble(table: DeviceTable, start: int, stop: int, decoded: Mapping[int, bytes]) -> memoryview:
+    """Give the bytes of a range of whole blocks, page-aligned.
+
+    Args:
+        table: the device.
+        start: the range's first byte.
+        stop: the range's end.
+        decoded: each span that the range needs.
+    """
+    view = memoryview(mmap.mmap(-1, stop - start))  # starts as zeros
+    for extent, first, last in parts_in(table, start, stop):
+        inner = extent.inner_offset + first - extent.device_offset
+        source = memoryview(decoded[extent.span])
+        view[first - start : last - start] = source[inner : inner + last - first]
+    return view
+
+
+def edge_fragments(
+    table: DeviceTable, spans: range, decoded: Mapping[int, bytes]
+) -> Iterator[tuple[int, bytes]]:
+    """Give device offset and bytes of what a run has in blocks that it does not know whole."""
+    low, high = known_range(table, spans)
+    extents = table.extents_of(spans)
+    first, final = table.extent(extents[0]), table.extent(extents[-1])
+    end = final.device_offset + final.length
+    for start, stop in ((first.device_offset, min(low, end)), (high, end)):
+        for extent, begin, until in parts_in(table, start, stop) if start < stop else ():
+            inner = extent.inner_offset + begin - extent.device_offset
+            yield begin, decoded[extent.span][inner : inner + until - begin]
+
+
+def assemble_shared(table: DeviceTable, block: int, fragments: Mapping[int, bytes]) -> memoryview:
+    """Give a block that several runs of spans have a part of.
+
+    Args:
+        table: the device.
+        block: device offset of the block.
+        fragments: device offset and bytes of every part; those of other blocks do no harm.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    view = memoryview(mmap.mmap(-1, BLOCK_SIZE))
+    for extent, start, stop in parts_in(table, block, block + BLOCK_SIZE):
+        data = fragments.get(start, b"")
+        if len(data) != stop - start:
+            raise ValueError(f"no fragment for bytes {start}-{stop - 1}, span {extent.span}")
+        view[start - block : stop - block] = data
+    return view
+
+
+class Assembly:
+    """What is written of a run of decoded spans, batch by batch.
+
+    Args:
+        table: the device.
+        spans: the run.
+        decoded: the bytes of each of them.
+        batch: bytes after which a batch ends, a multiple of `BLOCK_SIZE`.
+
+    Attributes:
+        decoded: see above.
+        fragments: what the run has of blocks that it shares with other runs.
+        ended: nothing more comes.
+    """
+
+    def __init__(
+        self, table: DeviceTable, spans: range, decoded: Mapping[int, bytes], batch: int
+    ) -> None:
+        self.decoded = decoded
+        self.fragments = dict(edge_fragments(table, spans, decoded))
+        self.ended = False
+        self._table = table
+        self._batch = batch
+        self._segments = plan_segments(table, spans, table.extents_of(spans), batch)
+
+    def next_batch(self) -> list[tuple[int, memoryview]]:
+        """Give the next (device offset, whole blocks) to write."""
+        pieces = []
+        size = 0
+        for start, stop in self._segments:
+            pieces.append((start, assemble(self._table, start, stop, self.decoded)))
+            size += stop - start
+            if size >= self._batch:
+                return pieces
+        self.ended = True
+        return pieces

@@ -1,0 +1,481 @@
+"""The fill engine: joins fills, plans and runs flights. See the package's text."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, RegistryError
+from lazyimg.fill.assembly import Assembly, assemble_shared
+from lazyimg.fill.budget import Budget, Priority, Ticket
+from lazyimg.fill.decode import decode_spans
+from lazyimg.fill.plan import (
+    block_ceil,
+    block_floor,
+    plan_blob_ranges,
+    plan_groups,
+    plan_rest,
+    plan_runs,
+    plan_steps,
+    widen_run,
+)
+from lazyimg.fill.recent import RecentSpans
+from lazyimg_formats.device_table import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from lazyimg.fill.plan import BlobRange
+    from lazyimg.fill.ports import BlobReader, Sink
+    from lazyimg.limits import FillLimits
+    from lazyimg_formats.device_table import DeviceTable
+
+_BATCH: Final = 2 << 20
+"""Bytes of a device after which a flight writes what it has assembled: it holds at most twice."""
+
+_ZEROS: Final = memoryview(mmap.mmap(-1, 1 << 20)).toreadonly()
+
+_MANY_EXTENTS: Final = 512
+"""Extents of one step from which on planning its rest is work for a thread."""
+
+_Blobs = list[tuple["BlobRange", bytes]]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done since it started.
+
+    Attributes:
+        reads: fills that readers asked for.
+        reads_failed: those of them that raised; not those that were cancelled.
+        joined: times that a fill found spans it needed in flight already.
+        fetches: requests to blobs.
+        fetched: bytes of blobs that they gave.
+        decoded: bytes of spans that were decoded and verified.
+        written: bytes of devices that were written, zeros included.
+    """
+
+    reads: int = 0
+    reads_failed: int = 0
+    joined: int = 0
+    fetches: int = 0
+    fetched: int = 0
+    decoded: int = 0
+    written: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A blob that holds a device, and where in it each span lies."""
+
+    table: DeviceTable
+    blob: BlobReader
+
+
+@dataclass(slots=True, eq=False)
+class _Device:
+    """One device.
+
+    Attributes:
+        table: any source's; all agree on the layout.
+        sources: in the order they were added.
+        flights: those that a new fill may join, by span.
+        sink: where the last flight wrote.
+        local: spans that were written to `sink`: a hint for widening, nothing is answered from it.
+        fetched: bytes of blobs.
+    """
+
+    table: DeviceTable
+    sources: list[_Source]
+    local: bytearray
+    flights: dict[int, _Flight] = field(default_factory=dict)
+    sink: Sink | None = None
+    fetched: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A run of spans on its way from the blob to a sink.
+
+    Attributes:
+        waiters: fills that wait for it.
+        cancellable: it only waits: cancelling it leaves no thread at work.
+        fragments: device offset and bytes of what it has in blocks shared with its neighbours;
+            complete when it has ended.
+        task: runs it; assigned right after it is made.
+    """
+
+    device: _Device
+    spans: range
+    sink: Sink
+    ticket: Ticket
+    waiters: int = 0
+    cancellable: bool = True
+    fragments: dict[int, bytes] = field(default_factory=dict)
+    task: asyncio.Task[None] = field(init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Where a fill writes, how urgent it is, and when it gives up."""
+
+    sink: Sink
+    priority: Priority
+    deadline: asyncio.Timeout
+
+
+class Engine:
+    """Makes ranges of devices present.
+
+    All methods are called in one event loop.
+    """
+
+    def __init__(self, *, limits: FillLimits) -> None:
+        self.counters = Counters()
+        self.limits = limits
+        self._devices: dict[str, _Device] = {}
+        self._budget = Budget(limits)
+        self._recent = RecentSpans(limits.recent)
+        self._flights: set[_Flight] = set()
+        self._workers = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
+        self._closed = False
+
+    def add_device(self, table: DeviceTable, blob: BlobReader) -> None:
+        """Add a device, or one more source of a device that is there already.
+
+        The source added last is asked first; the others are asked when it fails.
+        """
+        device = self._devices.get(table.name)
+        if device is None:
+            self._devices[table.name] = _Device(
+                table, [_Source(table, blob)], bytearray(table.span_count)
+            )
+        else:
+            device.sources.append(_Source(table, blob))
+
+    def remove_device(self, name: str, blob: BlobReader | None = None) -> None:
+        """Take back one `add_device`: the one of `blob`, else the oldest.
+
+        Fills under way end as they would have.
+
+        Raises:
+            NotFoundError: there is no such device, or `blob` is no source of it.
+        """
+        device = self._device(name)
+        for position, source in enumerate(device.sources):
+            if blob is None or source.blob is blob:
+                del device.sources[position]
+                break
+        else:
+            raise NotFoundError(f"device {name}", "this blob is not a source of it")
+        if not device.sources:
+            del self._devices[name]
+            self._recent.drop_device(name)
+
+    def size(self, name: str) -> int | None:
+        """Give a device's bytes, or None if there is no such device."""
+        device = self._devices.get(name)
+        return None if device is None else device.table.size
+
+    def fetched(self, name: str) -> int:
+        """Give the bytes of blobs that were fetched for a device since it was added."""
+        return self._device(name).fetched
+
+    def note_present(self, name: str, sink: Sink, ranges: Sequence[range]) -> None:
+        """Say what `sink` has already, so that no request is widened to it.
+
+        Args:
+            name: the device.
+            sink: the same object (or an equal one) that fills will be given.
+            ranges: of the device, in bytes; what they do not contain is taken to be absent.
+        """
+        device = self._device(name)
+        device.sink = sink
+        device.local = bytearray(device.table.span_count)
+        for present in ranges:
+            extents = device.table.extents_in(present.start, len(present))
+            if not extents:
+                continue
+            first, last = device.table.extent(extents[0]), device.table.extent(extents[-1])
+            start = first.span + (first.device_offset < present.start)
+            stop = last.span + (last.device_offset + last.length <= present.stop)
+            device.local[start:stop] = b"\1" * (stop - start)
+
+    async def fill(
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        sink: Sink,
+        *,
+        priority: Priority = Priority.ON_DEMAND,
+    ) -> None:
+        """Write a range of a device to `sink`; return when all of it is written.
+
+        More may be written: what was decoded anyway. A range past the device's end is zeros.
+        Cancelling it does not disturb other fills of the same range.
+
+        Args:
+            name: the device.
+            offset: first byte, rounded down to a whole block.
+            length: bytes, at least 1; the end is rounded up to a whole block.
+            sink: where to write.
+            priority: how urgent it is. Only `ON_DEMAND` is bound to the read deadline.
+
+        Raises:
+            LazyimgError: the range cannot be filled: NotFoundError without such a device,
+                RegistryError (also when the deadline has passed), CorruptError, StorageError.
+        """
+        on_demand = priority is Priority.ON_DEMAND
+        self.counters.reads += on_demand
+        seconds = self.limits.read_deadline if on_demand else None
+        start, stop = block_floor(offset), block_ceil(offset + length)
+        deadline = asyncio.timeout(seconds)
+        try:
+            device = self._device(name)
+            async with deadline:
+                for step in plan_steps(device.table, start, stop):
+                    await self._fill_step(device, step, _Wish(sink, priority, deadline))
+        except Exception as error:
+            self.counters.reads_failed += on_demand
+            if isinstance(error, TimeoutError) and deadline.expired():
+                raise RegistryError(
+                    f"device {name}",
+                    f"bytes {start}-{stop - 1} did not arrive within {seconds:g} s",
+                    retryable=True,
+                ) from error
+            raise
+
+    async def close(self) -> None:
+        """Fail the fills that wait for a blob, let those that write end, and stop the workers."""
+        self._closed = True
+        for flight in list(self._flights):
+            if flight.cancellable:
+                self._forget(flight)
+                flight.task.cancel()
+        if self._flights:
+            await asyncio.wait([flight.task for flight in self._flights])
+        await asyncio.to_thread(self._workers.shutdown)
+
+    def _device(self, name: str) -> _Device:
+        try:
+            return self._devices[name]
+        except KeyError:
+            raise NotFoundError(f"device {name}", "no mounted image has it") from None
+
+    async def _fill_step(self, device: _Device, step: tuple[int, int], wish: _Wish) -> None:
+        needed = device.table.spans_in(step[0], step[1] - step[0])
+        while foreign := _foreign(device, needed, wish.sink):
+            await self._await_flights(foreign, wish)
+        flights = self._join(device, needed, wish)
+        await self._await_flights(flights, wish)
+        for flight in flights:
+            if flight.task.cancelled():
+                raise _stopping(device)
+            flight.task.result()
+        await self._write_rest(device.table, step, flights, wish.sink)
+
+    def _join(self, device: _Device, needed: range, wish: _Wish) -> list[_Flight]:
+        """Give flights, in the order of the device, that together have all of `needed`."""
+        if self._closed:
+            raise _stopping(device)
+        if device.sink != wish.sink:
+            device.sink, device.local = wish.sink, bytearray(device.table.span_count)
+        found = device.flights
+        flights = dict.fromkeys(found[span] for span in needed if span in found)
+        self.counters.joined += len(flights)
+        for run in list(plan_runs(span for span in needed if span not in found)):
+            for spans in self._plan(device, run, wish.priority):
+                flights[self._launch(device, spans, wish)] = None
+        return sorted(flights, key=lambda flight: flight.spans.start)
+
+    def _plan(self, device: _Device, run: range, priority: Priority) -> Iterator[range]:
+        """Give the runs to fetch for a run of spans that nobody fetches."""
+        name = device.table.name
+        missing = any(self._recent.get(name, span) is None for span in run)
+        if missing and priority is Priority.ON_DEMAND:
+            run = widen_run(
+                device.table,
+                run,
+                lambda span: not device.local[span] and span not in device.flights,
+                self.limits,
+            )
+        return plan_groups(device.table, run, self.limits)
+
+    def _launch(self, device: _Device, spans: range, wish: _Wish) -> _Flight:
+        table = device.table
+        ranges = plan_blob_ranges(table, spans, self.limits)
+        decoded = sum(table.span_length(span) for span in spans)
+        extents = table.extents_of(spans)
+        last = table.extent(extents[-1])
+        stretch = last.device_offset + last.length - table.extent(extents[0]).device_offset
+        assembled = min(block_ceil(stretch) + BLOCK_SIZE, 2 * _BATCH)
+        memory = sum(part.length for part in ranges) + decoded + assembled
+        flight = _Flight(device, spans, wish.sink, Ticket(wish.priority, memory))
+        flight.task = asyncio.create_task(self._fly(flight))
+        self._flights.add(flight)
+        device.flights.update(dict.fromkeys(spans, flight))
+        flight.task.add_done_callback(lambda task: self._landed(flight, task))
+        return flight
+
+    def _landed(self, flight: _Flight, task: asyncio.Task[None]) -> None:
+        self._forget(flight)
+        self._flights.discard(flight)
+        self._budget.release(flight.ticket)
+        if not task.cancelled():
+            task.exception()  # its waiters raise it; there may be none left
+
+    def _forget(self, flight: _Flight) -> None:
+        """Let no further fill join a flight."""
+        flights = flight.device.flights
+        for span in flight.spans:
+            if flights.get(span) is flight:
+                del flights[span]
+
+    async def _await_flights(self, flights: Sequence[_Flight], wish: _Wish) -> None:
+        """Wait until all have ended, or one has failed."""
+        if not flights:
+            return
+        for flight in flights:
+            flight.waiters += 1
+            self._budget.hurry(flight.ticket, wish.priority)
+        try:
+            await asyncio.wait(
+                [flight.task for flight in flights], return_when=asyncio.FIRST_EXCEPTION
+            )
+        finally:
+            for flight in flights:
+                self._leave(flight, too_late=wish.deadline.expired())
+
+    def _leave(self, flight: _Flight, *, too_late: bool) -> None:
+        flight.waiters -= 1
+        if flight.task.done():
+            return
+        if too_late:  # the next read is to try again, not to join what hangs
+            self._forget(flight)
+        if not flight.waiters and flight.cancellable:
+            self._forget(flight)
+            flight.task.cancel()
+
+    async def _fly(self, flight: _Flight) -> None:
+        device, spans = flight.device, flight.spans
+        name = device.table.name
+        have = {span: data for span in spans if (data := self._recent.get(name, span)) is not None}
+        flight.ticket.fetching = len(have) < len(spans)
+        await self._budget.admit(flight.ticket)
+        assembly, batch = await self._obtain(flight, have)
+        flight.fragments = assembly.fragments
+        self._remember(flight, assembly.decoded)
+        while True:
+            for offset, blocks in batch:
+                await self._write(flight.sink, offset, blocks)
+            if assembly.ended:
+                break
+            batch = await self._work(assembly.next_batch)
+        if device.sink == flight.sink:
+            device.local[spans.start : spans.stop] = b"\1" * len(spans)
+
+    async def _obtain(
+        self, flight: _Flight, have: dict[int, bytes]
+    ) -> tuple[Assembly, list[tuple[int, memoryview]]]:
+        """Give the decoded spans, and the first batch to write, from the first source that works.
+
+        Nothing has been written when it raises.
+        """
+        failure: LazyimgError | None = None
+        for source in reversed(flight.device.sources):
+            try:
+                blobs = await self._fetch(flight, source, have)
+                self._budget.fetched(flight.ticket)
+                flight.cancellable = False
+                assembly, batch = await self._work(_decode, source.table, flight.spans, blobs, have)
+            except LazyimgError as error:
+                failure = failure or error
+                flight.cancellable = True
+            else:
+                self.counters.decoded += sum(map(len, assembly.decoded.values()))
+                return assembly, batch
+        raise failure or NotFoundError(f"device {flight.device.table.name}", "has been removed")
+
+    async def _fetch(self, flight: _Flight, source: _Source, have: Mapping[int, bytes]) -> _Blobs:
+        blobs = []
+        missing = [span for span in flight.spans if span not in have]
+        for part in plan_blob_ranges(source.table, missing, self.limits):
+            self.counters.fetches += 1
+            data = await source.blob.read(part.offset, part.length)
+            self.counters.fetched += len(data)
+            flight.device.fetched += len(data)
+            if len(data) != part.length:
+                raise CorruptError(
+                    f"device {source.table.name}",
+                    f"expected {part.length} bytes at {part.offset} of its blob, got {len(data)}",
+                )
+            blobs.append((part, data))
+        return blobs
+
+    def _remember(self, flight: _Flight, decoded: Mapping[int, bytes]) -> None:
+        """Keep what a reader may want next; of a prefetch, what the next piece shares with it."""
+        name, spans = flight.device.table.name, flight.spans
+        if name in self._devices:
+            everything = flight.ticket.priority is Priority.ON_DEMAND
+            for span in spans if everything else {spans[0], spans[-1]}:
+                self._recent.put(name, span, decoded[span])
+
+    async def _work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, partial(function, *args, **kwargs))
+
+    async def _write_rest(
+        self, table: DeviceTable, step: tuple[int, int], flights: Sequence[_Flight], sink: Sink
+    ) -> None:
+        """Write what no flight has: zeros, and blocks that several of them share."""
+        runs = [flight.spans for flight in flights]
+        fragments: dict[int, bytes] = {}
+        for flight in flights:
+            fragments.update(flight.fragments)
+        many = len(table.extents_in(step[0], step[1] - step[0])) > _MANY_EXTENTS
+        if many and not self._closed:
+            rest = await self._work(lambda: list(plan_rest(table, *step, runs)))
+        else:
+            rest = list(plan_rest(table, *step, runs))
+        for position, last in rest:
+            start = position
+            for block in sorted({block_floor(at) for at in fragments if position <= at < last}):
+                await self._write_zeros(start, block, sink)
+                await self._write(sink, block, assemble_shared(table, block, fragments))
+                start = block + BLOCK_SIZE
+            await self._write_zeros(start, last, sink)
+
+    async def _write_zeros(self, start: int, stop: int, sink: Sink) -> None:
+        for offset in range(start, stop, len(_ZEROS)):
+            await self._write(sink, offset, _ZEROS[: stop - offset])
+
+    async def _write(self, sink: Sink, offset: int, data: memoryview) -> None:
+        await sink.write(offset, data)
+        self.counters.written += len(data)
+
+
+def _stopping(device: _Device) -> LazyimgError:
+    return LazyimgError(f"device {device.table.name}", "the daemon is stopping")
+
+
+def _foreign(device: _Device, needed: range, sink: Sink) -> list[_Flight]:
+    """Give the flights of needed spans that write to another sink."""
+    found = dict.fromkeys(device.flights[span] for span in needed if span in device.flights)
+    return [flight for flight in found if flight.sink != sink]
+
+
+def _decode(
+    table: DeviceTable, spans: range, blobs: _Blobs, have: Mapping[int, bytes]
+) -> tuple[Assembly, list[tuple[int, memoryview]]]:
+    decoded = dict(have)
+    for part, data in blobs:
+        decoded.update(decode_spans(table, part.spans, part.offset, data))
+    assembly = Assembly(table, spans, decoded, _BATCH)
+    return assembly, assembly.next_batch()

@@ -1,0 +1,194 @@
+"""Devices made in memory: a blob, the table that describes it, and the bytes that must come out."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import zstandard
+from hypothesis import strategies as st
+
+from lazyimg_formats.device_table import (
+    BLOCK_SIZE,
+    Codec,
+    DeviceTable,
+    Extent,
+    Span,
+    serialize_device_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass
+class SpanPlan:
+    """One span: its bytes, how they are stored, and where its parts go.
+
+    Attributes:
+        content: decoded.
+        codec: how it is stored.
+        gap: bytes of the blob before it that belong to nobody.
+        extents: (bytes of zeros before it on the device, inner offset, length) of each extent.
+    """
+
+    content: bytes
+    codec: Codec = Codec.RAW
+    gap: int = 0
+    extents: Sequence[tuple[int, int, int]] = ()
+
+
+@dataclass
+class Device:
+    """A device with its blob and its reference bytes."""
+
+    table: DeviceTable
+    blob: bytes
+    content: bytes
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+
+def encode(content: bytes, codec: Codec) -> bytes:
+    if codec is Codec.ZSTD:
+        return zstandard.ZstdCompressor(level=1).compress(content)
+    if codec is Codec.GZIP:
+        return gzip.compress(content, compresslevel=1, mtime=0)
+    return content
+
+
+def make_device(plans: Sequence[SpanPlan], tail: int = 0, shift: int = 0) -> Device:
+    """Lay out spans one behind the other; `shift` moves them in the blob, not on the device."""
+    blob = bytearray(b"~" * shift)
+    content = bytearray()
+    extents, spans = [], []
+    for number, plan in enumerate(plans):
+        blob += b"~" * plan.gap
+        stored = encode(plan.content, plan.codec)
+        digest = hashlib.sha256(plan.content).digest()
+        spans.append(Span(len(blob), len(stored), len(plan.content), digest, plan.codec))
+        blob += stored
+        for zeros, inner, length in plan.extents or [(0, 0, len(plan.content))]:
+            content += bytes(zeros)
+            extents.append(Extent(len(content), length, number, inner))
+            content += plan.content[inner : inner + length]
+    content += bytes(tail)
+    content += bytes(-len(content) % BLOCK_SIZE)
+    table = DeviceTable(serialize_device_table(len(content), extents, spans))
+    return Device(table, bytes(blob), bytes(content))
+
+
+def pattern(length: int, seed: int) -> bytes:
+    """Give bytes that differ at every offset and for every seed, and compress a little."""
+    word = b"%08x" % seed
+    return b"".join(b"%s%08x" % (word, i) for i in range(-(-length // 16)))[:length]
+
+
+def aligned_device(spans: int, length: int = 2 * BLOCK_SIZE, **settings: int) -> Device:
+    """Give a device of equal spans that start on blocks, stored as they are."""
+    return make_device(
+        [SpanPlan(pattern(length, number), gap=settings.get("gap", 0)) for number in range(spans)],
+        shift=settings.get("shift", 0),
+    )
+
+
+@st.composite
+def devices(draw: st.DrawFn) -> Device:
+    """Small devices, aligned or not, with zeros, shared blocks and spans used in part."""
+    plans = []
+    for number in range(draw(st.integers(0, 12))):
+        length = draw(st.sampled_from([1, 7, 500, 4096, 4097, 8192, 12_000, 20_480]))
+        parts: list[tuple[int, int, int]] = []
+        inner = 0
+        for _ in range(draw(st.integers(1, 3))):
+            zeros = draw(st.sampled_from([0, 0, 0, 1, 3000, 4096, 9000, 70_000]))
+            used = draw(st.integers(1, length - inner))
+            parts.append((zeros, inner, used))
+            inner += used
+            if inner == length:
+                break
+        codec = draw(st.sampled_from(list(Codec)))
+        gap = draw(st.sampled_from([0, 0, 10, 5000]))
+        plans.append(SpanPlan(pattern(length, number), codec, gap, parts))
+    return make_device(plans, tail=draw(st.sampled_from([0, 100, 10_000])))
+
+
+@dataclass
+class MemoryBlob:
+    """A BlobReader over bytes.
+
+    Attributes:
+        data: the blob.
+        reads: (offset, length) of every read that began.
+        fault: called before a read answers; may raise.
+        gate: a read answers only while it is set.
+    """
+
+    data: bytes
+    reads: list[tuple[int, int]] = field(default_factory=list)
+    fault: Callable[[int, int], None] = lambda _offset, _length: None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self.reads.append((offset, length))
+        self.started.set()
+        await self.gate.wait()
+        self.fault(offset, length)
+        return self.data[offset : offset + length]
+
+
+@dataclass(eq=False)
+class MemorySink:
+    """A Sink over memory that holds the transport's rules: whole blocks, page-aligned offsets.
+
+    Attributes:
+        data: what was written; grows.
+        blocks: numbers of the blocks that were written.
+        writes: (offset, length) of every write.
+        fault: called before a write; may raise.
+    """
+
+    data: bytearray = field(default_factory=bytearray)
+    blocks: set[int] = field(default_factory=set)
+    writes: list[tuple[int, int]] = field(default_factory=list)
+    fault: Callable[[int, int], None] = lambda _offset, _length: None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        assert offset % BLOCK_SIZE == 0
+        assert len(data) % BLOCK_SIZE == 0
+        assert data.nbytes
+        self.started.set()
+        await self.gate.wait()
+        self.fault(offset, len(data))
+        self.writes.append((offset, len(data)))
+        end = offset + len(data)
+        self.data += bytes(max(0, end - len(self.data)))
+        self.data[offset:end] = data
+        self.blocks.update(range(offset // BLOCK_SIZE, end // BLOCK_SIZE))
+
+    def has(self, offset: int, length: int) -> bool:
+        """Say whether a range of whole blocks was written."""
+        return self.blocks >= set(range(offset // BLOCK_SIZE, -(-(offset + length) // BLOCK_SIZE)))
+
+    def agrees(self, content: bytes) -> bool:
+        """Say whether every written block equals the reference (zeros past its end)."""
+        padded = content + bytes(max(0, len(self.data) - len(content)))
+        return all(
+            self.data[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+            == padded[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+            for block in self.blocks
+        )
