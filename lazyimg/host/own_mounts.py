@@ -32,7 +32,7 @@ def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
         KernelError: the mount table is not understood.
     """
     entries = parse_mount_table(Path("/proc/self/mountinfo").read_bytes())
-    paths = [*own_paths(), *(os.path.abspath(directory) for directory in directories)]
+    paths = [*own_paths(), *map(os.path.abspath, directories)]
     found = find_served(entries, domain_id, paths)
     if found is not None:
         path, entry = found
