@@ -115,7 +115,7 @@ class Transport:
                         yield response
                         return
                     target = _redirect_target(response)
-                if not _same_origin(url, target):
+                if not same_origin(url, target):
                     headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
                 url = target
         raise RegistryError(redact_url(url), f"over {self._limits.redirects} redirects")
@@ -182,7 +182,8 @@ def _make_context(ca_file: Path | None, insecure: bool) -> ssl.SSLContext:  # no
     return context
 
 
-def _same_origin(one: URL, other: URL) -> bool:
+def same_origin(one: URL, other: URL) -> bool:
+    """Tell whether two URLs have scheme, host and port in common."""
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
