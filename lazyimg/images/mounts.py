@@ -28,6 +28,7 @@ from lazyimg.host import mounts as host
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.service import Image
 
 _log = logging.getLogger(__name__)
@@ -114,11 +115,11 @@ class Mounts:
         async with self._locks[directory]:
             mounted = self.find(directory)
             try:
-                await host.unmount(directory)
+                await host.unmount(Path(directory))
             except InUseError:
                 if not lazy:
                     raise
-                await host.unmount(directory, lazy=True)
+                await host.unmount(Path(directory), lazy=True)
                 del self._mounted[directory]
                 return mounted  # who is in it keeps the kernel's mount, and its scratch directory
             del self._mounted[directory]
@@ -146,7 +147,7 @@ class Mounts:
         for fsid, users in list(self._users.items()):
             if users:
                 try:
-                    await host.unmount(str(self._root / "mnt" / fsid), lazy=True)
+                    await host.unmount(self._root / "mnt" / fsid, lazy=True)
                 except LazyimgError as error:
                     _log.warning("%s", error)
 
@@ -156,19 +157,17 @@ class Mounts:
         Raises:
             LazyimgError: the kernel refuses.
         """
-        ours = str(self._root / "mnt") + "/"
-        scratch = str(self._root / "scratch") + "/"
-        stale = [
-            mount.target
-            for mount in await asyncio.to_thread(host.mount_table)
-            if (mount.kind == "erofs" and mount.options.get("domain_id") == self._domain_id)
-            or mount.target.startswith(ours)
-            or mount.options.get("upperdir", "").startswith(scratch)
-        ]
+        stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
         for target in reversed(stale):
             _log.warning("%s: left by a daemon that died; unmounted", target)
-            await host.unmount(target, lazy=True)
+            await host.unmount(Path(target), lazy=True)
         await asyncio.to_thread(self._remove_leftovers)
+
+    def _is_ours(self, mount: MountEntry) -> bool:
+        if mount.fs_type == "erofs":
+            return mount.super_option("domain_id") == self._domain_id
+        upper = mount.super_option("upperdir") or ""
+        return mount.fs_type == "overlay" and upper.startswith(f"{self._root}/scratch/")
 
     def _remove_leftovers(self) -> None:
         for path in (self._root / "mnt").iterdir():
@@ -184,7 +183,7 @@ class Mounts:
                 path.mkdir(exist_ok=True)
                 try:
                     await host.mount_erofs(
-                        fsid, self._domain_id, str(path), self._read_ahead // 1024
+                        fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
                     )
                 except BaseException:
                     path.rmdir()
@@ -198,19 +197,19 @@ class Mounts:
         async with self._locks[fsid]:
             self._users[fsid] -= 1
             if not self._users[fsid]:
-                await host.unmount(str(path))
+                await host.unmount(path)
                 path.rmdir()
 
     async def _put(self, lower: Path, directory: str, *, read_write: bool) -> Path | None:
         if not read_write:
-            await host.bind_mount(str(lower), directory)
+            await host.bind_mount(lower, Path(directory))
             return None
         scratch = Path(tempfile.mkdtemp(dir=self._root / "scratch"))
         try:
             upper, work = scratch / "upper", scratch / "work"
             upper.mkdir(mode=0o755)
             work.mkdir()
-            await host.mount_overlay([str(lower)], str(upper), str(work), directory)
+            await host.mount_overlay([lower], upper, work, Path(directory))
         except BaseException:
             shutil.rmtree(scratch)
             raise
