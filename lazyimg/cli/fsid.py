@@ -1,0 +1,52 @@
+"""`lazyimg fsid`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from lazyimg.api.messages import ImageRequest
+from lazyimg.cli.options import (
+    access_options,
+    common_options,
+    output_option,
+    pass_invocation,
+    platform_option,
+)
+from lazyimg.cli.output import print_json, print_line
+from lazyimg.cli.reference import daemon_access
+
+if TYPE_CHECKING:
+    from lazyimg.api.messages import Access, FsidReply
+    from lazyimg.cli.invocation import Invocation
+
+
+@click.command("fsid")
+@click.argument("reference", metavar="REF")
+@platform_option
+@output_option
+@access_options
+@common_options
+@pass_invocation
+def command(
+    invocation: Invocation, *, reference: str, platform: str, output: str, access: Access
+) -> None:
+    """Make an image ready to be mounted by mount(8).
+
+    Prints the fsid, and on the next line the whole command, with DIR for the directory. The daemon
+    must run while the image is mounted.
+    """
+    reply = asyncio.run(_fsid(invocation, reference, platform, access))
+    if output == "json":
+        print_json(reply)
+    else:
+        print_line(reply.fsid)
+        print_line(reply.command)
+
+
+async def _fsid(invocation: Invocation, reference: str, platform: str, access: Access) -> FsidReply:
+    found = await daemon_access(access, reference)
+    request = ImageRequest(reference=reference, platform=platform, access=found)
+    return await invocation.client().fsid(request)

@@ -1,0 +1,42 @@
+"""`lazyimg status`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from lazyimg.cli.mount import print_mounts
+from lazyimg.cli.options import common_options, output_option, pass_invocation
+from lazyimg.cli.output import format_duration, format_size, print_facts, print_json, print_line
+
+if TYPE_CHECKING:
+    from lazyimg.cli.invocation import Invocation
+
+
+@click.command("status")
+@output_option
+@common_options
+@pass_invocation
+def command(invocation: Invocation, *, output: str) -> None:
+    """Show the daemon and its mounts."""
+    reply = asyncio.run(invocation.client().status())
+    if output == "json":
+        print_json(reply)
+        return
+    failed = f", {reply.reads_failed} failed" if reply.reads_failed else ""
+    print_facts(
+        [
+            ("version", reply.version),
+            ("process", f"{reply.pid}, up {format_duration(reply.uptime)}"),
+            ("transport", reply.transport),
+            ("root", reply.root),
+            ("reads", f"{reply.reads}{failed}"),
+            ("fetched", f"{format_size(reply.fetched)} in {reply.fetches} requests"),
+            ("mounts", str(len(reply.mounts))),
+        ]
+    )
+    if reply.mounts:
+        print_line("")
+        print_mounts(reply.mounts)
