@@ -1,0 +1,134 @@
+"""The TOC's JSON, as typed structures, in the order in which containers/storage writes them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.layer import Kind
+
+VERSION: Final = 1
+
+CHUNK: Final = "chunk"
+"""The type of an entry that is no member but a further chunk of the file before it."""
+
+ZEROS: Final = "zeros"
+"""The chunk type of a chunk that has only zeros."""
+
+KINDS: Final = {
+    "reg": Kind.REGULAR,
+    "hardlink": Kind.HARDLINK,
+    "symlink": Kind.SYMLINK,
+    "char": Kind.CHARACTER,
+    "block": Kind.BLOCK,
+    "dir": Kind.DIRECTORY,
+    "fifo": Kind.FIFO,
+}
+
+Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
+Id = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Seconds = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Nanoseconds = Annotated[int, Meta(ge=0, lt=1_000_000_000)]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
+_LAST: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
+
+
+class Extra(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What other readers cannot take; where it is given, the entry's own field is an image of it.
+
+    Attributes:
+        name: base64 of a name that is not UTF-8.
+        link_name: likewise.
+        modtime: seconds and nanoseconds since the epoch, outside the years 1 to 9999.
+        xattrs: base64 of names that are not UTF-8, and of their values.
+    """
+
+    name: str = ""
+    link_name: str = msgspec.field(default="", name="linkName")
+    modtime: tuple[Seconds, Nanoseconds] | None = None
+    xattrs: dict[str, str] | None = None
+
+
+class TocEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A member of the tar, or a further chunk of the file before it.
+
+    Offsets are bytes in the blob; `chunk_offset` and `chunk_size` bytes of the file. `xattrs` has
+    base64 values; digests are text as in the image specification.
+    """
+
+    type: str
+    name: str
+    link_name: str = msgspec.field(default="", name="linkName")
+    mode: int = 0
+    size: Count = 0
+    uid: Id = 0
+    gid: Id = 0
+    modtime: str | None = None
+    accesstime: str | None = None
+    changetime: str | None = None
+    major: int = msgspec.field(default=0, name="devMajor")
+    minor: int = msgspec.field(default=0, name="devMinor")
+    xattrs: dict[str, str] | None = None
+    digest: str = ""
+    offset: Count = 0
+    end_offset: Count = msgspec.field(default=0, name="endOffset")
+    chunk_size: Count = msgspec.field(default=0, name="chunkSize")
+    chunk_offset: Count = msgspec.field(default=0, name="chunkOffset")
+    chunk_digest: str = msgspec.field(default="", name="chunkDigest")
+    chunk_type: str = msgspec.field(default="", name="chunkType")
+    lazyimg: Extra | None = None
+
+
+class Toc(msgspec.Struct, frozen=True, gc=False):
+    """The document."""
+
+    version: int
+    entries: list[TocEntry]
+
+
+@lru_cache(maxsize=65_536)
+def parse_time(text: str) -> tuple[int, int]:
+    """Give seconds since the epoch and nanoseconds of a time as RFC 3339 writes it.
+
+    Raises:
+        FormatError: it is no time.
+    """
+    date, zone = (text[:-1], "") if text.endswith("Z") else (text[:-6], text[-6:])
+    fraction = date[20:]
+    try:
+        moment = datetime.fromisoformat(date[:19] + "+00:00")
+        offset = _parse_zone(zone) if zone else 0
+    except ValueError:
+        moment = None
+    if moment is None or len(date) < 19 or not date.isascii() or date[10] != "T":
+        raise FormatError("zstd:chunked TOC", f"no time: {text[:80]!r}")
+    if len(date) > 19 and (date[19] != "." or not fraction.isdigit() or len(fraction) > 9):
+        raise FormatError("zstd:chunked TOC", f"no time: {text[:80]!r}")
+    delta = moment - _EPOCH
+    seconds = delta.days * 86_400 + delta.seconds - offset
+    return seconds, int(fraction.ljust(9, "0")) if fraction else 0
+
+
+def _parse_zone(zone: str) -> int:
+    if zone[0] not in "+-" or zone[3] != ":" or not (zone[1:3] + zone[4:]).isdecimal():
+        raise ValueError(zone)
+    seconds = int(zone[1:3]) * 3600 + int(zone[4:]) * 60
+    return -seconds if zone[0] == "-" else seconds
+
+
+@lru_cache(maxsize=4096)
+def format_time(seconds: int, nanoseconds: int) -> str | None:
+    """Give a time as RFC 3339 writes it; None when it cannot."""
+    if not _FIRST <= seconds <= _LAST:
+        return None
+    text = (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+    if nanoseconds:
+        text += f".{nanoseconds:09d}".rstrip("0")
+    return text + "Z"

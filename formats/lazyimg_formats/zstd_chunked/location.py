@@ -1,0 +1,182 @@
+"""Where a blob's table of contents is: the manifest's annotations, and the blob's footer."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, decode_frame, serialize_skippable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+POSITION: Final = "io.github.containers.zstd-chunked.manifest-position"
+CHECKSUM: Final = "io.github.containers.zstd-chunked.manifest-checksum"
+LAZYIMG_POSITION: Final = "containerd.io/snapshot/lazyimg.toc-position"
+LAZYIMG_DIGEST: Final = "containerd.io/snapshot/lazyimg.toc-digest"
+
+ANNOTATIONS: Final = (POSITION, CHECKSUM, LAZYIMG_POSITION, LAZYIMG_DIGEST)
+"""Every annotation that `serialize_annotations` gives."""
+
+MAX_TOC: Final = 150 << 20
+"""Bytes of a table of contents, compressed or not: what containers/storage takes."""
+
+FOOTER_SIZE: Final = 64
+"""Bytes of the footer's payload."""
+
+FOOTER_FRAME_SIZE: Final = SKIPPABLE_HEADER + FOOTER_SIZE
+"""Bytes at the end of a blob that hold the footer."""
+
+_POSITION: Final = re.compile(r"([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19})", re.ASCII)
+_FOOTER: Final = struct.Struct("<7Q8s")
+_MAGIC: Final = b"GNUlInUx"
+_TYPE: Final = 1  # a TOC as CRFS has it
+_MAX_OFFSET: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class TocLocation:
+    """Where the compressed TOC is.
+
+    Attributes:
+        offset: of its first byte in the blob, behind the skippable frame's header.
+        length: bytes in the blob.
+        decoded_length: bytes when decoded.
+        digest: sha256 of the bytes in the blob; None: known from the footer only.
+
+    Raises:
+        FormatError: by the constructor, when this cannot be.
+    """
+
+    offset: int
+    length: int
+    decoded_length: int
+    digest: Digest | None
+
+    def __post_init__(self) -> None:
+        if not SKIPPABLE_HEADER <= self.offset <= _MAX_OFFSET:
+            raise FormatError("zstd:chunked TOC", f"impossible position {self.offset}")
+        if not 0 < self.length <= MAX_TOC or not 0 < self.decoded_length <= MAX_TOC:
+            raise FormatError(
+                "zstd:chunked TOC",
+                f"{self.length} bytes, {self.decoded_length} decoded: the limit is {MAX_TOC}",
+            )
+
+    @property
+    def data_end(self) -> int:
+        """Where in the blob the files' frames end and the TOC's frame begins."""
+        return self.offset - SKIPPABLE_HEADER
+
+    def decode(self, data: bytes) -> bytes:
+        """Give the TOC's JSON.
+
+        Args:
+            data: the `length` bytes at `offset` of the blob.
+
+        Raises:
+            FormatError: they have another digest or length, or cannot be decoded.
+        """
+        if len(data) != self.length:
+            raise FormatError("zstd:chunked TOC", f"expected {self.length} bytes, got {len(data)}")
+        if self.digest is not None:
+            found = Digest.of(data, self.digest.algorithm)
+            if found != self.digest:
+                raise FormatError("zstd:chunked TOC", f"expected {self.digest}, got {found}")
+        decoded = decode_frame(data, self.decoded_length)
+        if len(decoded) != self.decoded_length:
+            raise FormatError(
+                "zstd:chunked TOC",
+                f"expected {self.decoded_length} decoded bytes, got {len(decoded)}",
+            )
+        return decoded
+
+
+def parse_annotations(annotations: Mapping[str, str], blob_size: int) -> TocLocation | None:
+    """Give where a layer's TOC is.
+
+    Args:
+        annotations: of the layer's descriptor in the manifest.
+        blob_size: bytes of the layer's blob.
+
+    Returns:
+        None when the layer is not zstd:chunked.
+
+    Raises:
+        FormatError: they contradict each other, or one is missing or impossible.
+    """
+    found = {
+        location
+        for position, digest in ((POSITION, CHECKSUM), (LAZYIMG_POSITION, LAZYIMG_DIGEST))
+        if (location := _parse_pair(annotations.get(position), annotations.get(digest)))
+    }
+    if len(found) > 1:
+        raise FormatError("zstd:chunked annotations", "they contradict each other")
+    for location in found:
+        if location.offset + location.length > blob_size:
+            raise FormatError(
+                "zstd:chunked annotations", f"the TOC lies behind the blob's {blob_size} bytes"
+            )
+        return location
+    return None
+
+
+def _parse_pair(position: str | None, digest: str | None) -> TocLocation | None:
+    if position is None and digest is None:
+        return None
+    if position is None or digest is None:
+        missing = "position" if position is None else "digest"
+        raise FormatError("zstd:chunked annotations", f"the TOC's {missing} is missing")
+    match = _POSITION.fullmatch(position)
+    if match is None:
+        raise FormatError("zstd:chunked annotations", f"impossible position {position[:80]!r}")
+    offset, length, decoded_length, kind = map(int, match.groups())
+    if kind != _TYPE:
+        raise FormatError("zstd:chunked annotations", f"TOC of unknown type {kind}")
+    return TocLocation(offset, length, decoded_length, Digest.parse(digest))
+
+
+def serialize_annotations(location: TocLocation) -> dict[str, str]:
+    """Give the annotations that say where a TOC is; `location.digest` is not None."""
+    position = f"{location.offset}:{location.length}:{location.decoded_length}:{_TYPE}"
+    digest = str(location.digest)
+    return {
+        LAZYIMG_DIGEST: digest,
+        LAZYIMG_POSITION: position,
+        CHECKSUM: digest,
+        POSITION: position,
+    }
+
+
+def parse_footer(data: bytes) -> TocLocation:
+    """Give where the TOC is, from the last `FOOTER_FRAME_SIZE` bytes of a blob.
+
+    It has no digest: what is found this way can be trusted only if the whole blob was verified.
+
+    Raises:
+        FormatError: this is no footer of zstd:chunked.
+    """
+    if len(data) != FOOTER_FRAME_SIZE:
+        raise FormatError(
+            "zstd:chunked footer", f"expected {FOOTER_FRAME_SIZE} bytes, got {len(data)}"
+        )
+    payload = data[SKIPPABLE_HEADER:]
+    if data != serialize_skippable(payload):
+        raise FormatError("zstd:chunked footer", "not in a skippable frame")
+    offset, length, decoded_length, kind, *_tar_split, magic = _FOOTER.unpack(payload)
+    if magic != _MAGIC:
+        raise FormatError("zstd:chunked footer", f"magic is {magic!r}, expected {_MAGIC!r}")
+    if kind != _TYPE:
+        raise FormatError("zstd:chunked footer", f"TOC of unknown type {kind}")
+    return TocLocation(offset, length, decoded_length, None)
+
+
+def serialize_footer(location: TocLocation) -> bytes:
+    """Give the footer's frame, for a blob without tar-split data."""
+    payload = _FOOTER.pack(
+        location.offset, location.length, location.decoded_length, _TYPE, 0, 0, 0, _MAGIC
+    )
+    return serialize_skippable(payload)

@@ -1,0 +1,204 @@
+"""Members of a tar to a TOC, and the end of a blob."""
+
+from __future__ import annotations
+
+import hashlib
+from binascii import b2a_base64
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from zstandard import ZstdCompressor
+
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.zstd_chunked.entries import (
+    CHUNK,
+    KINDS,
+    VERSION,
+    ZEROS,
+    Extra,
+    TocEntry,
+    format_time,
+)
+from lazyimg_formats.zstd_chunked.location import (
+    TocLocation,
+    serialize_footer,
+)
+from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lazyimg_formats.tar.scanner import Member
+
+_TYPES: Final = {kind: name for name, kind in KINDS.items()}
+_ENCODER: Final = msgspec.json.Encoder(order="deterministic")
+_MAX_DIGESTED_ZEROS: Final = 4 << 20
+
+
+class Chunk(NamedTuple):
+    """`length` bytes of a file, and its frames: `blob_offset` up to where the next one begins.
+
+    Attributes:
+        length: bytes of the file.
+        blob_offset: where its first frame begins.
+        digest: sha256 of the bytes; None: they are all zero.
+    """
+
+    length: int
+    blob_offset: int
+    digest: bytes | None
+
+
+class TocWriter:
+    """Takes members in the tar's order. The same members give the same bytes."""
+
+    def __init__(self) -> None:
+        self._parts = bytearray(b'{"version":%d,"entries":[' % VERSION)
+        self._separator = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return len(self._parts)
+
+    def add(
+        self,
+        member: Member,
+        chunks: Sequence[Chunk] = (),
+        blob_end: int = 0,
+        digest: bytes | None = None,
+    ) -> None:
+        """Add a member.
+
+        Args:
+            member: as the scanner gave it.
+            chunks: of a file that is not empty: all of it, in order.
+            blob_end: where the last chunk's frames end.
+            digest: sha256 of the whole file, where it is known.
+        """
+        for entry in _entries(member, chunks, blob_end, digest):
+            self._parts += self._separator
+            self._parts += _ENCODER.encode(entry)
+            self._separator = b","
+
+    def finish(self) -> bytes:
+        """Give the TOC."""
+        return bytes(self._parts + b"]}")
+
+
+def serialize_tail(toc: bytes, blob_offset: int, level: int) -> tuple[bytes, TocLocation]:
+    """Give what follows the last file's frame in a blob, and where the TOC is.
+
+    Args:
+        toc: what `TocWriter.finish` gave.
+        blob_offset: bytes of the blob so far.
+        level: of zstd.
+
+    Raises:
+        FormatError: the TOC is larger than readers take.
+    """
+    data = ZstdCompressor(level=level).compress(toc)
+    location = TocLocation(blob_offset + SKIPPABLE_HEADER, len(data), len(toc), Digest.of(data))
+    return serialize_skippable(data) + serialize_footer(location), location
+
+
+def _entries(
+    member: Member, chunks: Sequence[Chunk], blob_end: int, digest: bytes | None
+) -> list[TocEntry]:
+    entry = member.entry
+    name, extra_name = _text(entry.path)
+    link_name, extra_link_name = _text(entry.target)
+    modtime = _time((entry.mtime, entry.mtime_ns))
+    extra_time = (entry.mtime, entry.mtime_ns) if modtime is None and entry.mtime else None
+    xattrs, extra_xattrs = _xattrs(entry.xattrs) if entry.xattrs else (None, None)
+    extra = None
+    if extra_name or extra_link_name or extra_time or extra_xattrs:
+        extra = Extra(extra_name, extra_link_name, extra_time, extra_xattrs)
+    first = chunks[0] if chunks else Chunk(0, 0, None)
+    chunked = len(chunks) > 1 or (first.length > 0 and first.digest is None)
+    if digest is None and not chunked:
+        digest = first.digest
+    main = TocEntry(
+        _TYPES[entry.kind],
+        name,
+        link_name,
+        entry.mode,
+        entry.size,
+        entry.uid,
+        entry.gid,
+        modtime,
+        _time(member.accessed),
+        _time(member.changed),
+        entry.major,
+        entry.minor,
+        xattrs,
+        _sha256(digest),
+        first.blob_offset,
+        blob_end,
+        first.length if chunked else 0,
+        0,
+        _chunk_digest(first) if chunked else "",
+        ZEROS if chunked and first.digest is None else "",
+        extra,
+    )
+    return [main, *_further(name, chunks)] if len(chunks) > 1 else [main]
+
+
+def _further(name: str, chunks: Sequence[Chunk]) -> list[TocEntry]:
+    entries = []
+    file_offset = chunks[0].length
+    for chunk in chunks[1:]:
+        entries.append(
+            TocEntry(
+                CHUNK,
+                name,
+                offset=chunk.blob_offset,
+                chunk_size=chunk.length,
+                chunk_offset=file_offset,
+                chunk_digest=_chunk_digest(chunk),
+                chunk_type=ZEROS if chunk.digest is None else "",
+            )
+        )
+        file_offset += chunk.length
+    return entries
+
+
+def _text(raw: bytes) -> tuple[str, str]:
+    try:
+        return raw.decode(), ""
+    except UnicodeDecodeError:
+        return raw.decode(errors="replace"), b2a_base64(raw, newline=False).decode()
+
+
+def _time(time: tuple[int, int] | None) -> str | None:
+    return None if time is None or time == (0, 0) else format_time(*time)
+
+
+def _xattrs(
+    pairs: tuple[tuple[bytes, bytes], ...],
+) -> tuple[dict[str, str] | None, dict[str, str] | None]:
+    plain, extra = {}, {}
+    for raw, value in pairs:
+        name, encoded = _text(raw)
+        text = b2a_base64(value, newline=False).decode()
+        if encoded:
+            extra[encoded] = text
+        else:
+            plain[name] = text
+    return plain or None, extra or None
+
+
+def _sha256(digest: bytes | None) -> str:
+    return f"sha256:{digest.hex()}" if digest else ""
+
+
+def _chunk_digest(chunk: Chunk) -> str:
+    if chunk.digest is not None:
+        return _sha256(chunk.digest)
+    return _zeros_digest(chunk.length) if chunk.length <= _MAX_DIGESTED_ZEROS else ""
+
+
+@lru_cache(maxsize=256)
+def _zeros_digest(length: int) -> str:
+    return _sha256(hashlib.sha256(bytes(length)).digest())
