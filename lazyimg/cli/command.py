@@ -134,7 +134,8 @@ def _describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "lazyimg"
         verb = path.removeprefix("lazyimg").strip()
-        message = error.format_message().rstrip(".")
+        message = " ".join(error.format_message().split()).rstrip(".")
+        message = message[:1].lower() + message[1:]
         text = f"{verb}: {message}" if verb else message
         return UsageError.exit_code, f"{text}; '{path} --help' shows how"
     if isinstance(error, click.ClickException):

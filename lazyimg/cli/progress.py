@@ -90,10 +90,11 @@ class PlainMeter:
         done, total = self._last.get(task, (0, None))
         began, base = self._started.get(task, (self._clock(), 0))
         elapsed = self._clock() - began
-        text = note or _amount(done, total)
-        if done > base and elapsed > 0:
-            text += f", {format_size((done - base) / elapsed)}/s"
-        self._write(f"{task}: {text}, done")
+        if note:
+            self._write(f"{task}: {note}")
+            return
+        rate = f"{format_size((done - base) / elapsed)}/s, " if done > base and elapsed else ""
+        self._write(f"{task}: {_amount(done, total)}, {rate}done")
 
 
 def _amount(done: int, total: int | None) -> str:
@@ -113,13 +114,13 @@ class RichMeter:
     def update(self, task: str, done: int, total: int | None) -> None:
         """Move the task's bar."""
         if task not in self._tasks:
-            self._tasks[task] = self._bars.add_task(_shorten(task), total=total)
+            self._tasks[task] = self._bars.add_task(shorten_name(task), total=total)
         self._bars.update(self._tasks[task], completed=done, total=total)
 
     def finish(self, task: str, note: str = "") -> None:
         """Fill the task's bar."""
         if task not in self._tasks:
-            self._tasks[task] = self._bars.add_task(_shorten(task), total=0)
+            self._tasks[task] = self._bars.add_task(shorten_name(task), total=0)
         shown = next(each for each in self._bars.tasks if each.id == self._tasks[task])
         total = shown.total if shown.total is not None else shown.completed
         self._bars.update(self._tasks[task], completed=total, total=total)
@@ -127,7 +128,7 @@ class RichMeter:
             self._bars.console.print(f"{task}: {note}", markup=False, highlight=False)
 
 
-def _shorten(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Give a name that leaves room for its bar: the end says more than the start."""
     return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
 
