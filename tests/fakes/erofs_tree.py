@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import stat
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazyimg_formats.erofs.inode import encode_rdev
@@ -96,13 +98,51 @@ class Sample:
                 return b""
 
 
+def seen_at(target: bytes) -> dict[bytes, Seen]:
+    """Give what the kernel shows in a directory and below."""
+    found = {}
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        found[path] = seen = _seen(target + path)
+        todo += [path + b"/" + name for name in seen.names or ()]
+    return found
+
+
+def _seen(path: bytes) -> Seen:
+    status = os.lstat(path)
+    data = b""
+    names = None
+    if stat.S_ISDIR(status.st_mode):
+        names = os.listdir(path)  # noqa: PTH208  # bytes
+    elif stat.S_ISREG(status.st_mode):
+        data = Path(os.fsdecode(path)).read_bytes()
+    elif stat.S_ISLNK(status.st_mode):
+        data = os.readlink(path)  # noqa: PTH115  # bytes
+    return Seen(
+        mode=status.st_mode,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime=status.st_mtime_ns,
+        nlink=status.st_nlink,
+        rdev=status.st_rdev,
+        size=None if names is not None else status.st_size,
+        data=data,
+        xattrs={
+            os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
+            for name in os.listxattr(path, follow_symlinks=False)
+        },
+        names=names,
+    )
+
+
 def _device(number: int, blocks: int) -> tuple[Device, bytes]:
     content = random.Random(number).randbytes(blocks * BLOCK)  # noqa: S311  # the same each time
     return Device(f"{number:064x}", blocks), content
 
 
-def make_sample(*, large: bool = True) -> Sample:
-    """Give the tree; without `large` its big directory and deep path are small."""
+def make_sample(*, names: int = 400, depth: int = 300) -> Sample:
+    """Give the tree, with a directory of so many names and another one so deep."""
     sizes = [64, 0, 300, 1]
     pairs = [_device(number, blocks) for number, blocks in enumerate(sizes, 1)]
     root = Node(DIRECTORY | 0o1000, mtime=1_700_000_000, mtime_ns=999_999_999, children={})
@@ -112,11 +152,10 @@ def make_sample(*, large: bool = True) -> Sample:
     children.update(_files())
     children.update(_specials())
     children.update(_attributes())
-    count = 12_000 if large else 400
-    many = {b"%d-%s" % (i, b"n" * (i % 240)): Node(FILE | 0o600, i, i) for i in range(count)}
+    many = {b"%d-%s" % (i, b"n" * (i % 240)): Node(FILE | 0o600, i, i) for i in range(names)}
     children[b"many"] = Node(DIRECTORY, children=many)
     deep = Node(DIRECTORY, children={b"bottom": Node(LINK, target=b"../" * 300)})
-    for _ in range(1500 if large else 300):
+    for _ in range(depth):
         deep = Node(DIRECTORY, children={b"d": deep})
     children[b"deep"] = deep
     return sample

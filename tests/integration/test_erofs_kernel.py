@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import pytest
 
 from lazyimg_formats.erofs.tree import Device, FlatData, Node
 from lazyimg_formats.erofs.writer import serialize_image
-from tests.fakes.erofs_tree import DIRECTORY, FILE, Sample, Seen, make_sample
+from tests.fakes.erofs_tree import DIRECTORY, FILE, Sample, make_sample, seen_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,46 +47,8 @@ def mounted(sample: Sample, folder: Path) -> Iterator[bytes]:
         shutil.rmtree(folder)
 
 
-def seen_at(target: bytes) -> dict[bytes, Seen]:
-    """Give what the kernel shows below a mount point."""
-    found = {}
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        found[path] = seen = _seen(target + path)
-        todo += [path + b"/" + name for name in seen.names or ()]
-    return found
-
-
-def _seen(path: bytes) -> Seen:
-    status = os.lstat(path)
-    data = b""
-    names = None
-    if stat.S_ISDIR(status.st_mode):
-        names = os.listdir(path)  # noqa: PTH208  # bytes
-    elif stat.S_ISREG(status.st_mode):
-        data = Path(os.fsdecode(path)).read_bytes()
-    elif stat.S_ISLNK(status.st_mode):
-        data = os.readlink(path)  # noqa: PTH115  # bytes
-    return Seen(
-        mode=status.st_mode,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mtime=status.st_mtime_ns,
-        nlink=status.st_nlink,
-        rdev=status.st_rdev,
-        size=None if names is not None else status.st_size,
-        data=data,
-        xattrs={
-            os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
-            for name in os.listxattr(path, follow_symlinks=False)
-        },
-        names=names,
-    )
-
-
 def test_every_attribute_and_byte(tmp_path: Path) -> None:
-    sample = make_sample()
+    sample = make_sample(names=12_000, depth=1500)
     expected = sample.seen()
     with mounted(sample, tmp_path / "sample") as target:
         found = seen_at(target)

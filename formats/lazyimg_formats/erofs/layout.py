@@ -42,6 +42,9 @@ MAX_DIRECTORY_SIZE: Final = 1 << 31
 MAX_PATH: Final = 4096
 """Bytes of a path with its NUL, as walked, and of a symbolic link's target: PATH_MAX."""
 
+MAX_IMAGE_SIZE: Final = 1 << (32 + MAX_BLOCK_BITS)
+"""Bytes: what 32-bit block addresses reach."""
+
 MAX_CHUNKS: Final = 1 << 24
 """Chunks of one file, on reading."""
 

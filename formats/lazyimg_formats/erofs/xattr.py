@@ -160,3 +160,14 @@ def _prefix(index: int, prefixes: Sequence[bytes]) -> bytes:
     elif index in PREFIXES:
         return PREFIXES[index]
     raise FormatError("erofs_xattr_entry", f"unknown prefix {index}")
+
+
+def parse_long_prefix(record: bytes) -> bytes:
+    """Give the whole prefix in a record of an image's own table (erofs_xattr_long_prefix).
+
+    Raises:
+        FormatError: empty, or it begins with a prefix nobody knows.
+    """
+    if not record:
+        raise FormatError("erofs_xattr_long_prefix", "empty")
+    return _prefix(record[0], ()) + record[1:]
