@@ -1,0 +1,276 @@
+"""A directory in the OCI image layout, as a source and as a target of images.
+
+On disk (image-spec, image-layout.md):
+    oci-layout            {"imageLayoutVersion": "1.0.0"}
+    index.json            an image index; the annotation `REF_NAME` names an image
+    blobs/<algorithm>/<hex>
+
+Whatever is written is written aside (``.lazyimg-*`` in the same directory), synced and renamed, so
+that a reader, or a power cut, sees all or nothing of it. Changes of index.json hold a lock on the
+directory, against other processes and other tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from lazyimg.errors import CorruptError, NotFoundError, StorageError
+from lazyimg.registry.blob_files import Extract, LocalSource, parse_index, parse_local, unreadable
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.oci.documents import (
+    MAX_DOCUMENT,
+    REF_NAME,
+    Descriptor,
+    Index,
+    Manifest,
+    serialize_document,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterator
+    from typing import BinaryIO
+
+    from lazyimg.registry.ports import ImageSource
+
+VERSION: Final = b'{"imageLayoutVersion":"1.0.0"}'
+
+_MAX_MARKER: Final = 4096
+
+
+class LayoutFiles:
+    """The files of a layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"oci:{self.path}"
+
+    def check(self) -> None:
+        """Raise LazyimgError unless this is a layout of a version that is known."""
+        try:
+            with (self.path / "oci-layout").open("rb") as file:
+                data = file.read(_MAX_MARKER)
+        except FileNotFoundError as error:
+            problem = "has no oci-layout file" if self.path.exists() else "does not exist"
+            raise NotFoundError(self.name, f"is no OCI image layout: {problem}") from error
+        except OSError as error:
+            raise unreadable(self.name, error) from error
+        check_marker(self.name, data)
+
+    def read_index(self) -> bytes:
+        """Give index.json."""
+        try:
+            with (self.path / "index.json").open("rb") as file:
+                return file.read(MAX_DOCUMENT + 1)
+        except OSError as error:
+            raise unreadable(f"{self.name}: index.json", error) from error
+
+    def blob(self, digest: Digest) -> Path:
+        """Give the path of a blob."""
+        return self.path / "blobs" / digest.algorithm / digest.hex
+
+    def locate(self, digest: Digest) -> Extract | None:
+        """Give where a blob is, or None."""
+        path = self.blob(digest)
+        try:
+            return Extract(path, 0, path.stat().st_size)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreadable(f"{self.name}@{digest}", error) from error
+
+
+def check_marker(name: str, data: bytes) -> None:
+    """Raise CorruptError unless `data`, the file oci-layout, has a version that is known."""
+    try:
+        marker = msgspec.json.decode(data, type=dict[str, object])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CorruptError(name, "its oci-layout file is no JSON object") from error
+    version = marker.get("imageLayoutVersion")
+    if not isinstance(version, str) or not version.startswith("1."):
+        raise CorruptError(name, f"expected layout version 1.0.0, got {str(version)[:40]!r}")
+
+
+class OciLayout(LocalSource):
+    """An ImageSource and ImageTarget in a directory; made by `open_layout`, `create_layout`."""
+
+    def __init__(self, files: LayoutFiles) -> None:
+        super().__init__(files)
+        self._layout = files
+
+    async def has_blob(self, digest: Digest) -> bool:
+        """Tell whether a blob is there; see ImageTarget."""
+        return await asyncio.to_thread(self._layout.locate, digest) is not None
+
+    async def mount_blob_from(self, source: ImageSource, descriptor: Descriptor) -> bool:
+        """Tell whether a blob is there: nothing is taken over without moving its bytes."""
+        del source
+        return await self.has_blob(descriptor.digest)
+
+    async def push_blob(self, chunks: AsyncIterable[bytes], digest: Callable[[], Digest]) -> int:
+        """Take in a blob; see ImageTarget."""
+        pending = await asyncio.to_thread(_PendingBlob, self._layout)
+        try:
+            async for piece in chunks:
+                await asyncio.to_thread(pending.write, piece)
+            return await asyncio.to_thread(pending.commit, digest())
+        finally:
+            await asyncio.to_thread(pending.discard)
+
+    async def push_manifest(
+        self, data: bytes, media_type: str, tag: str | None = None
+    ) -> Descriptor:
+        """Take in a manifest or index; see ImageTarget."""
+        return await asyncio.to_thread(self._push_manifest, data, media_type, tag)
+
+    def _push_manifest(self, data: bytes, media_type: str, tag: str | None) -> Descriptor:
+        digest = Digest.of(data)
+        document: Manifest | Index = parse_local(f"{self.name}@{digest}", data)
+        with _storage(self.name):
+            write_file(self._layout.blob(digest), data)
+        descriptor = Descriptor(
+            media_type=media_type,
+            digest=digest,
+            size=len(data),
+            annotations={REF_NAME: tag} if tag else {},
+            artifact_type=document.artifact_type,
+        )
+        if tag is not None:
+            with _storage(self.name), self._locked():
+                self._add_to_index(descriptor)
+        return replace(descriptor, annotations={}, artifact_type="")
+
+    def _add_to_index(self, new: Descriptor) -> None:
+        index = parse_index(self.name, self._layout.read_index())
+        name = new.annotations.get(REF_NAME)
+        kept = tuple(
+            entry
+            for entry in index.manifests
+            if entry.annotations.get(REF_NAME) != name or (name is None and entry != new)
+        )
+        data = serialize_document(replace(index, manifests=(*kept, new)))
+        write_file(self._layout.path / "index.json", data)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._layout.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # each open file has its own lock, so tasks too
+            yield
+        finally:
+            os.close(descriptor)
+
+
+async def open_layout(path: Path) -> OciLayout:
+    """Give the layout in a directory.
+
+    Raises:
+        NotFoundError: there is none.
+        CorruptError: of a version that is not known.
+    """
+    files = LayoutFiles(path)
+    await asyncio.to_thread(files.check)
+    return OciLayout(files)
+
+
+async def create_layout(path: Path) -> OciLayout:
+    """Give the layout in a directory; makes an empty one where there is nothing.
+
+    Raises:
+        StorageError: something else is there, or it cannot be written.
+        CorruptError: of a version that is not known.
+    """
+    await asyncio.to_thread(_create_layout, path)
+    return await open_layout(path)
+
+
+def _create_layout(path: Path) -> None:
+    name = f"oci:{path}"
+    with _storage(name):
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / "oci-layout").exists():
+            return
+        if any(path.iterdir()):
+            raise StorageError(
+                name, "is a directory with something else in it", "name an empty or a new one"
+            )
+        write_file(path / "index.json", serialize_document(Index(manifests=())))
+        write_file(path / "oci-layout", VERSION)
+
+
+class _PendingBlob:
+    """A blob that is being written, aside. Its methods are called in threads, one at a time."""
+
+    def __init__(self, layout: LayoutFiles) -> None:
+        self._layout = layout
+        with _storage(layout.name):
+            self._file, self._path = _open_aside(layout.path / "blobs" / "sha256")
+        self._hasher = Digest.of(b"").hasher()
+
+    def write(self, data: bytes) -> None:
+        with _storage(self._layout.name):
+            self._file.write(data)
+        self._hasher.update(data)
+
+    def commit(self, digest: Digest) -> int:
+        if digest != self._hasher.digest():
+            raise CorruptError(
+                f"{self._layout.name}@{digest}", f"its bytes have digest {self._hasher.digest()}"
+            )
+        with _storage(self._layout.name):
+            _publish(self._file, self._path, self._layout.blob(digest))
+        return self._hasher.size
+
+    def discard(self) -> None:
+        with _storage(self._layout.name):
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, all or nothing, also after a power cut; raises OSError."""
+    file, aside = _open_aside(path.parent)
+    try:
+        with file:
+            file.write(data)
+            _publish(file, aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _open_aside(directory: Path) -> tuple[BinaryIO, Path]:
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".lazyimg-", dir=directory)
+    return os.fdopen(descriptor, "wb"), Path(name)
+
+
+def _publish(file: BinaryIO, aside: Path, path: Path) -> None:
+    file.flush()
+    os.fchmod(file.fileno(), 0o644)
+    os.fsync(file.fileno())
+    aside.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _storage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(name, f"cannot be written: {error.strerror}") from error
