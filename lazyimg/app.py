@@ -27,7 +27,6 @@ from lazyimg.daemon import LazyimgDaemon
 from lazyimg.errors import InUseError, NotRootError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.own_mounts import refuse_own_mounts
-from lazyimg.host.platform import local_platform
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
@@ -37,15 +36,18 @@ from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
 from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.resolve import open_source, parse_location
 from lazyimg.registry.transport import TransportLimits
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
-from lazyimg_formats.oci.reference import Reference, parse_reference
+from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
     from lazyimg.config import Config
     from lazyimg.images.library import SourceRecord
     from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg_formats.oci.digest import Digest
+    from lazyimg_formats.oci.reference import Location, Reference
 
 _log = logging.getLogger(__name__)
 
@@ -89,22 +91,25 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    client = RegistryClient(_transport_limits(config))
+    client = RegistryClient(limits=_transport_limits(config))
     stack.push_async_callback(client.close)
     engine = Engine(limits=FillLimits(**msgspec.structs.asdict(config.fill)))
     stack.push_async_callback(engine.close)
 
     given: dict[str, Access] = {}  # with a name and password: never on disk
 
-    def open_source(reference: Reference, access: Access) -> ImageSource:
-        if access.username:
-            given[reference.name] = access
-        return client.repository(reference, _with_defaults(access, reference, config))
+    async def open_image(location: Location, access: Access) -> tuple[ImageSource, Digest | str]:
+        if isinstance(location, RegistryLocation):
+            if access.username:
+                given[location.reference.name] = access
+            access = _with_defaults(access, location.reference, config)
+        return await open_source(location, client, access)
 
-    def open_blob(source: SourceRecord) -> RemoteBlob:
-        reference = parse_reference(source.repository)
+    async def open_blob(source: SourceRecord) -> RemoteBlob:
+        location = parse_location(source.repository)
         access = given.get(source.repository) or parse_access(source.access)
-        return RemoteBlob(open_source(reference, access), source)
+        repository, _ = await open_image(location, access)
+        return RemoteBlob(repository, source)
 
     catalog = Catalog(root, library, engine, open_blob)
     catalog.load()
@@ -118,7 +123,7 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
     mounts = Mounts(root, config.domain_id, config.mount.read_ahead)
     await mounts.clean()
     stack.push_async_callback(mounts.close)
-    images = Images(root, library, catalog, open_source, local_platform())
+    images = Images(root, library, catalog, open_image)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
     daemon = LazyimgDaemon(
         config=config,

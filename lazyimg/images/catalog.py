@@ -17,7 +17,7 @@ from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from lazyimg.fill.engine import Engine
@@ -51,7 +51,7 @@ class Catalog:
         root: Path,
         library: Library,
         engine: Engine,
-        open_blob: Callable[[SourceRecord], BlobReader],
+        open_blob: Callable[[SourceRecord], Awaitable[BlobReader]],
     ) -> None:
         self._root = root
         self._library = library
@@ -131,7 +131,7 @@ class Catalog:
         """Let an open device be filled from one more blob."""
         if name in self._tables:
             table = await asyncio.to_thread(self._load_table, name, source)
-            self._engine.add_device(table, self._open_blob(source))
+            self._engine.add_device(table, await self._open_blob(source))
 
     def _forget_failure(self, name: str, task: asyncio.Task[DeviceTable]) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -145,7 +145,7 @@ class Catalog:
             lambda: [self._load_table(name, source) for source in sources]
         )
         for table, source in zip(tables, sources, strict=True):
-            self._engine.add_device(table, self._open_blob(source))
+            self._engine.add_device(table, await self._open_blob(source))
         return tables[0]
 
     def _load_table(self, name: str, source: SourceRecord) -> DeviceTable:

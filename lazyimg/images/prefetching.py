@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
-
-from lazyimg_formats.erofs.reader import Image as ErofsImage
 
 from lazyimg.errors import CorruptError, NotFoundError
 from lazyimg.fill.prefetch import prefetch, union_blocks
+from lazyimg_formats.erofs.reader import Image as ErofsImage
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from lazyimg.fill.engine import Engine
@@ -83,13 +83,13 @@ class Prefetcher:
         self, image: Image, paths: list[str], report: Callable[[Progress], None]
     ) -> Progress:
         wanted = await self._wanted(image, paths)
-        fetched_before = self._engine.counters.fetched
+        tables = {device: await self._catalog.device(device) for device in wanted}
+        fetched_before = self._fetched(wanted)
         done = dict.fromkeys(wanted, 0)
         total = sum(len(part) for ranges in wanted.values() for part in ranges)
 
         def now() -> Progress:
-            fetched = self._engine.counters.fetched - fetched_before
-            return Progress(sum(done.values()), total, fetched)
+            return Progress(sum(done.values()), total, self._fetched(wanted) - fetched_before)
 
         for device, ranges in wanted.items():
 
@@ -98,12 +98,19 @@ class Prefetcher:
                 report(now())
 
             sink = await self._transport.opened(device)
-            table = await self._catalog.device(device)
-            present = await asyncio.to_thread(self._transport.present, device) or []
+            present = await asyncio.to_thread(self._transport.present, device)
             await prefetch(
-                self._engine, table, sink, lambda found=present: found, ranges, progress=progress
+                self._engine,
+                tables[device],
+                sink,
+                partial(list, present or []),
+                ranges,
+                progress=progress,
             )
         return now()
+
+    def _fetched(self, devices: Iterable[str]) -> int:
+        return sum(map(self._engine.fetched, devices))
 
     async def _wanted(self, image: Image, paths: list[str]) -> dict[str, list[range]]:
         chain = image.chain
@@ -134,10 +141,10 @@ def _matching_ranges(
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
                 continue
             for extent in image.extents(inode):
-                device = image.devices[extent.device - 1].tag.decode()
-                found.setdefault(device, []).append(
-                    range(extent.offset, extent.offset + extent.length)
-                )
+                if extent.device:  # 0 is the bootstrap itself: directories and links
+                    device = image.slots[extent.device - 1].tag.decode()
+                    ranges = found.setdefault(device, [])
+                    ranges.append(range(extent.position, extent.position + extent.length))
     except FormatError as error:
         raise CorruptError(str(bootstrap), str(error)) from error
     return {device: union_blocks(ranges, sizes[device]) for device, ranges in found.items()}

@@ -14,26 +14,29 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import BadReferenceError, NotFoundError, RegistryError, UsageError
+from lazyimg.errors import NotFoundError, RegistryError
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
 from lazyimg.layers.fetch import fetch_index
-from lazyimg.layers.locate import IndexLocation, is_lazy, locate_index, name_format
-from lazyimg.registry.resolve import resolve_image
-from lazyimg_formats.errors import FormatError
-from lazyimg_formats.oci.platform import Platform, parse_platform
-from lazyimg_formats.oci.reference import Reference, parse_reference
+from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
+from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
+from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from lazyimg.images.catalog import Catalog
     from lazyimg.images.library import Library
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg.registry.resolve import ResolvedImage
+    from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.documents import Descriptor
+    from lazyimg_formats.oci.platform import Platform
+    from lazyimg_formats.oci.reference import Location
+
+    OpenSource = Callable[[Location, Access], Awaitable[tuple[ImageSource, Digest | str]]]
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +92,7 @@ class Images:
         root: the daemon's directory.
         library: the records.
         catalog: told of each new name before anybody can ask for it.
-        open_source: gives a repository to read from.
-        local: this machine's platform.
+        open_source: gives what to read an image from, and what to ask there for.
     """
 
     def __init__(
@@ -98,14 +100,12 @@ class Images:
         root: Path,
         library: Library,
         catalog: Catalog,
-        open_source: Callable[[Reference, Access], ImageSource],
-        local: Platform,
+        open_source: OpenSource,
     ) -> None:
         self._root = root
         self._library = library
         self._catalog = catalog
         self._open_source = open_source
-        self._local = local
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def open(self, text: str, platform_text: str, access: Access) -> Image:
@@ -121,54 +121,40 @@ class Images:
             NotLazyError: a layer cannot be loaded lazily.
             LazyimgError: the registry, the image or the disk fails.
         """
-        reference, platform = self._parse(text, platform_text)
-        record = await asyncio.to_thread(self._library.find_image, str(reference), str(platform))
-        if record is not None and reference.digest is not None:
+        location, platform = parse_location(text), parse_platform(platform_text)
+        record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
+        if record is not None and _is_fixed(location):
             return await self._recorded(record)
-        source = self._open_source(reference, access)
+        source, wanted = await self._open_source(location, access)
         try:
             async with asyncio.timeout(RESOLVE_DEADLINE if record else None):
-                resolved = await resolve_image(source, reference, platform)
+                resolved = await resolve_image(source, wanted, platform)
         except (RegistryError, TimeoutError) as error:
             if record is None:
                 raise
             _log.warning(
                 "%s: the registry does not answer (%s); using %s, known from before",
-                reference, error or "too slow", record.digest,
+                location, error or "too slow", record.digest,
             )  # fmt: skip
             return await self._recorded(record)
-        return await self._open_resolved(reference, platform, resolved, source, access)
+        return await self._open_resolved(location, platform, resolved, source, access)
 
     async def describe(self, text: str, platform_text: str, access: Access) -> Description:
         """Give what the registry says of an image, lazily loadable or not; builds nothing.
 
         Args and Raises: as `open`.
         """
-        reference, platform = self._parse(text, platform_text)
-        source = self._open_source(reference, access)
-        resolved = await resolve_image(source, reference, platform)
+        location, platform = parse_location(text), parse_platform(platform_text)
+        source, wanted = await self._open_source(location, access)
+        resolved = await resolve_image(source, wanted, platform)
         layers = resolved.manifest.layers
         formats = tuple(name_format(layer) for layer in layers)
         chain = None
-        if all(is_lazy(kind) for kind in formats):
-            key = _chain_key(layers, [locate_index(layer, str(reference)) for layer in layers])
+        if LAZY.issuperset(formats):
+            key = _chain_key(layers, [locate_index(layer, str(location)) for layer in layers])
             chain = await asyncio.to_thread(self._library.find_chain, key)
-        digest = str(resolved.manifest_descriptor.digest)
-        return Description(str(reference), digest, str(platform), layers, formats, chain)
-
-    def _parse(self, text: str, platform_text: str) -> tuple[Reference, Platform]:
-        try:
-            reference = parse_reference(text.removeprefix("docker://"))
-        except FormatError as error:
-            raise BadReferenceError(
-                text, error.problem, "write it as [REGISTRY/]NAME[:TAG][@DIGEST]"
-            ) from error
-        try:
-            return reference, parse_platform(platform_text or "local", self._local)
-        except FormatError as error:
-            raise UsageError(
-                f"platform {platform_text}", error.problem, "write it as linux/amd64"
-            ) from error
+        digest = str(resolved.descriptor.digest)
+        return Description(str(location), digest, str(platform), layers, formats, chain)
 
     async def _recorded(self, record: ImageRecord) -> Image:
         chain = await asyncio.to_thread(self._library.chain_of, record.fsid)
@@ -178,7 +164,7 @@ class Images:
 
     async def _open_resolved(
         self,
-        reference: Reference,
+        place: Location,
         platform: Platform,
         resolved: ResolvedImage,
         source: ImageSource,
@@ -186,7 +172,7 @@ class Images:
     ) -> Image:
         layers = resolved.manifest.layers
         locations = [
-            locate_index(layer, f"{reference}: layer {number} of {len(layers)}")
+            locate_index(layer, f"{place}: layer {number} of {len(layers)}")
             for number, layer in enumerate(layers, 1)
         ]
         key = _chain_key(layers, locations)
@@ -195,13 +181,11 @@ class Images:
             if chain is None or not self._is_whole(chain):
                 chain = await self._build(key, layers, locations, source)
         sources = [
-            (layer.device, _source_record(reference, layer, access))
+            (layer.device, _source_record(place, layer, access))
             for layer in chain.layers
             if layer.device_size
         ]
-        image = ImageRecord(
-            str(reference), str(platform), str(resolved.manifest_descriptor.digest), chain.fsid
-        )
+        image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.fsid)
         await asyncio.to_thread(self._library.add_image, image, sources)
         self._catalog.add(chain)
         for device, one in sources:
@@ -225,9 +209,9 @@ class Images:
             [
                 LayerSource(
                     str(layer.digest),
+                    location,
                     str(index),
-                    str(self._root / "tables" / location.digest.hex),
-                    layer.size,
+                    str(self._root / "tables" / location.name),
                 )
                 for layer, location, index in zip(layers, locations, indexes, strict=True)
             ],
@@ -240,7 +224,7 @@ class Images:
             [
                 LayerRecord(
                     str(layer.digest), layer.size, layer.media_type, location.format,
-                    location.digest.hex, one.device, one.size,
+                    location.name, one.device, one.size,
                 )
                 for layer, location, one in zip(layers, locations, built.layers, strict=True)
             ],
@@ -265,6 +249,10 @@ class Images:
         return [fetch.result() for fetch in fetches]
 
 
+def _is_fixed(location: Location) -> bool:
+    return isinstance(location, RegistryLocation) and location.reference.digest is not None
+
+
 def _chain_key(layers: tuple[Descriptor, ...], locations: list[IndexLocation]) -> str:
     text = [f"bootstrap {BUILDER}"]
     text += [
@@ -274,7 +262,8 @@ def _chain_key(layers: tuple[Descriptor, ...], locations: list[IndexLocation]) -
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
-def _source_record(reference: Reference, layer: LayerRecord, access: Access) -> SourceRecord:
+def _source_record(place: Location, layer: LayerRecord, access: Access) -> SourceRecord:
+    repository = place.reference.name if isinstance(place, RegistryLocation) else str(place)
     return SourceRecord(
-        reference.name, layer.blob, layer.blob_size, layer.table, serialize_access(access)
+        repository, layer.blob, layer.blob_size, layer.table, serialize_access(access)
     )
