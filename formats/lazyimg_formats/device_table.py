@@ -8,7 +8,8 @@ Rules, checked by every constructor and by `parse_device_table`:
   1. extents are sorted by device offset, do not overlap, are not empty, and end inside the device;
   2. spans are used in order: an extent never uses an earlier span than the extent before it, and
      every span is used, so that any run of spans gives one run of the device;
-  3. an extent lies inside its span's decoded bytes.
+  3. an extent lies inside its span's decoded bytes;
+  4. every span lies inside a blob of possible size, and padding is zero.
 
 Name: `DeviceTable.name` is the sha256, as 64 hex characters, of the canonical bytes: a heading,
 the size, the extents' columns and each span's decoded length and digest. Where in a blob a span
@@ -42,8 +43,17 @@ MAX_DEVICE_SIZE: Final = 1 << 44
 MAX_SPAN_SIZE: Final = 64 << 20
 """Bytes, decoded. What one span may cost in memory."""
 
+MAX_STORED_SPAN_SIZE: Final = MAX_SPAN_SIZE + (1 << 20)
+"""Bytes, in the blob: compression makes some data a little larger."""
+
+MAX_BLOB_SIZE: Final = 1 << 44
+"""Bytes of a compressed blob."""
+
 MAX_SPANS: Final = 1 << 24
+"""Spans of one device."""
+
 MAX_EXTENTS: Final = 1 << 24
+"""Extents of one device."""
 
 _MAGIC: Final = b"lazydev1"
 _HEADER: Final = struct.Struct("<8sQQQ32x")
@@ -91,9 +101,12 @@ class DeviceTable:
 
     Args:
         data: what `serialize_device_table` gave, whole; kept, not copied (bytes or a mapped file).
+        expected_name: the name of a table that was checked before. It commits to the columns that
+            rules 1 to 3 are about, so only rule 4 is checked again.
 
     Raises:
-        FormatError: `data` is not a device table, or breaks one of the rules above.
+        FormatError: `data` is not a device table, breaks one of the rules above, or has another
+            name than the one expected.
     """
 
     __slots__ = (
@@ -133,12 +146,34 @@ class DeviceTable:
         self._span_blob_length = view[ends[6] : ends[6] + 4 * spans].cast("I")
         self._span_codec = view[ends[7] : ends[7] + spans]
         self.name: str = hashlib.sha256(view[:canonical]).hexdigest()
-        if expected_name is not None and self.name != expected_name:
+        self._check_spans(ends)
+        if expected_name is None:
+            self._check_extents()
+        elif self.name != expected_name:
             raise FormatError("device table", f"its name is {self.name}, expected {expected_name}")
-        if expected_name is None:  # a known name was checked when it was made
-            self._check()
 
-    def _check(self) -> None:
+    def _check_spans(self, ends: list[int]) -> None:
+        widths = _column_widths(self.extent_count, self.span_count)
+        starts = [_HEADER.size, *ends]
+        paddings = [(32, _HEADER.size)]
+        paddings += [(starts[i] + width, starts[i + 1]) for i, width in enumerate(widths)]
+        if any(any(self._data[start:stop]) for start, stop in paddings):
+            raise FormatError("device table", "padding is not zero")
+        if not self.span_count:
+            return
+        offsets, stored = self._span_blob_offset, self._span_blob_length
+        if max(offsets) > MAX_BLOB_SIZE or not 0 < min(stored) <= max(stored) <= (
+            MAX_STORED_SPAN_SIZE
+        ):
+            raise FormatError("device table", "a span lies where no blob can have it")
+        if max(self._span_length) > MAX_SPAN_SIZE:
+            raise FormatError(
+                "device table", f"a span of {max(self._span_length)} bytes is too large"
+            )
+        if max(self._span_codec) > max(Codec):
+            raise FormatError("device table", f"unknown codec {max(self._span_codec)}")
+
+    def _check_extents(self) -> None:
         end, last = 0, -1
         lengths, inners = self._extent_length, self._extent_inner
         span_lengths = self._span_length
@@ -159,10 +194,6 @@ class DeviceTable:
             raise FormatError("device table", f"extents end at {end}, the device at {self.size}")
         if last != self.span_count - 1:
             raise FormatError("device table", f"{self.span_count} spans, {last + 1} used")
-        if self.span_count and max(span_lengths) > MAX_SPAN_SIZE:
-            raise FormatError("device table", f"a span of {max(span_lengths)} bytes is too large")
-        if self.span_count and max(self._span_codec) > max(Codec):
-            raise FormatError("device table", f"unknown codec {max(self._span_codec)}")
 
     @property
     def data(self) -> memoryview:
@@ -197,7 +228,7 @@ class DeviceTable:
         return self._span_length[index]
 
     def extents_in(self, offset: int, length: int) -> range:
-        """Give the indexes of the extents that hold a byte of a device range (in bytes)."""
+        """Give the indexes of the extents in a device range (in bytes, at least one)."""
         last = bisect_left(self._extent_offset, offset + length)
         first = bisect_right(self._extent_offset, offset)
         if first and self._extent_offset[first - 1] + self._extent_length[first - 1] > offset:
@@ -205,7 +236,7 @@ class DeviceTable:
         return range(first, max(first, last))
 
     def spans_in(self, offset: int, length: int) -> range:
-        """Give the indexes of the spans that hold a byte of a device range (in bytes)."""
+        """Give the indexes of the spans that a device range needs (in bytes, at least one)."""
         extents = self.extents_in(offset, length)
         if not extents:
             return range(0)
@@ -231,11 +262,18 @@ class DeviceTable:
         return sum(self._span_blob_length)
 
 
+def _column_widths(extents: int, spans: int) -> tuple[int, ...]:
+    """Give the bytes of each column but the last, without padding."""
+    of_extents = [width * extents for width in (8, 4, 4, 4)]
+    of_spans = [width * spans for width in (4, 32, 8, 4)]
+    return (*of_extents, *of_spans)
+
+
 def _column_ends(extents: int, spans: int) -> list[int]:
-    """Where each column ends (the next one starts), each rounded up to 8 bytes."""
+    """Give where each column ends (the next one starts), rounded up to 8 bytes but the last."""
     ends = []
     position = _HEADER.size
-    for width in (8 * extents, *[4 * extents] * 3, 4 * spans, 32 * spans, 8 * spans, 4 * spans):
+    for width in _column_widths(extents, spans):
         position += -(-width // 8) * 8
         ends.append(position)
     ends.append(position + spans)
@@ -284,15 +322,18 @@ class DeviceColumns:
             raise FormatError("span", f"digest of {len(digest)} bytes, expected 32")
         if len(self._span_length) >= MAX_SPANS:
             raise FormatError("span", f"more than {MAX_SPANS} spans")
-        try:
-            self._span_blob[0].append(blob_offset)
-            self._span_blob[1].append(blob_length)
-            self._span_length.append(length)
-        except (OverflowError, TypeError) as error:
+        if not (
+            0 <= blob_offset <= MAX_BLOB_SIZE
+            and 0 < blob_length <= MAX_STORED_SPAN_SIZE
+            and 0 < length <= MAX_SPAN_SIZE
+        ):
             raise FormatError(
                 "span", f"impossible position {blob_offset}+{blob_length} or length {length}"
-            ) from error
+            )
+        self._span_blob[0].append(blob_offset)
+        self._span_blob[1].append(blob_length)
         self._span_blob[2].append(codec)
+        self._span_length.append(length)
         self._span_digest += digest
         return len(self._span_length) - 1
 
@@ -305,18 +346,28 @@ class DeviceColumns:
         columns = self._extents
         if len(columns[0]) >= MAX_EXTENTS:
             raise FormatError("extent", f"more than {MAX_EXTENTS} extents")
-        try:
-            columns[0].append(device_offset)
-            columns[1].append(length)
-            columns[2].append(span)
-            columns[3].append(inner_offset)
-        except (OverflowError, TypeError) as error:
+        if not (
+            0 <= device_offset <= MAX_DEVICE_SIZE
+            and 0 < length <= MAX_SPAN_SIZE
+            and 0 <= span < MAX_SPANS
+            and 0 <= inner_offset <= MAX_SPAN_SIZE
+        ):
             raise FormatError(
                 "extent", f"impossible range {device_offset}+{length} at {span}:{inner_offset}"
-            ) from error
+            )
+        columns[0].append(device_offset)
+        columns[1].append(length)
+        columns[2].append(span)
+        columns[3].append(inner_offset)
 
     def serialize(self, size: int) -> bytes:
-        """Give the bytes of the table of a device of `size` bytes."""
+        """Give the bytes of the table of a device of `size` bytes.
+
+        Raises:
+            FormatError: no device can have that size.
+        """
+        if not 0 <= size <= MAX_DEVICE_SIZE or size % BLOCK_SIZE:
+            raise FormatError("device table", f"impossible device size {size}")
         columns: tuple[array[int] | bytearray, ...] = (
             *self._extents,
             self._span_length,

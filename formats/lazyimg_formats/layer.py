@@ -47,9 +47,21 @@ MAX_XATTRS_SIZE: Final = 131_072
 ZEROS_WORTH_A_MAP: Final = 1 << 20
 """Bytes of whole chunks of zeros from which on a file becomes a map of chunks."""
 
+MAX_CHUNKS: Final = 1 << 22
+"""Chunks of all maps of one layer."""
+
+MAX_ID: Final = (1 << 32) - 1
+"""Largest owner or group: i_uid and i_gid of an extended inode have 32 bits."""
+
+MAX_MAJOR: Final = (1 << 12) - 1
+"""Largest major part of a device number: MAJOR() of new_encode_dev has 12 bits."""
+
+MAX_MINOR: Final = (1 << 20) - 1
+"""Largest minor part of a device number."""
+
+_MAX_MTIME: Final = (1 << 63) - 1
 _CHUNK_BITS: Final = 16
-_MAX_CHUNK_BITS: Final = 31
-_MAX_CHUNKS: Final = 65_536
+_MAX_FILE_CHUNKS: Final = 65_536
 _ZERO: Final = -1
 
 _WHITEOUT: Final = b".wh."
@@ -169,6 +181,7 @@ class LayerBuilder:
         self._end = 0  # of the device so far
         self._zero_bits = 0  # 2**bits bytes of zeros are needed at the end; 0: none
         self._maps: list[ChunkMap] = []
+        self._chunks = 0
 
     def add_span(
         self, blob_offset: int, blob_length: int, length: int, digest: bytes, codec: Codec
@@ -187,6 +200,10 @@ class LayerBuilder:
             raise FormatError("layer", f"more than {MAX_ENTRIES} entries")
         path = normalize_path(entry.path)
         name = path[path.rfind(b"/") + 1 :]
+        if entry.kind in {Kind.WHITEOUT, Kind.OPAQUE}:
+            raise FormatError("layer entry", f"{path!r}: a marker is given by its file")
+        if b"/" + _AUFS in b"/" + path[: -len(name)]:
+            return  # in one of aufs's own directories
         if name.startswith(_WHITEOUT):
             self._add_marker(path, name)
             return
@@ -208,19 +225,18 @@ class LayerBuilder:
             self._entries.append(Entry(parent + hidden, Kind.WHITEOUT))
 
     def _add_entry(self, path: bytes, entry: Entry, pieces: Sequence[Piece]) -> None:
+        _check_numbers(path, entry)
         xattrs = entry.xattrs
         if xattrs:
             xattrs, opaque = _clean_xattrs(path, xattrs)
             if opaque and entry.kind is Kind.DIRECTORY:
                 self._entries.append(Entry(path, Kind.OPAQUE))
-        target = entry.target
         data: int | ChunkMap | None = None
         if entry.kind is Kind.REGULAR:
             data = self._place(path, entry.size, pieces)
-        elif entry.kind is Kind.HARDLINK:
-            target = normalize_path(target)
-        elif entry.kind is Kind.SYMLINK and not 0 < len(target) < MAX_PATH:
-            raise FormatError("layer entry", f"symbolic link {path!r} of {len(target)} bytes")
+        elif pieces:
+            raise FormatError("layer entry", f"{path!r}: a {entry.kind.name.lower()} with data")
+        node = entry.kind in {Kind.CHARACTER, Kind.BLOCK}
         self._entries.append(
             Entry(
                 path,
@@ -231,9 +247,9 @@ class LayerBuilder:
                 entry.mtime,
                 entry.mtime_ns,
                 entry.size if entry.kind is Kind.REGULAR else 0,
-                target,
-                entry.major,
-                entry.minor,
+                _clean_target(path, entry),
+                entry.major if node else 0,
+                entry.minor if node else 0,
                 xattrs,
                 data,
             )
@@ -265,11 +281,12 @@ class LayerBuilder:
 
     def _map_chunks(self, size: int, pieces: Sequence[Piece]) -> ChunkMap | None:
         """Place a file chunk by chunk, if that saves enough; None when it does not."""
-        bits = max(_CHUNK_BITS, (-(-size // _MAX_CHUNKS) - 1).bit_length())
-        if bits > _MAX_CHUNK_BITS:
-            raise FormatError("layer entry", f"a sparse file of {size} bytes is too large")
+        bits = max(_CHUNK_BITS, (-(-size // _MAX_FILE_CHUNKS) - 1).bit_length())
         chunk = 1 << bits
-        blocks = array("q", [_ZERO]) * -(-size // chunk)
+        count = -(-size // chunk)
+        if self._chunks + count > MAX_CHUNKS:
+            raise FormatError("layer", f"more than {MAX_CHUNKS} chunks of sparse files")
+        blocks = array("q", [_ZERO]) * count
         for piece in pieces:
             last = piece.file_offset + piece.length - 1
             for number in range(piece.file_offset >> bits, (last >> bits) + 1):
@@ -283,6 +300,7 @@ class LayerBuilder:
                 self._end += -(-present // BLOCK_SIZE) * BLOCK_SIZE
         for piece in pieces:
             self._add_piece(piece, bits, blocks)
+        self._chunks += count
         self._zero_bits = max(self._zero_bits, bits)
         chunks = ChunkMap(bits, blocks)
         self._maps.append(chunks)
@@ -307,6 +325,34 @@ class LayerBuilder:
                     if block == _ZERO:
                         chunks.blocks[number] = zero_block
         return LayerIndex(self._entries, DeviceTable(self._columns.serialize(self._end)))
+
+
+def _check_numbers(path: bytes, entry: Entry) -> None:
+    if not (
+        0 <= entry.uid <= MAX_ID
+        and 0 <= entry.gid <= MAX_ID
+        and -_MAX_MTIME <= entry.mtime <= _MAX_MTIME
+        and 0 <= entry.mtime_ns <= 999_999_999
+        and 0 <= entry.major <= MAX_MAJOR
+        and 0 <= entry.minor <= MAX_MINOR
+    ):
+        raise FormatError("layer entry", f"{path!r}: an owner, time or device number out of range")
+
+
+def _clean_target(path: bytes, entry: Entry) -> bytes:
+    """Give what an entry points to, as `Entry.target` describes it."""
+    if entry.kind is Kind.HARDLINK:
+        target = normalize_path(entry.target)
+        if not target:
+            raise FormatError("layer entry", f"hard link {path!r} to the root")
+        return target
+    if entry.kind is not Kind.SYMLINK:
+        return b""
+    if not 0 < len(entry.target) < MAX_PATH or b"\0" in entry.target:
+        raise FormatError(
+            "layer entry", f"symbolic link {path!r}: impossible target of {len(entry.target)} bytes"
+        )
+    return entry.target
 
 
 def _clean_xattrs(
