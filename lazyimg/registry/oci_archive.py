@@ -48,24 +48,22 @@ class ArchiveFiles:
 
     def _scan(self) -> dict[str, Extract]:
         places: dict[str, Extract] = {}
+        number = 0
         try:
             with tarfile.open(self._path, "r:") as archive:
                 for number, member in enumerate(archive):
                     if number >= MAX_MEMBERS:
-                        raise self._refuse(f"has over {MAX_MEMBERS} members")
+                        break
                     if member.isreg() and not member.issparse():
                         path = member.name.removeprefix("./")
                         places[path] = Extract(self._path, member.offset_data, member.size)
         except OSError as error:
             raise unreadable(self.name, error) from error
-        except CorruptError:
-            raise
         except Exception as error:  # whatever tarfile throws at a bad file means the same thing
-            raise self._refuse("is no uncompressed tar file") from error
+            raise CorruptError(self.name, "is no uncompressed tar file") from error
+        if number >= MAX_MEMBERS:
+            raise CorruptError(self.name, f"has over {MAX_MEMBERS} members")
         return places
-
-    def _refuse(self, problem: str) -> CorruptError:
-        return CorruptError(self.name, problem)
 
     def _read(self, place: Extract) -> bytes:
         return read_extract(self.name, place, 0, min(place.size, MAX_DOCUMENT + 1))
