@@ -7,16 +7,16 @@ map the devices; or in chunks, each with a device number and a block of that dev
 is the unified space itself and begins with the image, number N is slot N - 1.
 
 `layout` declares the kernel's structures. `superblock`, `inode`, `dirent`, `xattr` and `chunk` turn
-one structure each into values and back. `tree` is what the writer takes, `writer` places and
-serializes it, `reader` walks an image.
+one structure each into values and back. `tree` is what the writer takes, `placement` and `writer`
+place and serialize it, `reader` walks an image.
 
 What the writer makes (bytes):
   0       zeros
   1024    superblock; the checksum covers it up to 4096
   1152    device slots, 128 each; a device without blocks has none, for 0 blocks turn mapping off
   ...     inodes, 64 each and always extended (each has its own mtime), every one at a multiple of
-          32; the root is the first, since root_nid has 16 bits. Children of a directory follow each
-          other. Inode, attributes and inline tail lie in one block, or the tail is not inline
+          32; the root is placed first, since root_nid has 16 bits. Children of a directory follow
+          each other. Inode, attributes and inline tail lie in one block, or the tail is not inline
   ...     blocks: directories and targets that are not inline, embedded files
 The first device begins, in the unified space, at the block behind the image, the next behind it.
 

@@ -16,7 +16,6 @@ import stat
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Final, cast
 
 from lazyimg_formats.erofs.chunk import ChunkFormat, serialize_chunk_format
@@ -25,11 +24,9 @@ from lazyimg_formats.erofs.inode import EXTENDED_SIZE, FILE_TYPES
 from lazyimg_formats.erofs.layout import (
     BLOCK_BITS,
     BLOCK_SIZE,
-    EROFS_NULL_ADDR,
     EROFS_SUPER_OFFSET,
     I_DATALAYOUT_BIT,
     I_VERSION_EXTENDED,
-    MAX_DEVICES,
     MAX_ENTRIES,
     MAX_PATH,
     NANOSECONDS,
@@ -42,14 +39,13 @@ from lazyimg_formats.erofs.layout import (
     erofs_inode_chunk_index,
     inode_extended,
 )
+from lazyimg_formats.erofs.placement import Area, Slots
 from lazyimg_formats.erofs.superblock import (
     SLOT_SIZE,
     SUPERBLOCK_SIZE,
-    DeviceSlot,
     Superblock,
     checksum_range,
     compute_checksum,
-    serialize_slots,
     serialize_superblock,
 )
 from lazyimg_formats.erofs.tree import ChunkData, FlatData
@@ -84,7 +80,7 @@ def serialize_image(root: Node, devices: Sequence[Device] = ()) -> bytes:
             target or attribute, a directory with two names, data outside its device.
     """
     with _paused_collector():
-        plan = _Plan(root, _Slots(devices))
+        plan = _Plan(root, Slots(devices))
         plan.visit()
         return plan.serialize()
 
@@ -99,85 +95,6 @@ def _paused_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-class _Slots:
-    """The devices that have blocks: their numbers, and their places in the unified space.
-
-    Attributes:
-        count: slots in the table.
-        blocks: for each of all the devices, its size.
-        numbers: for each of all the devices, its number in chunk indexes; 0: no slot.
-    """
-
-    def __init__(self, devices: Sequence[Device]) -> None:
-        used = [device for device in devices if device.blocks]
-        if len(used) > MAX_DEVICES:
-            raise FormatError("devices", f"{len(used)}, at most {MAX_DEVICES}")
-        if any(not 0 <= device.blocks < EROFS_NULL_ADDR for device in devices):
-            raise FormatError("devices", "one has an impossible number of blocks")
-        self.count = len(used)
-        self.blocks = [device.blocks for device in devices]
-        number = count(1)
-        self.numbers = [next(number) if device.blocks else 0 for device in devices]
-        self._used = used
-
-    def check(self, device: int, block: int, size: int) -> None:
-        """Refuse data that is not wholly on its device; `size` in bytes."""
-        if (
-            0 <= device < len(self.blocks)
-            and block >= 0
-            and block + -(-size // BLOCK_SIZE) <= self.blocks[device]
-        ):
-            return
-        raise FormatError(
-            "data of a file", f"{size} bytes from block {block} on are not on device {device}"
-        )
-
-    def starts(self, first: int) -> list[int]:
-        """Give for each of all the devices where it starts, if the first one does at `first`."""
-        found = []
-        for blocks in self.blocks:
-            found.append(first)
-            first += blocks
-        if first >= EROFS_NULL_ADDR:
-            raise FormatError("devices", f"{first} blocks, at most {EROFS_NULL_ADDR - 1}")
-        return found
-
-    def serialize(self, first: int) -> bytes:
-        """Give the table, if the first device starts at block `first`."""
-        slots = []
-        for device in self._used:
-            slots.append(DeviceSlot(device.name.encode(), device.blocks, first))
-            first += device.blocks
-        return serialize_slots(slots)
-
-
-class _Area:
-    """Places of inodes, in bytes. `end` is behind the last one."""
-
-    def __init__(self, start: int) -> None:
-        self.end = -(-start // NID_SIZE) * NID_SIZE
-        self._gap = self._gap_end = 0
-
-    def place(self, size: int) -> int:
-        """Find a place for what may lie across blocks."""
-        size = -(-size // NID_SIZE) * NID_SIZE
-        if self._gap_end - self._gap >= size:
-            self._gap += size
-            return self._gap - size
-        self.end += size
-        return self.end - size
-
-    def place_whole(self, size: int) -> int:
-        """Find a place inside one block."""
-        size = -(-size // NID_SIZE) * NID_SIZE
-        left = -self.end % BLOCK_SIZE
-        if 0 < left < size and self._gap_end - self._gap < size:
-            if left > self._gap_end - self._gap:
-                self._gap, self._gap_end = self.end, self.end + left
-            self.end += left
-        return self.place(size)
 
 
 @dataclass(slots=True)
@@ -227,9 +144,9 @@ class _Directory:
 class _Plan:
     """One image in the making."""
 
-    def __init__(self, root: Node, slots: _Slots) -> None:
+    def __init__(self, root: Node, slots: Slots) -> None:
         self._slots = slots
-        self._area = _Area(_TABLE + slots.count * SLOT_SIZE)
+        self._area = Area(_TABLE + slots.count * SLOT_SIZE)
         self._nodes: list[Node] = []
         self._places: list[int] = []
         self._nids: dict[int, int] = {}  # by identity of the node
