@@ -226,18 +226,20 @@ def _call_error(what: str, target: Path, call: str, reply: dict[str, Any]) -> La
     return make(what, problem.format(target=target), remedy)
 
 
+_NO_OBJECT: Final = (
+    NotFoundError,
+    "the cache does not give it: there is no such image, or its first blocks cannot be read",
+    "prepare the image first; if it is there, see the daemon's log",
+)
+
 _ERRORS: Final[dict[tuple[str, int], tuple[type[LazyimgError], str, str]]] = {
     ("erofs", EBUSY): (InUseError, "already mounted", "bind mount the directory that it is on"),
     ("erofs", EEXIST): (InUseError, "already mounted", "bind mount the directory that it is on"),
     ("erofs", ENOENT): (
         NotFoundError, "no such image, or {target} does not exist", "check both"
     ),
-    ("erofs", ENOBUFS): (
-        NotFoundError,
-        "the cache has no such object",
-        "prepare the image first; if it is there, free some space for the cache",
-    ),
-    ("erofs", EIO): (KernelError, "its first blocks cannot be read", "see the daemon's log"),
+    ("erofs", ENOBUFS): _NO_OBJECT,
+    ("erofs", EIO): _NO_OBJECT,
     ("erofs", EINVAL): (
         KernelError, "the kernel refuses it or its options", "`dmesg` says why"
     ),

@@ -10,6 +10,7 @@ import gzip
 import os
 import platform
 import resource
+from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EBUSY, EPERM
 from pathlib import Path
@@ -30,6 +31,8 @@ MIN_MEMORY: Final = 256 << 20
 """Bytes of available memory."""
 
 CACHE_FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
+
+_DEVICE_LINKS: Final = frozenset({"/dev/cachefiles", "anon_inode:[cachefiles]"})
 
 _ONDEMAND_REMEDY: Final = (
     "use Linux 5.19 to 7.1 with cachefiles.ko and erofs.ko built with CONFIG_CACHEFILES_ONDEMAND"
@@ -163,13 +166,17 @@ def _check_holders(machine: Machine) -> Check:
 def _find_holders(machine: Machine) -> Iterator[tuple[int, str]]:
     """Processes with the device, or an object of it, open."""
     for process in (machine.root / "proc").glob("[0-9]*"):
-        try:
-            links = [os.readlink(link) for link in (process / "fd").iterdir()]  # noqa: PTH115 - text
-            if any(text in {"/dev/cachefiles", "anon_inode:[cachefiles]"} for text in links):
+        if not _DEVICE_LINKS.isdisjoint(_open_files(process)):
+            with suppress(OSError):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
                 yield int(process.name), os.fsdecode(command.strip()[:80])
-        except OSError:  # it ended, or is not ours to look at
-            continue
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    with suppress(OSError):  # it ended, or is not ours to look at
+        for link in (process / "fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                yield os.fspath(link.readlink())
 
 
 def _module_built(machine: Machine, name: str) -> bool:
