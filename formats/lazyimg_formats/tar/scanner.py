@@ -85,6 +85,11 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     accessed: tuple[int, int] | None = None
     changed: tuple[int, int] | None = None
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the file has bytes, in its payload or as holes."""
+        return self.data_size > 0 or self.regions is not None
+
 
 class TarScanner:
     """Takes an archive piece by piece, copies no payload.

@@ -135,7 +135,7 @@ def _entries(
         xattrs,
         _sha256(digest),
         first.blob_offset,
-        blob_end,
+        blob_end if chunks else 0,
         first.length if chunked else 0,
         0,
         _chunk_digest(first) if chunked else "",

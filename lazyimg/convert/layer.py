@@ -1,0 +1,245 @@
+"""One layer to zstd:chunked, as a stream of bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.convert.compress import Frames, compress_cuts
+from lazyimg.convert.cut import Cut, Cutter, FileEnd, Gap, Hole, Piece
+from lazyimg.convert.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
+from lazyimg.errors import CorruptError
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.tar.scanner import Member
+from lazyimg_formats.zstd_chunked.location import MAX_TOC, TocLocation
+from lazyimg_formats.zstd_chunked.toc import parse_toc
+from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from concurrent.futures import Executor
+
+_INPUT: Final = 256 << 10
+"""Compressed bytes that are worth handing to a thread."""
+
+_BATCH: Final = 2 << 20
+"""Bytes of tar that one thread compresses in one go."""
+
+_BATCH_CUTS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedLayer:
+    """A blob that was made: its digest, its size in bytes, and where its TOC is."""
+
+    digest: Digest
+    size: int
+    toc: TocLocation
+
+
+class _TarReader:
+    """Compressed bytes to batches of cuts; checks the diff ID."""
+
+    def __init__(self, diff_id: Digest) -> None:
+        self._diff_id = diff_id
+        self._hasher = diff_id.hasher()
+        self._decompressor: Decompressor | None = None
+        self._head = b""
+        self._cutter = Cutter()
+        self._batch: list[Cut] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> Iterator[list[Cut]]:
+        if self._decompressor is None:
+            self._head += data
+            if len(self._head) < MAGIC_SIZE:
+                return
+            data = self._begin()
+        assert self._decompressor is not None  # noqa: S101 - _begin chose one
+        for piece in self._decompressor.feed(data):
+            self._hasher.update(piece)
+            yield from self._add(self._cutter.feed(piece))
+
+    def _begin(self) -> bytes:
+        self._decompressor = choose_decompressor(self._head)
+        return self._head
+
+    def finish(self) -> Iterator[list[Cut]]:
+        if self._decompressor is None:  # all of it is shorter than a magic
+            self._begin()
+            yield from self.feed(b"")
+        assert self._decompressor is not None  # noqa: S101 - _begin chose one
+        self._decompressor.finish()
+        yield from self._add(self._cutter.finish())
+        if not self._hasher.matches():
+            raise FormatError("layer", f"its tar has {self._hasher.digest()}, not {self._diff_id}")
+        yield self._batch
+
+    def _add(self, cuts: list[Cut]) -> Iterator[list[Cut]]:
+        for cut in cuts:
+            self._batch.append(cut)
+            if isinstance(cut, (Piece, Gap)):
+                self._size += len(cut.data)
+            if self._size >= _BATCH or len(self._batch) >= _BATCH_CUTS:
+                batch, self._batch, self._size = self._batch, [], 0
+                yield batch
+
+
+class _Assembler:
+    """Compressed cuts to the blob's bytes, and to its TOC."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._offset = 0
+        self._hash = hashlib.sha256()
+        self._toc = TocWriter()
+        self._member: Member | None = None
+        self._chunks: list[Chunk] = []
+
+    def add(self, items: list[Cut | Frames]) -> bytes:
+        parts = []
+        for item in items:
+            if isinstance(item, Frames):
+                if item.length:
+                    self._add_chunk(Chunk(item.length, self._offset, item.digest))
+                parts.append(item.data)
+                self._offset += len(item.data)
+            elif isinstance(item, Hole):
+                self._add_chunk(Chunk(item.length, self._offset, None))
+            elif isinstance(item, FileEnd):
+                self._end_file(item.digest)
+            elif isinstance(item, Member):
+                self._member = item
+                if not item.has_data:
+                    self._end_file(None)
+        return self._emit(b"".join(parts))
+
+    def _add_chunk(self, chunk: Chunk) -> None:
+        chunks = self._chunks
+        if chunk.digest is None and chunks and chunks[-1].digest is None:
+            last = chunks.pop()
+            chunk = Chunk(last.length + chunk.length, last.blob_offset, None)
+        chunks.append(chunk)
+
+    def _end_file(self, digest: bytes | None) -> None:
+        assert self._member is not None  # noqa: S101 - a file ends after it has begun
+        self._toc.add(self._member, self._chunks, self._offset, digest)
+        self._chunks.clear()
+        if self._toc.size > MAX_TOC:
+            raise FormatError("layer", f"its TOC is over the {MAX_TOC} bytes that readers take")
+
+    def finish(self) -> tuple[bytes, ConvertedLayer]:
+        toc = self._toc.finish()
+        parse_toc(toc, end=self._offset)  # what cannot be mounted is not pushed
+        tail, location = serialize_tail(toc, self._offset, self._level)
+        self._emit(tail)
+        self._offset += len(tail)
+        digest = Digest("sha256", self._hash.hexdigest())
+        return tail, ConvertedLayer(digest, self._offset, location)
+
+    def _emit(self, data: bytes) -> bytes:
+        self._hash.update(data)
+        return data
+
+
+class LayerConversion:
+    """Converts one layer, once.
+
+    Args:
+        what: the layer, for messages.
+        diff_id: the digest that its tar must have.
+        level: of zstd.
+        executor: threads for the work.
+        depth: batches that are compressed side by side.
+
+    Attributes:
+        read: compressed bytes read so far.
+        written: bytes given so far.
+    """
+
+    def __init__(
+        self, what: str, diff_id: Digest, *, level: int, executor: Executor, depth: int
+    ) -> None:
+        self.read = 0
+        self.written = 0
+        self._what = what
+        self._reader = _TarReader(diff_id)
+        self._assembler = _Assembler(level)
+        self._level = level
+        self._executor = executor
+        self._depth = depth
+        self._result: ConvertedLayer | None = None
+
+    @property
+    def result(self) -> ConvertedLayer:
+        """What was made. Only when `convert` has ended."""
+        if self._result is None:
+            raise RuntimeError("the conversion has not ended")
+        return self._result
+
+    async def convert(self, source: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Give the converted layer in pieces.
+
+        Args:
+            source: the layer's blob, in pieces.
+
+        Raises:
+            CorruptError: it is no layer, cannot be mounted, or has another diff ID; then the
+                pieces given so far mean nothing.
+        """
+        loop = asyncio.get_running_loop()
+        pending: deque[asyncio.Future[list[Cut | Frames]]] = deque()
+        try:
+            async with aclosing(self._read_batches(source)) as batches:
+                async for batch in batches:
+                    pending.append(
+                        loop.run_in_executor(self._executor, compress_cuts, batch, self._level)
+                    )
+                    if len(pending) > self._depth:
+                        yield await self._assemble(await pending.popleft())
+            while pending:
+                yield await self._assemble(await pending.popleft())
+            tail, self._result = await loop.run_in_executor(self._executor, self._assembler.finish)
+            self.written += len(tail)
+            yield tail
+        except FormatError as error:
+            raise CorruptError(self._what, str(error)) from error
+        finally:
+            for future in pending:
+                future.cancel()
+
+    async def _assemble(self, items: list[Cut | Frames]) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._executor, self._assembler.add, items)
+        self.written += len(data)
+        return data
+
+    async def _read_batches(self, source: AsyncIterator[bytes]) -> AsyncGenerator[list[Cut]]:
+        loop = asyncio.get_running_loop()
+        async with aclosing(self._feed_reader(source)) as steps:
+            async for step in steps:
+                run = partial(loop.run_in_executor, self._executor, next, step, None)
+                while (batch := await run()) is not None:
+                    yield batch
+
+    async def _feed_reader(
+        self, source: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Iterator[list[Cut]]]:
+        """Give what takes each large enough part of the input; the work is in its `next`."""
+        held: list[bytes] = []
+        size = 0
+        async for data in source:
+            self.read += len(data)
+            held.append(data)
+            size += len(data)
+            if size >= _INPUT:
+                yield self._reader.feed(b"".join(held))
+                held, size = [], 0
+        yield self._reader.feed(b"".join(held))
+        yield self._reader.finish()
