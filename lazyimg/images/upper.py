@@ -197,13 +197,24 @@ class Upper:
             raise FormatError(
                 "layer", f"{entry.path!r} is a hard link to {entry.target!r}, which is no file"
             )
-        parent = self._directory(parent_path)
-        if self.is_opaque(parent) or name in self.whiteouts(parent):
+        if self._is_hidden(entry.target):
             raise FormatError(
                 "layer", f"{entry.path!r} is a hard link to {entry.target!r}, which is deleted"
             )
-        copied = _children(parent)[name] = copy(below)
+        copied = _children(self._directory(parent_path))[name] = copy(below)
         return copied
+
+    def _is_hidden(self, path: bytes) -> bool:
+        """Whether this layer hides what lower layers have at `path`."""
+        directory = self.root
+        for part in path.split(b"/"):
+            if self.is_opaque(directory) or part in self.whiteouts(directory):
+                return True
+            child = (directory.children or {}).get(part)
+            if child is None:
+                return False
+            directory = child
+        return False
 
 
 def copy_attributes(source: Node, target: Node) -> None:

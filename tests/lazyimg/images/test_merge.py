@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ def layer(*entries: Entry) -> LayerIndex:
     return builder.finish()
 
 
-def directory(path: bytes, **attributes: int) -> Entry:
+def directory(path: bytes, **attributes: Any) -> Entry:
     return Entry(path, Kind.DIRECTORY, 0o755, **attributes)
 
 
