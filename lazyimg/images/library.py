@@ -105,7 +105,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
         blob: digest.
         blob_size: bytes.
         table: name of the device table's file that goes with this blob.
-        access: JSON of `lazyimg.api.messages.Access` without name and password.
+        access: how to reach it, as `lazyimg.images.access` records it.
     """
 
     repository: str
@@ -130,10 +130,14 @@ class Library:
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._create()
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._create()
+            except BaseException:
+                self._db.close()
+                raise
         except sqlite3.Error as error:
             raise StorageError(str(path), f"cannot be opened: {error}") from error
 
@@ -161,10 +165,11 @@ class Library:
                 self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 try:
                     yield self._db
+                    self._db.execute("COMMIT")
                 except BaseException:
-                    self._db.execute("ROLLBACK")
+                    if self._db.in_transaction:  # a full disk may have ended it already
+                        self._db.execute("ROLLBACK")
                     raise
-                self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 raise StorageError(str(self._path), f"records: {error}") from error
 
