@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +14,7 @@ from lazyimg.errors import KernelError
 
 if TYPE_CHECKING:
     from lazyimg.cli.invocation import Invocation
+    from lazyimg.host.preflight import Check
 
 
 @click.command("doctor")
@@ -21,18 +24,37 @@ if TYPE_CHECKING:
 def command(invocation: Invocation, *, output: str) -> int:
     """Check what this machine has and lacks.
 
-    Each line is one thing that serving images needs; what is missing comes with its remedy. The
-    exit code is 0 if nothing is.
+    Each line is one finding: ok, NO (images cannot be mounted lazily without it) or -- (good to
+    have), with the remedy below it. The exit code is 0 if there is no NO.
     """
-    from lazyimg.host.preflight import check_host  # noqa: PLC0415  --help does without
+    from lazyimg.host.preflight import Machine, run_checks  # noqa: PLC0415  --help does without
 
-    checks = check_host(invocation.config().cache_directory)
+    config = invocation.config()
+    machine = Machine(config.cache_directory, stop_percent=config.cachefiles.bstop)
+    checks = run_checks(machine)
     if output == "json":
         print_json(checks)
     else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            print_line(f"{'ok' if check.ok else 'NO':2}  {check.name:{width}}  {check.detail}")
-            if not check.ok and check.remedy:
-                print_line(f"    {'':{width}}  -> {check.remedy}")
-    return 0 if all(check.ok for check in checks) else KernelError.exit_code
+        _print_checks(checks, shutil.get_terminal_size().columns)
+    lacking = any(check.needed and not check.ok for check in checks)
+    return KernelError.exit_code if lacking else 0
+
+
+def _print_checks(checks: list[Check], columns: int) -> None:
+    name_width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark = "ok" if check.ok else "NO" if check.needed else "--"
+        paragraphs = [(f"{mark}  {check.name:{name_width}}  ", check.detail)]
+        if check.remedy:
+            paragraphs.append(("      -> ", check.remedy))
+        for start, text in paragraphs:
+            print_line(
+                textwrap.fill(
+                    text,
+                    width=max(columns, 60),
+                    initial_indent=start,
+                    subsequent_indent=" " * len(start),
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )

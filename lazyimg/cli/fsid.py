@@ -16,7 +16,7 @@ from lazyimg.cli.options import (
     platform_option,
 )
 from lazyimg.cli.output import print_json, print_line
-from lazyimg.cli.reference import daemon_access
+from lazyimg.cli.reference import absolute_reference, daemon_access
 
 if TYPE_CHECKING:
     from lazyimg.api.messages import Access, FsidReply
@@ -48,5 +48,5 @@ def command(
 
 async def _fsid(invocation: Invocation, reference: str, platform: str, access: Access) -> FsidReply:
     found = await daemon_access(access, reference)
-    request = ImageRequest(reference=reference, platform=platform, access=found)
+    request = ImageRequest(reference=absolute_reference(reference), platform=platform, access=found)
     return await invocation.client().fsid(request)

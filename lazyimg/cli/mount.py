@@ -18,7 +18,7 @@ from lazyimg.cli.options import (
     platform_option,
 )
 from lazyimg.cli.output import format_part, format_size, print_json, print_line, print_table
-from lazyimg.cli.reference import daemon_access
+from lazyimg.cli.reference import absolute_reference, daemon_access
 from lazyimg.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def command(
     if not directory.is_dir():
         raise NotFoundError(str(directory), "is no directory", "make it first")
     request = MountRequest(
-        reference=reference,
+        reference=absolute_reference(reference),
         directory=str(directory.absolute()),
         read_write=read_write,
         platform=platform,

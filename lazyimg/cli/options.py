@@ -123,7 +123,7 @@ def check_platform(text: str) -> str:
     """
     if text in {"", "local"}:
         return ""
-    from lazyimg.host.platform import local_platform  # noqa: PLC0415  seldom needed
+    from lazyimg.registry.resolve import local_platform  # noqa: PLC0415  seldom needed
     from lazyimg_formats.errors import FormatError  # noqa: PLC0415
     from lazyimg_formats.oci.platform import parse_platform  # noqa: PLC0415
 

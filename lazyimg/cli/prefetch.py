@@ -19,7 +19,7 @@ from lazyimg.cli.options import (
 )
 from lazyimg.cli.output import format_size, print_json, print_table, without
 from lazyimg.cli.progress import open_meter
-from lazyimg.cli.reference import daemon_access
+from lazyimg.cli.reference import absolute_reference, daemon_access
 
 if TYPE_CHECKING:
     from lazyimg.api.messages import Access, PrefetchEvent
@@ -83,7 +83,7 @@ async def _prefetch(
     by_access: dict[Access, list[str]] = {}
     for reference in references:
         found = await daemon_access(template.access, reference)
-        by_access.setdefault(found, []).append(reference)
+        by_access.setdefault(found, []).append(absolute_reference(reference))
     client = invocation.client()
     ended = []
     for access, names in by_access.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,11 +13,15 @@ from lazyimg.errors import BadReferenceError
 from lazyimg.registry.credentials import find_authfile
 from lazyimg.registry.ports import Access as RegistryAccess
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.oci.reference import Location, RegistryLocation, parse_location
+from lazyimg_formats.oci.reference import (
+    ArchiveLocation,
+    LayoutLocation,
+    Location,
+    RegistryLocation,
+    parse_location,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lazyimg.api.messages import Access
 
 
@@ -33,16 +39,16 @@ def read_location(text: str) -> Location:
         ) from error
 
 
-def check_reference(text: str) -> RegistryLocation:
-    """Give the image in a registry that a user wrote; the daemon takes nothing else.
+def absolute_reference(text: str) -> str:
+    """Give what a user wrote as the daemon takes it: paths in it made absolute.
 
     Raises:
-        BadReferenceError: none, or one that is not in a registry.
+        BadReferenceError: it names no image.
     """
     location = read_location(text)
-    if not isinstance(location, RegistryLocation):
-        raise BadReferenceError(text, "is not in a registry", "push it to one first")
-    return location
+    if isinstance(location, LayoutLocation | ArchiveLocation):
+        return str(replace(location, path=str(Path(location.path).absolute())))
+    return text
 
 
 def registry_access(access: Access) -> RegistryAccess:
@@ -58,8 +64,6 @@ def registry_access(access: Access) -> RegistryAccess:
 
 
 def _path(text: str) -> Path | None:
-    from pathlib import Path  # noqa: PLC0415  seldom needed
-
     return Path(text) if text else None
 
 
@@ -69,12 +73,13 @@ async def daemon_access(access: Access, text: str) -> Access:
     The daemon runs as another user and looks in other places.
 
     Raises:
-        BadReferenceError: `text` is no image in a registry.
+        BadReferenceError: `text` names no image.
         ConfigurationError: a credentials file cannot be used.
     """
-    name = check_reference(text).reference.name
-    if access.username:
+    location = read_location(text)
+    if access.username or not isinstance(location, RegistryLocation):
         return access
+    name = location.reference.name
     found = await find_authfile(name, registry_access(access), os.environ)
     if found is None:
         return access

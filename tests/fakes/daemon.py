@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from aiohttp import web
 
 from lazyimg.api.messages import (
@@ -26,11 +25,14 @@ from lazyimg.api.messages import (
     UnmountReply,
     UnmountRequest,
 )
-from lazyimg.errors import InUseError, LazyimgError, NotFoundError
+from lazyimg.api.server import make_application
+from lazyimg.errors import InUseError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    import msgspec
 
 IMAGE = "registry.test/app:1"
 DIGEST = "sha256:" + "d" * 64
@@ -50,32 +52,9 @@ class FakeDaemon:
         self.requests: list[msgspec.Struct] = []
         self.mounts: dict[str, MountReport] = {}
 
-    def application(self) -> web.Application:
-        """Give the routes."""
-        application = web.Application()
-        for path, kind, method in (
-            ("/v1/mount", MountRequest, self._mount),
-            ("/v1/unmount", UnmountRequest, self._unmount),
-            ("/v1/fsid", ImageRequest, self._fsid),
-            ("/v1/inspect", InspectRequest, self._inspect),
-        ):
-            application.router.add_post(path, self._handler(kind, method))
-        application.router.add_post("/v1/prefetch", self._prefetch)
-        application.router.add_get("/v1/status", self._status)
-        return application
-
-    def _handler(self, kind: Any, method: Any) -> Any:
-        async def handle(request: web.Request) -> web.Response:
-            message = msgspec.json.decode(await request.read(), type=kind)
-            self.requests.append(message)
-            try:
-                return _response(200, method(message))
-            except LazyimgError as error:
-                return _response(500, error_reply(error))
-
-        return handle
-
-    def _mount(self, request: MountRequest) -> MountReply:
+    async def mount(self, request: MountRequest) -> MountReply:
+        """Mount IMAGE."""
+        self.requests.append(request)
         _check(request.reference)
         if request.directory in self.mounts:
             raise InUseError(request.directory, f"has {IMAGE} mounted on it", "unmount it first")
@@ -90,19 +69,25 @@ class FakeDaemon:
         )
         return MountReply(reference=IMAGE, digest=DIGEST, fsid=FSID, directory=request.directory)
 
-    def _unmount(self, request: UnmountRequest) -> UnmountReply:
+    async def unmount(self, request: UnmountRequest) -> UnmountReply:
+        """Unmount it."""
+        self.requests.append(request)
         if self.mounts.pop(request.directory, None) is None:
             raise NotFoundError(request.directory, "nothing is mounted there by lazyimg")
         return UnmountReply(reference=IMAGE, directory=request.directory)
 
-    def _fsid(self, request: ImageRequest) -> FsidReply:
+    async def fsid(self, request: ImageRequest) -> FsidReply:
+        """Give its fsid."""
+        self.requests.append(request)
         _check(request.reference)
         command = f"mount -t erofs none -o fsid={FSID},domain_id=lazyimg DIR"
         return FsidReply(
             reference=IMAGE, digest=DIGEST, fsid=FSID, domain_id="lazyimg", command=command
         )
 
-    def _inspect(self, request: InspectRequest) -> InspectReply:
+    async def inspect(self, request: InspectRequest) -> InspectReply:
+        """Describe it: a quarter of it is local."""
+        self.requests.append(request)
         if request.reference:
             _check(request.reference)
         layer = LayerReport(
@@ -123,18 +108,16 @@ class FakeDaemon:
             layers=[layer],
         )
 
-    async def _prefetch(self, request: web.Request) -> web.StreamResponse:
-        message = msgspec.json.decode(await request.read(), type=PrefetchRequest)
-        self.requests.append(message)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for reference in message.references:
+    async def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+        """Make images local, in four steps."""
+        self.requests.append(request)
+        for reference in request.references:
             for event in _prefetch_events(reference):
-                await response.write(msgspec.json.encode(event) + b"\n")
-        return response
+                yield event
 
-    async def _status(self, _: web.Request) -> web.Response:
-        reply = StatusReply(
+    async def status(self) -> StatusReply:
+        """Describe the mounts."""
+        return StatusReply(
             version="0.1.0",
             pid=42,
             transport="cachefiles",
@@ -146,7 +129,6 @@ class FakeDaemon:
             fetched=12 * MIB,
             fetches=30,
         )
-        return _response(200, reply)
 
 
 def _check(reference: str) -> None:
@@ -158,7 +140,7 @@ def _prefetch_events(reference: str) -> Iterator[PrefetchEvent]:
     try:
         _check(reference)
     except NotFoundError as error:
-        yield PrefetchEvent(reference=reference, error=error_reply(error))
+        yield PrefetchEvent(reference=reference, error=ErrorReply.of(error))
         return
     for quarter in range(1, 5):
         yield PrefetchEvent(
@@ -170,27 +152,11 @@ def _prefetch_events(reference: str) -> Iterator[PrefetchEvent]:
         )
 
 
-def error_reply(error: LazyimgError) -> ErrorReply:
-    """Give what the API says of an error."""
-    return ErrorReply(
-        kind=error.kind,
-        what=error.what,
-        problem=error.problem,
-        remedy=error.remedy,
-        exit_code=error.exit_code,
-    )
-
-
-def _response(status: int, reply: msgspec.Struct) -> web.Response:
-    body = msgspec.json.encode(reply)
-    return web.Response(status=status, body=body, content_type="application/json")
-
-
 @contextmanager
 def serve_in_thread(daemon: FakeDaemon, address: Path) -> Iterator[FakeDaemon]:
     """Serve a daemon's API on a socket until the block ends."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(daemon.application())
+    runner = web.AppRunner(make_application(daemon))
 
     async def start() -> None:
         await runner.setup()

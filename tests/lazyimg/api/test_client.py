@@ -30,7 +30,7 @@ from lazyimg.errors import (
     NotRootError,
     RegistryError,
 )
-from tests.fakes.daemon import DIGEST, FSID, IMAGE, MIB, FakeDaemon, error_reply, serve_in_thread
+from tests.fakes.daemon import DIGEST, FSID, IMAGE, MIB, FakeDaemon, serve_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -206,7 +206,7 @@ def test_every_family_is_rebuilt() -> None:
         if isinstance(value, type) and issubclass(value, LazyimgError)
     }
     for family in families:
-        rebuilt = rebuild_error(error_reply(family("here", "broken", "mend it")))
+        rebuilt = rebuild_error(ErrorReply.of(family("here", "broken", "mend it")))
         assert type(rebuilt) is family
         assert str(rebuilt) == "here: broken; mend it"
     assert RegistryError in families

@@ -1,0 +1,58 @@
+"""Whether a registry takes a user name and password. Source: distribution-spec, "Checking"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lazyimg.errors import AccessDeniedError, BadReferenceError, NotFoundError, RegistryError
+from lazyimg.registry.auth import Credential
+from lazyimg.registry.connection import Connection
+from lazyimg.registry.retry import RetryPolicy
+from lazyimg.registry.transport import Transport, TransportLimits
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.oci.reference import Reference, parse_reference
+
+if TYPE_CHECKING:
+    from lazyimg.registry.ports import Access
+
+
+def parse_registry(text: str) -> str:
+    """Give the registry that a user wrote: its host and port, as credentials are kept under.
+
+    Raises:
+        BadReferenceError: no registry.
+    """
+    host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
+    try:
+        Reference(host, "x")
+    except FormatError as error:
+        raise BadReferenceError(text, error.problem, "write it as HOST or HOST:PORT") from error
+    return parse_reference(f"{host}/x/x").registry if "." in host else host
+
+
+async def check_credential(registry: str, access: Access) -> None:
+    """Show a registry the access's user name and password.
+
+    Raises:
+        AccessDeniedError: it refuses them.
+        RegistryError: it cannot be reached, or is no registry.
+    """
+    reference = Reference(registry, "login")  # a repository's name is needed, but not asked for
+    transport = Transport(TransportLimits())
+
+    async def find() -> Credential:
+        return Credential(access.username, access.password)
+
+    connection = Connection(reference, access, transport, find, RetryPolicy())
+    try:
+        origin = await connection.origin()
+        async with connection.open("GET", origin / "v2/", what=registry, expect={200}, scopes=()):
+            pass
+    except AccessDeniedError as error:
+        raise AccessDeniedError(
+            registry, "the registry refuses these credentials", "check user name and password"
+        ) from error
+    except NotFoundError as error:
+        raise RegistryError(registry, "is no registry: it has no /v2/", status=404) from error
+    finally:
+        await transport.close()

@@ -1,0 +1,55 @@
+"""A command line in this process, with a daemon behind it and no configuration around it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from lazyimg.cli.command import main
+from tests.fakes.daemon import FakeDaemon, serve_in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Result(NamedTuple):
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep this machine's settings and credentials out."""
+    for name in os.environ:
+        if name.startswith(("LAZYIMG_", "REGISTRY_", "DOCKER_", "XDG_")):
+            monkeypatch.delenv(name)
+    path = tmp_path / "home"
+    path.mkdir()
+    monkeypatch.setenv("HOME", str(path))
+    monkeypatch.setenv("LAZYIMG_ADDRESS", str(tmp_path / "lazyimg.sock"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run one command line."""
+
+    def run_once(*arguments: str) -> Result:
+        code = main(arguments)
+        return Result(code, *capsys.readouterr())
+
+    return run_once
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    """Run a daemon."""
+    with serve_in_thread(FakeDaemon(), tmp_path / "lazyimg.sock") as served:
+        yield served

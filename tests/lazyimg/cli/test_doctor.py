@@ -1,0 +1,66 @@
+"""`lazyimg doctor`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from lazyimg.host import preflight
+from lazyimg.host.preflight import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from lazyimg.host.preflight import Machine
+    from tests.lazyimg.cli.conftest import Result
+
+GOOD = Check("root", ok=True, detail="user ID 0")
+WISH = Check("memory", ok=False, detail="10 MB", remedy="have more", needed=False)
+LACK = Check("/dev/cachefiles", ok=False, detail="missing", remedy="word " * 20 + "end")
+
+
+def find(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> list[Machine]:
+    looked: list[Machine] = []
+
+    def run_checks(machine: Machine) -> list[Check]:
+        looked.append(machine)
+        return list(checks)
+
+    monkeypatch.setattr(preflight, "run_checks", run_checks)
+    return looked
+
+
+def test_nothing_lacks(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = find(monkeypatch, GOOD, WISH)
+    monkeypatch.setenv("LAZYIMG_CACHE", "/mnt/cache")
+    result = run("doctor")
+    assert result.code == 0
+    assert result.out.splitlines() == [
+        "ok  root    user ID 0",
+        "--  memory  10 MB",
+        "      -> have more",
+    ]
+    assert str(looked[0].cache_directory) == "/mnt/cache"
+
+
+def test_something_lacks(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    find(monkeypatch, GOOD, LACK)
+    result = run("doctor")
+    assert result.code == 71
+    assert "NO  /dev/cachefiles  missing\n      -> word word" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert result.out.endswith("end\n")
+
+
+def test_as_json(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    find(monkeypatch, GOOD)
+    assert json.loads(run("doctor", "--json").out) == [
+        {"name": "root", "ok": True, "detail": "user ID 0", "remedy": "", "needed": True}
+    ]
+
+
+def test_on_this_machine(run: Callable[..., Result]) -> None:
+    checks = json.loads(run("doctor", "--json").out)
+    assert all(check["ok"] or check["remedy"] for check in checks)

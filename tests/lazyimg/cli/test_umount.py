@@ -1,0 +1,50 @@
+"""`lazyimg umount`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.api.messages import UnmountRequest
+from tests.fakes.daemon import IMAGE, FakeDaemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.lazyimg.cli.conftest import Result
+
+
+@pytest.mark.parametrize("verb", ["umount", "unmount"])
+def test_umount_prints_the_directories(
+    verb: str,
+    run: Callable[..., Result],
+    daemon: FakeDaemon,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        run("mount", IMAGE, name)
+    assert run(verb, "a", "b", "--lazy") == (0, f"{tmp_path}/a\n{tmp_path}/b\n", "")
+    assert daemon.mounts == {}
+    assert daemon.requests[-1] == UnmountRequest(directory=f"{tmp_path}/b", lazy=True)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_umount_as_json(run: Callable[..., Result], tmp_path: Path) -> None:
+    run("mount", IMAGE, str(tmp_path))
+    result = run("umount", str(tmp_path), "--json")
+    assert json.loads(result.out) == [{"reference": IMAGE, "directory": str(tmp_path)}]
+
+
+@pytest.mark.usefixtures("daemon")
+def test_nothing_is_mounted(run: Callable[..., Result]) -> None:
+    assert run("umount", "/nowhere") == (
+        2,
+        "",
+        "lazyimg: /nowhere: nothing is mounted there by lazyimg\n",
+    )

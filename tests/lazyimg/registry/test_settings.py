@@ -1,0 +1,54 @@
+"""The configuration's settings in the registry client's terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lazyimg.config import RegistrySettings
+from lazyimg.registry.ports import Access
+from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
+from lazyimg_formats.oci.reference import parse_reference
+
+
+def test_limits_and_policy() -> None:
+    settings = RegistrySettings(connections=3, connect_timeout=4.0, read_timeout=5.0, retries=0)
+    limits = transport_limits(settings)
+    assert (limits.connections_per_host, limits.connect_timeout, limits.read_timeout) == (3, 4, 5)
+    assert retry_policy(settings).attempts == 1
+
+
+def test_files_of_the_settings_unless_given() -> None:
+    settings = RegistrySettings(authfile="/auth", ca_file="/ca")
+    reference = parse_reference("registry.test/app")
+    assert apply_settings(Access(), reference, settings) == Access(
+        authfile=Path("/auth"), ca_file=Path("/ca")
+    )
+    given = Access(authfile=Path("/mine"), ca_file=Path("/own"))
+    assert apply_settings(given, reference, settings) == given
+    assert apply_settings(Access(), reference, RegistrySettings()) == Access()
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("registry.test:5000/app", "registry.test:5000"),
+        ("registry.test:5000/app", "registry.test"),
+        ("registry.test/app", "registry.test"),
+        ("debian", "docker.io"),
+        ("debian", "registry-1.docker.io"),
+    ],
+)
+def test_hosts(text: str, host: str) -> None:
+    settings = RegistrySettings(plain_http=[host], insecure=[host])
+    access = apply_settings(Access(), parse_reference(text), settings)
+    assert access.plain_http
+    assert access.insecure
+
+
+def test_other_hosts_are_left_alone() -> None:
+    settings = RegistrySettings(plain_http=["registry.test:5000", ""], insecure=["other"])
+    access = apply_settings(Access(), parse_reference("registry.test/app"), settings)
+    assert not access.plain_http
+    assert not access.insecure
