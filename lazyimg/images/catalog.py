@@ -125,7 +125,7 @@ class Catalog:
         if task is None:
             task = self._tables[name] = asyncio.create_task(self._open_device(name))
             task.add_done_callback(lambda done: self._forget_failure(name, done))
-        return await asyncio.shield(task)
+        return task.result() if task.done() else await asyncio.shield(task)
 
     async def add_source(self, name: str, source: SourceRecord) -> None:
         """Let an open device be filled from one more blob."""
