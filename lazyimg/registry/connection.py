@@ -237,7 +237,7 @@ async def refusal(
 
 def _passing(response: ClientResponse, what: str, problem: str) -> RegistryError:
     status = response.status
-    remedy = "too many requests; log in, or try again later" if status == 429 else ""
+    remedy = "log in for a higher limit, or try again later" if status == 429 else ""
     seconds = parse_retry_after(response.headers.get("Retry-After", ""), time.time())
     if seconds is None:
         return RegistryError(what, problem, remedy, status=status, retryable=True)

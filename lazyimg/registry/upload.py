@@ -92,7 +92,8 @@ class Uploader:
                 await self._put_whole(bytes(buffer), digest())
                 return size
             location = await self._patch(location, size - len(buffer), bytes(buffer))
-            await self._finish(location, digest())
+            last, named = location, digest()
+            await self._connection.retry(lambda: self._put(last, named, b""))
         except BaseException:
             if location is not None:
                 await self._cancel(location)
@@ -130,42 +131,32 @@ class Uploader:
 
         await self._connection.retry(put)
 
-    async def _finish(self, location: URL, digest: Digest) -> None:
-        attempt = 1
-        while True:
-            try:
-                await self._put(location, digest, b"")
-            except RegistryError as error:
-                await self._connection.wait(attempt, error)
-                attempt += 1
-            except NotFoundError:
-                if attempt > 1 and await self._exists(digest):
-                    return  # the answer to an earlier try was lost, not its effect
-                raise
-            else:
+    async def _put(self, location: URL, digest: Digest, data: bytes) -> None:
+        try:
+            async with self._connection.open(
+                "PUT",
+                location.extend_query({"digest": str(digest)}),
+                what=f"{self._what}@{digest}",
+                expect={201, 204},
+                scopes=self._scopes,
+                headers=_octets(data),
+                data=data,
+            ):
                 return
+        except NotFoundError:
+            if not await self._exists(digest):
+                raise
+            # an earlier try had its effect, only its answer was lost
 
     async def _exists(self, digest: Digest) -> bool:
         async with self._connection.open(
             "HEAD",
             await self._connection.url(f"blobs/{digest}"),
             what=f"{self._what}@{digest}",
-            expect={200, 404},
+            expect={200, 307, 404},
             scopes=self._scopes,
         ) as response:
-            return response.status == 200
-
-    async def _put(self, location: URL, digest: Digest, data: bytes) -> None:
-        async with self._connection.open(
-            "PUT",
-            location.extend_query({"digest": str(digest)}),
-            what=f"{self._what}@{digest}",
-            expect={201, 204},
-            scopes=self._scopes,
-            headers=_octets(data),
-            data=data,
-        ):
-            return
+            return response.status != 404
 
     async def _patch(self, location: URL, start: int, data: bytes) -> URL:
         """Send a chunk; gives where the next one goes."""
