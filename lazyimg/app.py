@@ -17,7 +17,7 @@ import socket
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from lazyimg_formats.oci.reference import Location, Reference
 
 _log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT: Final = 20.0
+"""Seconds that callers' requests may take to finish before they are undone."""
 
 _DIRECTORIES = ("content", "bootstraps", "tables", "mnt", "scratch")
 
@@ -177,7 +180,13 @@ async def _listen(config: Config, daemon: LazyimgDaemon, stack: AsyncExitStack) 
         raise StorageError(
             str(path), f"cannot listen: {error.strerror or error}", "check --address"
         ) from error
-    runner = web.AppRunner(make_application(daemon), access_log=None, handle_signals=False)
+    runner = web.AppRunner(
+        make_application(daemon),
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener).start()

@@ -28,7 +28,7 @@ from lazyimg.errors import LazyimgError, UsageError
 from lazyimg.registry.ports import Access
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from lazyimg.api import messages
     from lazyimg.api.messages import PrefetchRequest
@@ -100,7 +100,7 @@ class LazyimgDaemon:
             command=f"mount -t erofs none -o fsid={fsid},domain_id={domain} DIR",
         )
 
-    async def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+    async def prefetch(self, request: PrefetchRequest) -> AsyncGenerator[PrefetchEvent]:
         """Make images local, one after the other; stops when nobody listens any more."""
         for reference in request.references:
             one = ImageRequest(

@@ -1,11 +1,17 @@
-"""The local API over HTTP on a unix socket: messages in, calls of the daemon, messages out."""
+"""The local API over HTTP on a unix socket: messages in, calls of the daemon, messages out.
+
+A call that was begun is finished, or undone, whether or not its caller still waits; only a
+prefetch ends with its caller. When the application ends, prefetches end at once; other calls have
+the runner's `shutdown_timeout` to finish, and are cancelled, that is undone, after it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import aclosing
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -27,7 +33,7 @@ from lazyimg.api.messages import (
 from lazyimg.errors import LazyimgError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +58,7 @@ class Daemon(Protocol):
         """Make an image ready to be mounted by hand."""
         ...
 
-    def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+    def prefetch(self, request: PrefetchRequest) -> AsyncGenerator[PrefetchEvent]:
         """Make images local; each image ends in an event with `done` or `error`."""
         ...
 
@@ -66,30 +72,69 @@ class Daemon(Protocol):
 
 
 def make_application(daemon: Daemon) -> web.Application:
-    """Give the application that serves `lazyimg.api.messages`."""
+    """Give the application that serves `lazyimg.api.messages`.
+
+    Its runner is to have `handler_cancellation`, or callers that are gone are noticed late.
+    """
+    begun: set[asyncio.Task[msgspec.Struct]] = set()
+    streams: set[asyncio.Task[Any]] = set()
     application = web.Application(client_max_size=MAX_REQUEST, middlewares=[_report_failures])
     application.add_routes(
         [
-            web.post("/v1/mount", _handler(MountRequest, daemon.mount)),
-            web.post("/v1/unmount", _handler(UnmountRequest, daemon.unmount)),
-            web.post("/v1/fsid", _handler(ImageRequest, daemon.fsid)),
-            web.post("/v1/inspect", _handler(InspectRequest, daemon.inspect)),
-            web.post("/v1/prefetch", _prefetch_handler(daemon)),
+            web.post("/v1/mount", _handler(MountRequest, daemon.mount, begun)),
+            web.post("/v1/unmount", _handler(UnmountRequest, daemon.unmount, begun)),
+            web.post("/v1/fsid", _handler(ImageRequest, daemon.fsid, begun)),
+            web.post("/v1/inspect", _handler(InspectRequest, daemon.inspect, begun)),
+            web.post("/v1/prefetch", _prefetch_handler(daemon, streams)),
             web.get("/v1/status", _status_handler(daemon)),
         ]
     )
+
+    async def end_streams(_: web.Application) -> None:
+        await _cancel(streams)
+
+    async def end_calls(_: web.Application) -> None:
+        await _cancel(begun)
+
+    application.on_shutdown.append(end_streams)
+    application.on_cleanup.append(end_calls)
     return application
 
 
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    running = list(tasks)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
 def _handler(
-    kind: type[_Request], call: Callable[[_Request], Awaitable[msgspec.Struct]]
+    kind: type[_Request],
+    call: Callable[[_Request], Coroutine[Any, Any, msgspec.Struct]],
+    begun: set[asyncio.Task[msgspec.Struct]],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         message = await _read(request, kind)
-        # What was begun is finished, or undone, whether or not the caller still waits.
-        return _reply(await asyncio.shield(asyncio.ensure_future(call(message))))
+        task = asyncio.create_task(call(message))
+        begun.add(task)
+        task.add_done_callback(begun.discard)
+        try:
+            return _reply(await asyncio.shield(task))
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: _say_end(request.path, done))
+            raise
 
     return handle
+
+
+def _say_end(path: str, task: asyncio.Task[msgspec.Struct]) -> None:
+    """Log how a call ended that nobody waits for any more."""
+    if task.cancelled():
+        _log.warning("%s: was undone, the daemon is stopping", path)
+    elif error := task.exception():
+        _log.warning("%s: failed when its caller was gone: %s", path, error)
+    else:
+        _log.info("%s: was finished when its caller was gone", path)
 
 
 def _status_handler(
@@ -102,15 +147,28 @@ def _status_handler(
 
 
 def _prefetch_handler(
-    daemon: Daemon,
+    daemon: Daemon, streams: set[asyncio.Task[Any]]
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def send(message: PrefetchRequest, response: web.StreamResponse) -> None:
+        async with aclosing(daemon.prefetch(message)) as events:  # ends with its caller
+            async for event in events:
+                await response.write(msgspec.json.encode(event) + b"\n")
+
     async def handle(request: web.Request) -> web.StreamResponse:
         message = await _read(request, PrefetchRequest)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for event in daemon.prefetch(message):  # ends with its caller
-            await response.write(msgspec.json.encode(event) + b"\n")
-        await response.write_eof()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker: a handler runs in one
+        streams.add(task)
+        try:
+            await send(message, response)
+        except ConnectionError:
+            _log.info("%s: its caller is gone", request.path)
+        except Exception:  # the head is sent: all that can be said is an end that is too early
+            _log.exception("%s failed", request.path)
+        finally:
+            streams.discard(task)
         return response
 
     return handle
