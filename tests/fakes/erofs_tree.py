@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lazyimg_formats.erofs.inode import encode_rdev
+from lazyimg_formats.erofs.inode import decode_rdev, encode_rdev
+from lazyimg_formats.erofs.layout import FileType
 from lazyimg_formats.erofs.tree import ChunkData, Device, FlatData, Node
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lazyimg_formats.erofs.inode import Inode
+    from lazyimg_formats.erofs.reader import Image
 
 BLOCK = 4096
 FILE = stat.S_IFREG
@@ -133,6 +137,29 @@ def _seen(path: bytes) -> Seen:
             for name in os.listxattr(path, follow_symlinks=False)
         },
         names=names,
+    )
+
+
+def seen_in_image(image: Image) -> dict[bytes, Seen]:
+    """Give what our reader shows."""
+    return {(b"/" + path if path else path): _seen_in(image, inode) for path, inode in image.walk()}
+
+
+def _seen_in(image: Image, inode: Inode) -> Seen:
+    directory = inode.file_type is FileType.DIR
+    return Seen(
+        mode=inode.mode,
+        uid=inode.uid,
+        gid=inode.gid,
+        mtime=inode.mtime * 10**9 + inode.mtime_ns,
+        nlink=inode.nlink,
+        rdev=os.makedev(*decode_rdev(inode.rdev)),
+        size=None if directory else inode.size,
+        data=b"" if directory else image.read(inode),
+        xattrs=dict(image.xattrs(inode)),
+        names=[d.name for d in image.read_directory(inode) if d.name not in {b".", b".."}]
+        if directory
+        else None,
     )
 
 

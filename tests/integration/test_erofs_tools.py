@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg_formats.erofs.inode import decode_rdev
-from lazyimg_formats.erofs.layout import DataLayout, FeatureIncompat, FileType
+from lazyimg_formats.erofs.layout import DataLayout, FeatureIncompat
 from lazyimg_formats.erofs.reader import Image
 from lazyimg_formats.erofs.tree import Device, FlatData, Node
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.errors import FormatError
-from tests.fakes.erofs_tree import ACL, DIRECTORY, FILE, Sample, Seen, make_sample, seen_at
+from tests.fakes.erofs_tree import (
+    ACL,
+    DIRECTORY,
+    FILE,
+    Sample,
+    Seen,
+    make_sample,
+    seen_at,
+    seen_in_image,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from lazyimg_formats.erofs.inode import Inode
 
 
 def fsck(image: Path, *arguments: str) -> tuple[int, str]:
@@ -105,29 +111,6 @@ def pack(source: Path, folder: Path, *options: str) -> Image:
     return Image((folder / "image").read_bytes(), devices)
 
 
-def seen_in(image: Image) -> dict[bytes, Seen]:
-    """Give what our reader shows."""
-    return {(b"/" + path if path else path): _seen(image, inode) for path, inode in image.walk()}
-
-
-def _seen(image: Image, inode: Inode) -> Seen:
-    directory = inode.file_type is FileType.DIR
-    return Seen(
-        mode=inode.mode,
-        uid=inode.uid,
-        gid=inode.gid,
-        mtime=inode.mtime * 10**9 + inode.mtime_ns,
-        nlink=inode.nlink,
-        rdev=os.makedev(*decode_rdev(inode.rdev)),
-        size=None if directory else inode.size,
-        data=b"" if directory else image.read(inode),
-        xattrs=dict(image.xattrs(inode)),
-        names=[d.name for d in image.read_directory(inode) if d.name not in {b".", b".."}]
-        if directory
-        else None,
-    )
-
-
 def sorted_names(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
     return {path: replace(one, names=one.names and sorted(one.names)) for path, one in seen.items()}
 
@@ -152,7 +135,7 @@ def test_read_what_mkfs_wrote(tmp_path: Path, options: list[str]) -> None:
     image = pack(source, tmp_path, *[option.format(blob=blob) for option in options])
     assert bool(image.slots) == blob.exists()
     expected = sorted_names(seen_at(bytes(source)))
-    found = seen_in(image)
+    found = seen_in_image(image)
     assert found.keys() == expected.keys()
     for path, seen in expected.items():
         assert found[path] == seen, path
@@ -166,7 +149,7 @@ def test_read_compact_inodes(tmp_path: Path) -> None:
     image = pack(source, tmp_path, "-Eforce-inode-compact", "-T1600000000")
     assert not any(inode.extended for _, inode in image.walk())
     expected = sorted_names(seen_at(bytes(source)))
-    assert seen_in(image) == {
+    assert seen_in_image(image) == {
         path: replace(seen, mtime=1_600_000_000 * 10**9) for path, seen in expected.items()
     }
 

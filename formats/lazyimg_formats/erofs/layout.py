@@ -48,6 +48,9 @@ MAX_IMAGE_SIZE: Final = 1 << (32 + MAX_BLOCK_BITS)
 MAX_CHUNKS: Final = 1 << 24
 """Chunks of one file, on reading."""
 
+MAX_READ: Final = 256 << 20
+"""Bytes of a file that one call gives: a hole may claim any size."""
+
 NANOSECONDS: Final = 1_000_000_000
 """In a second: i_mtime_nsec is below."""
 

@@ -25,6 +25,7 @@ from lazyimg_formats.erofs.layout import (
     MAX_ENTRIES,
     MAX_IMAGE_SIZE,
     MAX_PATH,
+    MAX_READ,
     NID_SIZE,
     DataLayout,
     FeatureCompat,
@@ -225,8 +226,13 @@ class Image:
         return 0, block
 
     def read(self, inode: Inode, offset: int = 0, length: int | None = None) -> bytes:
-        """Give bytes of a file, directory or link; fewer than `length` only at its end."""
+        """Give bytes of a file, directory or link; fewer than `length` only at its end.
+
+        More than `MAX_READ` bytes are a FormatError: ask for pieces.
+        """
         end = inode.size if length is None else min(inode.size, offset + length)
+        if end - offset > MAX_READ:
+            raise FormatError("data of a file", f"{end - offset} bytes at once, at most {MAX_READ}")
         parts = []
         for extent in self.extents(inode):
             begin = max(offset, extent.offset)

@@ -14,7 +14,7 @@ class Device:
     """A device of an image.
 
     Attributes:
-        name: 1 to 64 printable ASCII characters: the slot's tag, by which the kernel asks for the device.
+        name: 1 to 64 printable ASCII characters: the slot's tag, by which the kernel asks for it.
         blocks: its size in blocks of 4,096 bytes.
     """
 
