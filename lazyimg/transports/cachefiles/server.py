@@ -10,7 +10,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from errno import EIO, ENOBUFS
+from errno import ENOBUFS
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
@@ -37,7 +37,6 @@ from lazyimg_formats.cachefiles.messages import (
     OpenRequest,
     ReadRequest,
     Request,
-    fail_open,
     parse_request,
 )
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -268,24 +267,26 @@ class Server:
         self._perform(jobs, failed=True)
 
     def _receive_open(self, request: OpenRequest) -> None:
-        try:
-            file = self._device.adopt(request.fd)
-            size = self._size(request.cookie)
-            with self._lock:
-                self._files[request.fd] = file
-                jobs = self._resolve(self._protocol.receive_open(request, size))
-                if len(jobs) == 1:
-                    self.counters.opens += 1
-                else:
-                    self.counters.opens_refused += 1
-        except BaseException:
-            self._device.write_command(fail_open(request.msg_id, EIO))
-            raise
+        file = self._device.adopt(request.fd)
+        size = self._size(request.cookie)
+        with self._lock:
+            self._files[request.fd] = file
+            jobs = self._resolve(self._protocol.receive_open(request, size))
+            if len(jobs) == 1:
+                self.counters.opens += 1
+            else:
+                self.counters.opens_refused += 1
         self._perform(jobs, failed=True)
         self._loop.call_soon_threadsafe(self._tell_opening)
 
     def _size(self, cookie: bytes) -> int | None:
-        return self._filler.size(cookie.decode("ascii")) if cookie.isascii() else None
+        try:
+            return self._filler.size(cookie.decode("ascii"))
+        except UnicodeDecodeError:
+            return None
+        except Exception:  # its duty is not to; but somebody waits for an answer, unkillably
+            _log.exception("the size of %r is not known", cookie)
+            return None
 
     # Actions: in the thread and in the event loop.
 

@@ -1,0 +1,48 @@
+"""The cache's files, found by name."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    for number in range(256):
+        (tmp_path / "cache" / "Ierofs,domain" / f"@{number:02x}").mkdir(parents=True)
+    return tmp_path
+
+
+def test_found(cache: Path) -> None:
+    file = cache / "cache" / "Ierofs,domain" / "@7f" / "Dcookie"
+    file.touch()
+    assert find_backing_file(cache, "domain", "cookie") == file
+
+
+def test_other_name_other_domain_no_cache(cache: Path, tmp_path: Path) -> None:
+    (cache / "cache" / "Ierofs,domain" / "@7f" / "Dcookie").touch()
+    assert find_backing_file(cache, "domain", "cooki") is None
+    assert find_backing_file(cache, "other", "cookie") is None
+    assert find_backing_file(tmp_path / "missing", "domain", "cookie") is None
+
+
+def test_present(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 20)
+        os.pwrite(stream.fileno(), b"x" * 8192, 65536)
+    assert present_on_disk(file) == [range(65536, 73728)]
+
+
+def test_link_is_not_followed(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="symbolic links"):
+        present_on_disk(link)

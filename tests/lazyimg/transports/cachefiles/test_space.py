@@ -1,0 +1,113 @@
+"""Limits and what the kernel makes of them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import ConfigurationError
+from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"brun": 5},
+            (
+                "cache limits: bstop=1, bcull=5, brun=5 are not in order;"
+                " set 0 <= bstop < bcull < brun < 100"
+            ),
+        ),
+        (
+            {"frun": 100},
+            (
+                "cache limits: fstop=1, fcull=5, frun=100 are not in order;"
+                " set 0 <= fstop < fcull < frun < 100"
+            ),
+        ),
+        (
+            {"bstop": -1},
+            (
+                "cache limits: bstop=-1, bcull=5, brun=7 are not in order;"
+                " set 0 <= bstop < bcull < brun < 100"
+            ),
+        ),
+    ],
+)
+def test_limits_out_of_order(limits: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        CacheLimits(**limits)
+    assert str(raised.value) == message
+
+
+class KernelLimits:
+    """The checks of cachefiles_daemon_{b,f}{run,cull,stop}, from the kernel's defaults on."""
+
+    def __init__(self, *, run: int, cull: int, stop: int) -> None:
+        self.values = {
+            f"{unit}{name}": percent
+            for unit in "bf"
+            for name, percent in (("run", run), ("cull", cull), ("stop", stop))
+        }
+
+    def set(self, command: bytes) -> None:
+        name, percent = command.decode().removesuffix("%").split(" ")
+        values = {**self.values, name: int(percent)}
+        unit = name[0]
+        assert 0 <= values[unit + "stop"] < values[unit + "cull"] < values[unit + "run"] < 100
+        self.values = values
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        CacheLimits(),
+        CacheLimits(brun=99, bcull=98, bstop=97, frun=2, fcull=1, fstop=0),
+        CacheLimits(brun=3, bcull=2, bstop=0, frun=50, fcull=40, fstop=30),
+    ],
+)
+@pytest.mark.parametrize("before", [(7, 5, 1), (99, 98, 97), (2, 1, 0)])
+def test_commands_are_valid_one_by_one(limits: CacheLimits, before: tuple[int, int, int]) -> None:
+    run, cull, stop = before
+    kernel = KernelLimits(run=run, cull=cull, stop=stop)
+    for command in limits.commands():
+        kernel.set(command)
+    assert kernel.values == {
+        name: getattr(limits, name) for name in ("brun", "bcull", "bstop", "frun", "fcull", "fstop")
+    }
+
+
+def disk(blocks: int, free: int, files: int, free_files: int) -> os.statvfs_result:
+    return os.statvfs_result(
+        (4096, 4096, blocks, free, free, files, free_files, free_files, 0, 255)
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "below_stop", "below_run"),
+    [
+        (disk(1000, 70, 1000, 70), False, False),
+        (disk(1000, 69, 1000, 70), False, True),
+        (disk(1000, 70, 1000, 69), False, True),
+        (disk(1000, 10, 1000, 1000), False, True),
+        (disk(1000, 9, 1000, 1000), True, True),
+        (disk(1000, 1000, 1000, 9), True, True),
+        (disk(1000, 1000, 0, 0), False, False),  # no fixed number of inodes
+    ],
+)
+def test_space(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: os.statvfs_result,
+    below_stop: bool,  # noqa: FBT001 - a parameter of the table
+    below_run: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: {tmp_path: status}[path])
+    space = CacheSpace(tmp_path, CacheLimits())
+    assert (space.below_stop(), space.below_run()) == (below_stop, below_run)
