@@ -10,12 +10,10 @@ from lazyimg.layers.locate import name_format
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_platform, resolve_image
 from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
-from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
     from lazyimg.api.messages import Access
     from lazyimg.config import RegistrySettings
-    from lazyimg.registry.ports import Access as RegistryAccess
     from lazyimg_formats.oci.reference import Location
 
 
@@ -28,7 +26,7 @@ async def fetch_description(
         LazyimgError: it is not there, not for this platform, or cannot be read.
     """
     async with _client(settings) as client:
-        chosen = _access(location, access, settings)
+        chosen = apply_settings(registry_access(access), location, settings)
         source, wanted = await open_source(location, client, chosen)
         resolved = await resolve_image(source, wanted, parse_platform(platform))
     return InspectReply(
@@ -56,17 +54,10 @@ async def fetch_raw(location: Location, access: Access, settings: RegistrySettin
         LazyimgError: it is not there, or cannot be read.
     """
     async with _client(settings) as client:
-        chosen = _access(location, access, settings)
+        chosen = apply_settings(registry_access(access), location, settings)
         source, wanted = await open_source(location, client, chosen)
         return (await source.fetch_manifest(wanted))[1]
 
 
 def _client(settings: RegistrySettings) -> RegistryClient:
     return RegistryClient(limits=transport_limits(settings), policy=retry_policy(settings))
-
-
-def _access(location: Location, access: Access, settings: RegistrySettings) -> RegistryAccess:
-    chosen = registry_access(access)
-    if isinstance(location, RegistryLocation):
-        return apply_settings(chosen, location.reference, settings)
-    return chosen

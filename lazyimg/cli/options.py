@@ -133,7 +133,7 @@ def check_platform(text: str) -> str:
         raise UsageError("--platform", error.problem) from error
 
 
-_ACCESS_FLAGS = ("authfile", "creds", "plain_http", "insecure", "tls_verify", "ca_file")
+ACCESS_FLAGS = ("authfile", "creds", "plain_http", "insecure", "tls_verify", "ca_file")
 
 
 def access_options(function: Function) -> Function:
@@ -141,7 +141,7 @@ def access_options(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        flags = {name: kwargs.pop(name) for name in _ACCESS_FLAGS}
+        flags = {name: kwargs.pop(name) for name in ACCESS_FLAGS}
         return function(*args, access=read_access(flags), **kwargs)
 
     result: Function = add_access_flags(wrapped, "", hidden=False)
@@ -161,6 +161,7 @@ def add_access_flags(function: Any, prefix: str, *, hidden: bool) -> Any:
         click.option(
             f"--{prefix}tls-verify",
             type=click.BOOL,
+            callback=lambda _ctx, _option, value: value is False,
             metavar="BOOL",
             help="false: as --insecure.",
             hidden=hidden,
@@ -212,6 +213,6 @@ def read_access(flags: dict[str, Any]) -> Access:
         username=username,
         password=password,
         plain_http=flags["plain_http"],
-        insecure=flags["insecure"] or flags["tls_verify"] is False,
+        insecure=flags["insecure"] or flags["tls_verify"],
         ca_file=os.path.abspath(flags["ca_file"]) if flags["ca_file"] else "",  # noqa: PTH100
     )

@@ -39,11 +39,12 @@ from lazyimg_formats.oci.documents import (
 from lazyimg_formats.zstd_chunked.location import serialize_annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Coroutine, Iterable, Sequence
     from typing import Any
 
     from lazyimg.convert.ports import Progress
     from lazyimg.registry.ports import ImageTarget
+    from lazyimg.registry.resolve import ResolvedImage
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.platform import Platform
 
@@ -57,7 +58,7 @@ async def convert_image(
     target: ImageTarget,
     tag: str,
     *,
-    platform: Platform | None = None,
+    platforms: Sequence[Platform] = (),
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Descriptor:
@@ -69,7 +70,7 @@ async def convert_image(
         target: where the converted one goes; where it can be read as well, layers that its tag
             already has are not converted again.
         tag: what to call it there; "" for no name.
-        platform: convert the one image for it, not all.
+        platforms: convert the images for these only: one becomes a manifest, several an index.
         options: how to convert.
         progress: is told of every layer.
 
@@ -78,7 +79,7 @@ async def convert_image(
 
     Raises:
         NotFoundError: the image does not exist.
-        NoPlatformError: not for this platform.
+        NoPlatformError: not for one of the platforms.
         NotLazyError: it is no container image, or has a layer that cannot be converted.
         CorruptError: a digest, diff ID or document is wrong.
         LazyimgError: whatever source and target raise.
@@ -92,10 +93,10 @@ async def convert_image(
         )
         conversion = _ImageConversion(source, target, transfer, progress)
         try:
-            if platform is None:
+            if not platforms:
                 return await conversion.convert(reference, tag)
-            image = await resolve_image(source, reference, platform)
-            return await conversion.convert_manifest(image.descriptor, image.manifest, tag)
+            images = [await resolve_image(source, reference, each) for each in platforms]
+            return await conversion.convert_images(images, tag)
         finally:
             await transfer.stop()
 
@@ -137,6 +138,20 @@ class _ImageConversion:
         made = await _gather(self._convert_entry(entry, depth) for entry in images)
         document = replace(index, media_type=OCI_INDEX, manifests=tuple(made))
         return await self._target.push_manifest(serialize_document(document), OCI_INDEX, tag)
+
+    async def convert_images(self, images: Sequence[ResolvedImage], tag: str) -> Descriptor:
+        """Convert images for different platforms of one reference."""
+        by_digest = {image.descriptor.digest: image for image in images}
+        if len(by_digest) == 1:
+            image = images[0]
+            return await self.convert_manifest(image.descriptor, image.manifest, tag)
+        made = await _gather(self._convert_resolved(image) for image in by_digest.values())
+        document = Index(manifests=tuple(made))
+        return await self._target.push_manifest(serialize_document(document), OCI_INDEX, tag)
+
+    async def _convert_resolved(self, image: ResolvedImage) -> Descriptor:
+        made = await self.convert_manifest(image.descriptor, image.manifest, None)
+        return replace(made, platform=image.config.platform)
 
     async def _convert_entry(self, entry: Descriptor, depth: int) -> Descriptor:
         made = await self.convert(entry.digest, None, depth + 1)

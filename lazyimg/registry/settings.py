@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.transport import TransportLimits
+from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
     from lazyimg.config import RegistrySettings
     from lazyimg.registry.ports import Access
-    from lazyimg_formats.oci.reference import Reference
+    from lazyimg_formats.oci.reference import Location
 
 
 def transport_limits(settings: RegistrySettings) -> TransportLimits:
@@ -29,8 +30,11 @@ def retry_policy(settings: RegistrySettings) -> RetryPolicy:
     return RetryPolicy(attempts=settings.retries + 1)
 
 
-def apply_settings(access: Access, reference: Reference, settings: RegistrySettings) -> Access:
+def apply_settings(access: Access, location: Location, settings: RegistrySettings) -> Access:
     """Give a request's access, completed with what the settings say of its registry."""
+    if not isinstance(location, RegistryLocation):
+        return access
+    reference = location.reference
     host = reference.host
     names = {reference.registry, host, host.rpartition(":")[0] if ":" in host else host}
     return replace(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from lazyimg.cli.command import main
 from tests.fakes.daemon import FakeDaemon, serve_in_thread
+from tests.fakes.registry import run_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
+
+    from tests.fakes.registry import FakeRegistry
 
 
 class Result(NamedTuple):
@@ -46,6 +51,26 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
         return Result(code, *capsys.readouterr())
 
     return run_once
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    """Run a registry, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    context = run_registry()
+
+    def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(step, loop).result(10)
+
+    try:
+        yield wait_for(context.__aenter__())
+        wait_for(context.__aexit__(None, None, None))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture

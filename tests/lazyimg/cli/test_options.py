@@ -30,7 +30,7 @@ NOTHING = {
     "creds": None,
     "plain_http": False,
     "insecure": False,
-    "tls_verify": None,
+    "tls_verify": False,
     "ca_file": None,
 }
 

@@ -9,7 +9,7 @@ import pytest
 from lazyimg.config import RegistrySettings
 from lazyimg.registry.ports import Access
 from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
-from lazyimg_formats.oci.reference import parse_reference
+from lazyimg_formats.oci.reference import parse_location
 
 
 def test_limits_and_policy() -> None:
@@ -21,13 +21,14 @@ def test_limits_and_policy() -> None:
 
 def test_files_of_the_settings_unless_given() -> None:
     settings = RegistrySettings(authfile="/auth", ca_file="/ca")
-    reference = parse_reference("registry.test/app")
+    reference = parse_location("registry.test/app")
     assert apply_settings(Access(), reference, settings) == Access(
         authfile=Path("/auth"), ca_file=Path("/ca")
     )
     given = Access(authfile=Path("/mine"), ca_file=Path("/own"))
     assert apply_settings(given, reference, settings) == given
     assert apply_settings(Access(), reference, RegistrySettings()) == Access()
+    assert apply_settings(Access(), parse_location("oci:dir"), settings) == Access()
 
 
 @pytest.mark.parametrize(
@@ -42,13 +43,13 @@ def test_files_of_the_settings_unless_given() -> None:
 )
 def test_hosts(text: str, host: str) -> None:
     settings = RegistrySettings(plain_http=[host], insecure=[host])
-    access = apply_settings(Access(), parse_reference(text), settings)
+    access = apply_settings(Access(), parse_location(text), settings)
     assert access.plain_http
     assert access.insecure
 
 
 def test_other_hosts_are_left_alone() -> None:
     settings = RegistrySettings(plain_http=["registry.test:5000", ""], insecure=["other"])
-    access = apply_settings(Access(), parse_reference("registry.test/app"), settings)
+    access = apply_settings(Access(), parse_location("registry.test/app"), settings)
     assert not access.plain_http
     assert not access.insecure
