@@ -15,11 +15,9 @@ import os
 import signal
 import socket
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from aiohttp import web
 
 from lazyimg.api.server import make_application
@@ -34,20 +32,18 @@ from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
-from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
-from lazyimg.registry.transport import TransportLimits
+from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
-from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
     from lazyimg.config import Config
     from lazyimg.images.library import SourceRecord
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg_formats.oci.digest import Digest
-    from lazyimg_formats.oci.reference import Location, Reference
+    from lazyimg_formats.oci.reference import Location
 
 _log = logging.getLogger(__name__)
 
@@ -94,24 +90,21 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    client = RegistryClient(limits=_transport_limits(config))
+    client = RegistryClient(
+        limits=transport_limits(config.registry), policy=retry_policy(config.registry)
+    )
     stack.push_async_callback(client.close)
-    engine = Engine(limits=FillLimits(**msgspec.structs.asdict(config.fill)))
+    engine = Engine(limits=config.fill.limits())
     stack.push_async_callback(engine.close)
 
-    given: dict[str, Access] = {}  # with a name and password: never on disk
-
     async def open_image(location: Location, access: Access) -> tuple[ImageSource, Digest | str]:
-        if isinstance(location, RegistryLocation):
-            if access.username:
-                given[location.reference.name] = access
-            access = _with_defaults(access, location.reference, config)
-        return await open_source(location, client, access)
+        return await open_source(
+            location, client, apply_settings(access, location, config.registry)
+        )
 
-    async def open_blob(source: SourceRecord) -> RemoteBlob:
+    async def open_blob(source: SourceRecord, access: Access | None) -> RemoteBlob:
         location = parse_location(source.repository)
-        access = given.get(source.repository) or parse_access(source.access)
-        repository, _ = await open_image(location, access)
+        repository, _ = await open_image(location, access or parse_access(source.access))
         return RemoteBlob(repository, source)
 
     catalog = Catalog(root, library, engine, open_blob)
@@ -203,28 +196,6 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
         else:
             raise InUseError(str(path), "a daemon listens there", "stop it, or use --address")
-
-
-def _with_defaults(access: Access, reference: Reference, config: Config) -> Access:
-    """Give a request's access with what the configuration says of the registry."""
-    settings = config.registry
-    hosts = {reference.registry, reference.host, reference.host.rpartition(":")[0]}
-    return replace(
-        access,
-        authfile=access.authfile or (Path(settings.authfile) if settings.authfile else None),
-        plain_http=access.plain_http or not hosts.isdisjoint(settings.plain_http),
-        insecure=access.insecure or not hosts.isdisjoint(settings.insecure),
-        ca_file=access.ca_file or (Path(settings.ca_file) if settings.ca_file else None),
-    )
-
-
-def _transport_limits(config: Config) -> TransportLimits:
-    settings = config.registry
-    return TransportLimits(
-        connections=settings.connections,
-        connect_timeout=settings.connect_timeout,
-        read_timeout=settings.read_timeout,
-    )
 
 
 def _cache_limits(config: Config) -> CacheLimits:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import mmap
 from typing import TYPE_CHECKING, Final, Protocol
 
-from lazyimg.errors import CorruptError, NotFoundError, StorageError
+from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
 from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.errors import FormatError
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from lazyimg.fill.engine import Engine
     from lazyimg.fill.ports import BlobReader, Sink
     from lazyimg.images.library import ChainRecord, Library, SourceRecord
+    from lazyimg.registry.ports import Access
+
+    OpenBlob = Callable[[SourceRecord, Access | None], Awaitable[BlobReader]]
+
+_log = logging.getLogger(__name__)
 
 _PIECE: Final = 1 << 20
 """Bytes of a bootstrap that are written at once."""
@@ -43,7 +49,8 @@ class Catalog:
         root: the daemon's directory.
         library: the records.
         engine: fills devices.
-        open_blob: gives the reader of a recorded source.
+        open_blob: gives the reader of a source, with what was last shown to its repository, or,
+            if None, as it is recorded.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class Catalog:
         root: Path,
         library: Library,
         engine: Engine,
-        open_blob: Callable[[SourceRecord], Awaitable[BlobReader]],
+        open_blob: OpenBlob,
     ) -> None:
         self._root = root
         self._library = library
@@ -61,6 +68,8 @@ class Catalog:
         self._devices: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
+        self._blobs: dict[tuple[str, str, str], BlobReader] = {}
+        self._shown: dict[str, Access] = {}  # with names and passwords: never on disk
         self._noted: dict[str, Sink] = {}
         self._presence: Presence | None = None
 
@@ -112,7 +121,11 @@ class Catalog:
         if self._presence is None or self._noted.get(name) == sink:
             return
         self._noted[name] = sink
-        ranges = await asyncio.to_thread(self._presence.present, name)
+        try:
+            ranges = await asyncio.to_thread(self._presence.present, name)
+        except LazyimgError as error:  # a hint only: the fill says what matters
+            _log.info("what is present is not known: %s", error)
+            return
         self._engine.note_present(name, sink, ranges or [])
 
     async def device(self, name: str) -> DeviceTable:
@@ -127,26 +140,47 @@ class Catalog:
             task.add_done_callback(lambda done: self._forget_failure(name, done))
         return task.result() if task.done() else await asyncio.shield(task)
 
-    async def add_source(self, name: str, source: SourceRecord) -> None:
-        """Let an open device be filled from one more blob."""
+    async def add_source(self, name: str, source: SourceRecord, access: Access) -> None:
+        """Let a device be filled from a blob that `access` is good for.
+
+        A source that the device has already is reached as `access` says from now on.
+
+        Raises:
+            LazyimgError: the table cannot be read, or the place of the blob is gone.
+        """
+        if access.username:
+            self._shown[source.repository] = access
+        else:
+            self._shown.pop(source.repository, None)
         if name in self._tables:
-            table = await asyncio.to_thread(self._load_table, name, source)
-            self._engine.add_device(table, await self._open_blob(source))
+            await self._open_source(name, source)
 
     def _forget_failure(self, name: str, task: asyncio.Task[DeviceTable]) -> None:
         if task.cancelled() or task.exception() is not None:
             self._tables.pop(name, None)
 
     async def _open_device(self, name: str) -> DeviceTable:
-        sources = await asyncio.to_thread(self._library.sources, name)
-        if not sources:
-            raise NotFoundError(f"device {name}", "no image that is known here has it")
-        tables = await asyncio.to_thread(
-            lambda: [self._load_table(name, source) for source in sources]
-        )
-        for table, source in zip(tables, sources, strict=True):
-            self._engine.add_device(table, await self._open_blob(source))
-        return tables[0]
+        table: DeviceTable | None = None
+        failure: LazyimgError | None = None
+        for source in await asyncio.to_thread(self._library.sources, name):
+            try:
+                table = await self._open_source(name, source)
+            except LazyimgError as error:
+                _log.warning("device %s is not filled from %s: %s", name, source.repository, error)
+                failure = failure or error
+        if table is None:
+            raise failure or NotFoundError(f"device {name}", "no image that is known here has it")
+        return table
+
+    async def _open_source(self, name: str, source: SourceRecord) -> DeviceTable:
+        table = await asyncio.to_thread(self._load_table, name, source)
+        blob = await self._open_blob(source, self._shown.get(source.repository))
+        self._engine.add_device(table, blob)
+        key = (name, source.repository, source.blob)
+        replaced, self._blobs[key] = self._blobs.get(key), blob
+        if replaced is not None:
+            self._engine.remove_device(name, replaced)
+        return table
 
     def _load_table(self, name: str, source: SourceRecord) -> DeviceTable:
         path = self._root / "tables" / source.table

@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import NotFoundError, RegistryError
+from lazyimg.errors import RegistryError
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
@@ -123,20 +123,21 @@ class Images:
         """
         location, platform = parse_location(text), parse_platform(platform_text)
         record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
-        if record is not None and _is_fixed(location):
-            return await self._recorded(record)
+        known = await self._recorded(record) if record is not None else None
+        if known is not None and _is_fixed(location) and not access.username:
+            return known
         source, wanted = await self._open_source(location, access)
         try:
-            async with asyncio.timeout(RESOLVE_DEADLINE if record else None):
+            async with asyncio.timeout(RESOLVE_DEADLINE if known else None):
                 resolved = await resolve_image(source, wanted, platform)
         except (RegistryError, TimeoutError) as error:
-            if record is None:
+            if known is None:
                 raise
             _log.warning(
                 "%s: the registry does not answer (%s); using %s, known from before",
-                location, error or "too slow", record.digest,
+                location, error or "too slow", known.digest,
             )  # fmt: skip
-            return await self._recorded(record)
+            return known
         return await self._open_resolved(location, platform, resolved, source, access)
 
     async def describe(self, text: str, platform_text: str, access: Access) -> Description:
@@ -156,10 +157,11 @@ class Images:
         digest = str(resolved.descriptor.digest)
         return Description(str(location), digest, str(platform), layers, formats, chain)
 
-    async def _recorded(self, record: ImageRecord) -> Image:
+    async def _recorded(self, record: ImageRecord) -> Image | None:
+        """Give an image as it is recorded; None when its files are not all there any more."""
         chain = await asyncio.to_thread(self._library.chain_of, record.fsid)
-        if chain is None:
-            raise NotFoundError(record.reference, "its records are incomplete", "mount it again")
+        if chain is None or not await asyncio.to_thread(self._is_whole, chain):
+            return None
         return Image(record.reference, record.digest, record.platform, chain)
 
     async def _open_resolved(
@@ -178,7 +180,7 @@ class Images:
         key = _chain_key(layers, locations)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
-            if chain is None or not self._is_whole(chain):
+            if chain is None or not await asyncio.to_thread(self._is_whole, chain):
                 chain = await self._build(key, layers, locations, source)
         sources = [
             (layer.device, _source_record(place, layer, access))
@@ -189,7 +191,7 @@ class Images:
         await asyncio.to_thread(self._library.add_image, image, sources)
         self._catalog.add(chain)
         for device, one in sources:
-            await self._catalog.add_source(device, one)
+            await self._catalog.add_source(device, one, access)
         return Image(image.reference, image.digest, image.platform, chain)
 
     def _is_whole(self, chain: ChainRecord) -> bool:
