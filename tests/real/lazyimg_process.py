@@ -1,0 +1,115 @@
+"""The lazyimg command as its users run it: a daemon, and verbs that talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND: Final = str(Path(sys.executable).with_name("lazyimg"))
+VERB_TIMEOUT: Final = 240.0
+
+
+@dataclass
+class Lazyimg:
+    """A daemon's directory and socket; verbs run against it, whether or not it runs.
+
+    Attributes:
+        root: the daemon's directory, on a file system that cachefiles takes.
+        settings: further environment of every command.
+    """
+
+    root: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells every command where the daemon is."""
+        return {
+            **os.environ,
+            "LAZYIMG_ROOT": str(self.root),
+            "LAZYIMG_ADDRESS": str(self.root / "socket"),
+            "LAZYIMG_CONFIG": "/dev/null",
+            **self.settings,
+        }
+
+    def verb(self, *arguments: str | Path, status: int = 0) -> str:
+        """Run a verb that must end with `status`; return what it prints."""
+        ended = self.start_verb(*arguments)
+        output, errors = ended.communicate(timeout=VERB_TIMEOUT)
+        assert ended.returncode == status, f"{arguments}: {ended.returncode}: {errors}"
+        return output
+
+    def failure(self, *arguments: str | Path, status: int) -> str:
+        """Run a verb that must fail with `status` and one line; return the line."""
+        ended = self.start_verb(*arguments)
+        output, errors = ended.communicate(timeout=VERB_TIMEOUT)
+        assert ended.returncode == status, f"{arguments}: {ended.returncode}: {output}{errors}"
+        assert errors.startswith("lazyimg: ")
+        assert errors.count("\n") == 1, errors
+        return errors
+
+    def start_verb(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start a verb."""
+        return subprocess.Popen(
+            [COMMAND, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's status."""
+        described: dict[str, Any] = json.loads(self.verb("status", "--json"))
+        return described
+
+    @contextmanager
+    def serving(self, *, ends: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the daemon until the block ends; it must end with status `ends`."""
+        self.root.mkdir(exist_ok=True)
+        notify = self.root / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.bind(str(notify))
+            channel.settimeout(60)
+            daemon = subprocess.Popen(
+                [COMMAND, "serve"],
+                stdin=subprocess.DEVNULL,
+                env={**self.environment, "NOTIFY_SOCKET": str(notify)},
+                start_new_session=True,
+            )
+            try:
+                assert channel.recv(4096) == b"READY=1"
+            except BaseException:
+                daemon.kill()
+                daemon.wait()
+                raise
+            finally:
+                notify.unlink()
+        try:
+            yield daemon
+        finally:
+            daemon.terminate()
+            try:
+                status = daemon.wait(60)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                raise
+        assert status == ends
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Return what is mounted below a directory."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4] for line in lines]
+    return [point for point in points if point.startswith(f"{directory}/")]
