@@ -1,0 +1,334 @@
+"""What the kernel may ask for by name: with a real engine, real records and real files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import CorruptError, KernelError, NotFoundError, RegistryError, StorageError
+from lazyimg.fill.engine import Engine
+from lazyimg.images.catalog import Catalog
+from lazyimg.images.library import (
+    ChainRecord,
+    ImageRecord,
+    LayerRecord,
+    Library,
+    SourceRecord,
+)
+from lazyimg.limits import FillLimits
+from lazyimg.registry.ports import Access
+from lazyimg_formats.device_table import BLOCK_SIZE
+from tests.fakes.devices import Device, MemoryBlob, MemorySink, aligned_device
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+BOOTSTRAP = b"bootstrap" * 1000
+FSID = hashlib.sha256(BOOTSTRAP).hexdigest()
+MIRROR = "reg.test/mirror"
+APP = "reg.test/app"
+
+
+class Presence:
+    """A transport that is asked what is present.
+
+    Attributes:
+        ranges: what it says.
+        asked: names it was asked for.
+        error: raised instead.
+    """
+
+    def __init__(self) -> None:
+        self.ranges: list[range] | None = []
+        self.asked: list[str] = []
+        self.error: Exception | None = None
+
+    def present(self, cookie: str) -> list[range] | None:
+        self.asked.append(cookie)
+        if self.error is not None:
+            raise self.error
+        return self.ranges
+
+
+class Node:
+    """A catalog with all that is around it, in a directory; `device` is recorded in `APP`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("bootstraps", "tables"):
+            (root / name).mkdir()
+        self.library = Library(root / "library.sqlite")
+        self.engine = Engine(limits=FillLimits(min_fetch=0))
+        self.device: Device = aligned_device(6)
+        self.blobs: dict[str, MemoryBlob] = {}
+        self.opened: list[tuple[str, Access | None]] = []
+        self.away: set[str] = set()
+        self.catalog = Catalog(root, self.library, self.engine, self.open_blob)
+        (root / "bootstraps" / FSID).write_bytes(BOOTSTRAP)
+        (root / "tables" / "table").write_bytes(self.device.table.data)
+        size = len(self.device.content)
+        self.layer = LayerRecord("sha256:aa", 1, "type", "form", "table", self.device.name, size)
+        self.chain = ChainRecord(FSID, len(BOOTSTRAP), [self.layer])
+        self.library.add_chain("key", self.chain)
+        self.record(source(APP))
+
+    def record(self, *sources: SourceRecord) -> None:
+        image = ImageRecord("reg.test/app:1", "linux/amd64", "sha256:mm", FSID)
+        self.library.add_image(image, [(self.device.name, one) for one in sources])
+
+    async def open_blob(self, record: SourceRecord, access: Access | None) -> MemoryBlob:
+        self.opened.append((record.repository, access))
+        if record.repository in self.away:
+            raise NotFoundError(record.repository, "is gone")
+        blob = MemoryBlob(self.device.blob)
+        self.blobs[record.repository] = blob
+        return blob
+
+    @property
+    def source_count(self) -> int:
+        return len(self.engine._devices[self.device.name].sources)
+
+    async def fill(self, sink: MemorySink, offset: int = 0, length: int = BLOCK_SIZE) -> None:
+        await self.catalog.fill(self.device.name, offset, length, sink)
+
+
+def source(repository: str, table: str = "table") -> SourceRecord:
+    return SourceRecord(repository, "sha256:aa", 1, table, b"{}")
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    node = Node(tmp_path)
+    node.catalog.load()
+    yield node
+    await node.engine.close()
+    node.library.close()
+
+
+def test_nothing_is_known_before_it_is_loaded(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    assert node.catalog.size(FSID) is None
+    node.catalog.load()
+    assert node.catalog.size(FSID) == len(BOOTSTRAP)
+    assert node.catalog.size(node.device.name) == len(node.device.content)
+    assert node.catalog.size("0" * 64) is None
+    node.library.close()
+
+
+async def test_image_that_was_just_made(node: Node) -> None:
+    layers = [
+        LayerRecord("sha256:bb", 1, "type", "form", "table", "new", 8192),
+        LayerRecord("sha256:cc", 1, "type", "form", "table", "empty", 0),
+    ]
+    node.catalog.add(ChainRecord("e" * 64, 4096, layers))
+    assert node.catalog.size("e" * 64) == 4096
+    assert node.catalog.size("new") == 8192
+    assert node.catalog.size("empty") is None
+
+
+async def test_bootstrap_is_local_after_its_first_fill(node: Node) -> None:
+    assert node.catalog.local(FSID, 0, BLOCK_SIZE) is None
+    sink = MemorySink()
+    await node.catalog.fill(FSID, 0, BLOCK_SIZE, sink)
+    assert bytes(sink.data) == BOOTSTRAP[:BLOCK_SIZE]
+    found = node.catalog.local(FSID, BLOCK_SIZE, BLOCK_SIZE)
+    assert found is not None
+    assert bytes(found) == BOOTSTRAP[BLOCK_SIZE : 2 * BLOCK_SIZE]
+
+
+async def test_bootstraps_end(node: Node) -> None:
+    sink = MemorySink()
+    await node.catalog.fill(FSID, 0, 4 * BLOCK_SIZE, sink)
+    assert bytes(sink.data) == BOOTSTRAP.ljust(4 * BLOCK_SIZE, b"\0")
+    again = MemorySink()
+    await node.catalog.fill(FSID, 2 * BLOCK_SIZE, BLOCK_SIZE, again)
+    assert bytes(again.data[2 * BLOCK_SIZE :]) == BOOTSTRAP[2 * BLOCK_SIZE :].ljust(4096, b"\0")
+    last = node.catalog.local(FSID, 2 * BLOCK_SIZE, BLOCK_SIZE)
+    assert last is not None
+    assert bytes(last) == BOOTSTRAP[2 * BLOCK_SIZE :]
+    behind = node.catalog.local(FSID, 8 * BLOCK_SIZE, BLOCK_SIZE)
+    assert behind is not None
+    assert bytes(behind) == b""
+
+
+async def test_large_bootstrap_is_written_in_pieces(node: Node) -> None:
+    data = bytes(range(256)) * 12_000
+    fsid = hashlib.sha256(data).hexdigest()
+    (node.root / "bootstraps" / fsid).write_bytes(data)
+    node.catalog.add(ChainRecord(fsid, len(data), []))
+    sink = MemorySink()
+    length = -(-len(data) // BLOCK_SIZE) * BLOCK_SIZE
+    await node.catalog.fill(fsid, 0, length, sink)
+    assert bytes(sink.data) == data.ljust(length, b"\0")
+    assert [write[1] for write in sink.writes] == [1 << 20, 1 << 20, length - (2 << 20)]
+
+
+async def test_bootstrap_with_other_bytes_than_its_name_says(node: Node) -> None:
+    path = node.root / "bootstraps" / FSID
+    path.write_bytes(BOOTSTRAP[:-1] + b"!")
+    sink = MemorySink()
+    with pytest.raises(CorruptError) as caught:
+        await node.catalog.fill(FSID, 0, BLOCK_SIZE, sink)
+    assert str(caught.value) == f"{path}: its bytes are not those of its name; remove it"
+    assert sink.writes == []
+    assert node.catalog.local(FSID, 0, BLOCK_SIZE) is None
+    path.write_bytes(BOOTSTRAP)
+    await node.catalog.fill(FSID, 0, BLOCK_SIZE, sink)
+    assert sink.has(0, BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+async def test_bootstrap_that_is_missing_or_empty(node: Node, damage: object) -> None:
+    assert callable(damage)
+    damage(node.root / "bootstraps" / FSID)
+    with pytest.raises(StorageError, match=r"cannot be read: .*; mount it again"):
+        await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
+
+
+async def test_device_is_filled_from_its_source(node: Node) -> None:
+    sink = MemorySink()
+    await node.fill(sink, 0, len(node.device.content))
+    assert bytes(sink.data) == node.device.content
+    assert node.opened == [(APP, None)]
+
+
+async def test_device_is_opened_once_for_many_fills(node: Node) -> None:
+    sink = MemorySink()
+    await asyncio.gather(*(node.fill(sink, number * BLOCK_SIZE) for number in range(12)))
+    await node.fill(sink)
+    assert sink.agrees(node.device.content)
+    assert sink.has(0, len(node.device.content))
+    assert node.opened == [(APP, None)]
+
+
+async def test_device_nobody_knows(node: Node) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        await node.catalog.fill("0" * 64, 0, BLOCK_SIZE, MemorySink())
+    assert str(caught.value) == f"device {'0' * 64}: no image that is known here has it"
+
+
+async def test_caller_that_goes_does_not_disturb_the_opening_for_others(node: Node) -> None:
+    one = asyncio.create_task(node.catalog.device(node.device.name))
+    other = asyncio.create_task(node.catalog.device(node.device.name))
+    await asyncio.sleep(0)
+    one.cancel()
+    assert (await other).name == node.device.name
+    assert one.cancelled()
+
+
+async def test_table_that_is_missing_is_tried_again(node: Node) -> None:
+    path = node.root / "tables" / "table"
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(StorageError) as caught:
+        await node.fill(MemorySink())
+    assert str(caught.value) == (
+        f"{path}: cannot be used: No such file or directory; mount the image again"
+    )
+    path.write_bytes(data)
+    await node.fill(MemorySink())
+
+
+async def test_table_of_another_device(node: Node) -> None:
+    path = node.root / "tables" / "table"
+    path.write_bytes(aligned_device(3).table.data)
+    with pytest.raises(CorruptError, match=r"cannot be used: .*; mount the image again"):
+        await node.fill(MemorySink())
+
+
+async def test_empty_table(node: Node) -> None:
+    (node.root / "tables" / "table").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be used: cannot mmap an empty file"):
+        await node.fill(MemorySink())
+
+
+async def test_one_of_two_sources_is_gone(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    node.record(source(MIRROR))
+    node.away.add(APP)
+    sink = MemorySink()
+    await node.fill(sink)
+    assert sink.agrees(node.device.content)
+    assert f"device {node.device.name} is not filled from {APP}: {APP}: is gone" in caplog.text
+
+
+async def test_all_sources_are_gone(node: Node) -> None:
+    node.away.add(APP)
+    with pytest.raises(NotFoundError, match=f"{APP}: is gone"):
+        await node.fill(MemorySink())
+
+
+async def test_further_source_of_an_open_device_is_asked_first(node: Node) -> None:
+    await node.catalog.device(node.device.name)
+    await node.catalog.add_source(node.device.name, source(MIRROR), Access())
+    await node.fill(MemorySink())
+    assert node.blobs[MIRROR].reads
+    assert not node.blobs[APP].reads
+
+    def broken(_offset: int, _length: int) -> None:
+        raise RegistryError(MIRROR, "is away")
+
+    node.blobs[MIRROR].fault = broken
+    sink = MemorySink()
+    await node.fill(sink, 8 * BLOCK_SIZE)
+    assert node.blobs[APP].reads
+    assert sink.agrees(node.device.content)
+
+
+async def test_source_that_is_added_again_replaces_itself(node: Node) -> None:
+    await node.catalog.device(node.device.name)
+    first = node.blobs[APP]
+    for _ in range(3):
+        await node.catalog.add_source(node.device.name, source(APP), Access())
+    assert node.source_count == 1
+    await node.fill(MemorySink())
+    assert not first.reads
+    assert node.blobs[APP].reads
+
+
+async def test_source_of_a_device_that_is_not_open_is_only_recorded(node: Node) -> None:
+    await node.catalog.add_source(node.device.name, source(APP), Access())
+    assert node.opened == []
+
+
+async def test_name_and_password_serve_later_fills_until_others_do(node: Node) -> None:
+    access = Access(username="u", password="p")
+    await node.catalog.add_source(node.device.name, source(APP), access)
+    await node.catalog.device(node.device.name)
+    assert node.opened == [(APP, access)]
+    await node.catalog.add_source(node.device.name, source(APP), Access())
+    assert node.opened[1:] == [(APP, None)]
+
+
+async def test_engine_is_told_once_for_each_opening_what_is_present(node: Node) -> None:
+    presence = Presence()
+    presence.ranges = [range(2 * BLOCK_SIZE, 4 * BLOCK_SIZE)]
+    node.catalog.use(presence)
+    first, second = MemorySink(), MemorySink()
+    await node.fill(first)
+    await node.fill(first, 8 * BLOCK_SIZE)
+    assert presence.asked == [node.device.name]
+    assert list(node.engine._devices[node.device.name].local) == [1, 1, 0, 0, 1, 0]
+    await node.fill(second)
+    assert presence.asked == [node.device.name] * 2
+
+
+async def test_device_that_is_not_open_in_the_kernel_has_nothing(node: Node) -> None:
+    presence = Presence()
+    presence.ranges = None
+    node.catalog.use(presence)
+    await node.fill(MemorySink())
+    assert list(node.engine._devices[node.device.name].local) == [1, 0, 0, 0, 0, 0]
+
+
+async def test_what_is_present_cannot_be_learned(node: Node) -> None:
+    presence = Presence()
+    presence.error = KernelError("device", "the kernel has closed this object meanwhile")
+    node.catalog.use(presence)
+    sink = MemorySink()
+    await node.fill(sink)
+    assert sink.agrees(node.device.content)
+    assert sink.has(0, BLOCK_SIZE)
