@@ -33,6 +33,7 @@ FILE_TYPES: Final[dict[int, FileType]] = {
 }
 """By the type bits of a mode."""
 
+_LAYOUTS: Final = tuple(DataLayout)  # from 0 without a gap
 _WITH_DATA: Final = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
 _WITH_NUMBER: Final = frozenset({stat.S_IFCHR, stat.S_IFBLK})
 
@@ -128,7 +129,7 @@ def parse_inode(data: bytes, nid: int, *, epoch: int = 0, fixed_nsec: int = 0) -
     """
     value = inode_format(data)
     number = value >> I_DATALAYOUT_BIT
-    if number > max(DataLayout):
+    if number >= len(_LAYOUTS):
         raise FormatError("inode", f"unknown data layout {number}")
     if value & I_VERSION_EXTENDED:
         raw = erofs_inode_extended.decode(data)
@@ -146,7 +147,7 @@ def parse_inode(data: bytes, nid: int, *, epoch: int = 0, fixed_nsec: int = 0) -
     return Inode(
         nid=nid,
         extended=bool(value & I_VERSION_EXTENDED),
-        layout=DataLayout(number),
+        layout=_LAYOUTS[number],
         mode=raw.i_mode,
         uid=raw.i_uid,
         gid=raw.i_gid,

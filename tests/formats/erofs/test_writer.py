@@ -168,6 +168,16 @@ def test_root_is_its_own_parent_wherever_it_is() -> None:
     assert dots == [128, 128]
 
 
+def test_root_behind_the_longest_table() -> None:
+    devices = [Device(f"{number}", 1) for number in range(4096)]
+    image = Image(serialize_image(folder(x=Node(FILE, size=1, data=FlatData(4095, 0))), devices))
+    assert image.superblock.root_nid == (1152 + 4096 * 128) // 32
+    assert len(image.slots) == 4096
+    inode = image.lookup(b"x")
+    assert inode is not None
+    assert image.extents(inode) == [DataExtent(0, 1, 4096, 0)]
+
+
 def test_hard_links() -> None:
     shared = Node(FILE, size=1, data=FlatData(0, 0))
     link = Node(LINK, target=b"t")
