@@ -275,10 +275,7 @@ class Engine:
             await self._await_flights(foreign, wish)
         flights = self._join(device, needed, wish)
         await self._await_flights(flights, wish)
-        for flight in flights:
-            if flight.task.cancelled():
-                raise _stopping(device)
-            flight.task.result()
+        _raise_failure(device, flights)
         await self._write_rest(device.table, step, flights, wish.sink)
 
     def _join(self, device: _Device, needed: range, wish: _Wish) -> list[_Flight]:
@@ -463,6 +460,16 @@ class Engine:
 
 def _stopping(device: _Device) -> LazyimgError:
     return LazyimgError(f"device {device.table.name}", "the daemon is stopping")
+
+
+def _raise_failure(device: _Device, flights: Sequence[_Flight]) -> None:
+    """Raise what went wrong with flights, all of which have ended unless one has failed."""
+    ended = [flight.task for flight in flights if flight.task.done()]
+    for task in ended:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure
+    if any(task.cancelled() for task in ended):
+        raise _stopping(device)
 
 
 def _foreign(device: _Device, needed: range, sink: Sink) -> list[_Flight]:

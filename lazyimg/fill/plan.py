@@ -30,7 +30,7 @@ MAX_STEP_SPANS: Final = 2048
 """Spans that one step of a fill needs, unless one block alone has more."""
 
 _WIDEN_DEVICE: Final = 8
-"""How many times `min_fetch` of the device a request may be widened by."""
+"""How many times `min_fetch` of the device, in each direction, a request may be widened by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def widen_run(
     spare = limits.min_fetch - (last[0] + last[1] - first[0])
     if spare <= 0:
         return run
-    grow = partial(_grow, table, free, limits.merge_gap)
+    grow = partial(_grow, table, free, limits)
     behind = grow(run[-1], spare * 3 // 4, direction=1)
     before = grow(run[0], spare - behind[1], direction=-1)
     if before[1] < spare - spare * 3 // 4:
@@ -105,7 +105,7 @@ def widen_run(
 def _grow(
     table: DeviceTable,
     free: Callable[[int], bool],
-    merge_gap: int,
+    limits: FillLimits,
     /,
     span: int,
     spare: int,
@@ -115,12 +115,13 @@ def _grow(
     """Give the last span in a direction that `spare` bytes of blob reach, and the bytes used."""
     used = 0
     home = _device_start(table, span)
+    reach = _WIDEN_DEVICE * limits.min_fetch
     position, length = table.blob_range(span)
     while 0 <= span + direction < table.span_count and free(span + direction):
         offset, size = table.blob_range(span + direction)
         gap = offset - position - length if direction > 0 else position - offset - size
         far = abs(_device_start(table, span + direction) - home)
-        if not 0 <= gap <= merge_gap or used + gap + size > spare or far > _WIDEN_DEVICE * spare:
+        if not 0 <= gap <= limits.merge_gap or used + gap + size > spare or far > reach:
             break
         used += gap + size
         span += direction
