@@ -135,7 +135,7 @@ class Transport:
         context = await self._context(access) if url.scheme == "https" else True
         return await self._open_session().request(
             method,
-            url,
+            url.with_user(None),  # nobody's credentials come out of a URL
             headers={"Accept-Encoding": "identity", **headers},
             data=data,
             ssl=context,

@@ -9,7 +9,7 @@ A document that could be read both as a manifest and as an index is refused (CVE
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -327,7 +327,8 @@ def parse_config(data: bytes) -> ImageConfig:
         history.append(
             HistoryEntry(entry.take("created_by", str, ""), entry.take("empty_layer", bool) is True)
         )
-    return ImageConfig(_platform(fields), tuple(diff_ids), tuple(history))
+    platform = replace(_platform(fields), extra={})  # what the image runs on, not all of its config
+    return ImageConfig(platform, tuple(diff_ids), tuple(history))
 
 
 def parse_errors(data: bytes) -> tuple[ErrorEntry, ...]:

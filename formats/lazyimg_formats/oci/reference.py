@@ -227,6 +227,8 @@ def _split_path(text: str) -> tuple[str, str, Digest | None]:
         raise FormatError("reference", f"{text[:80]!r} names no file")
     if colon and not tag:
         raise FormatError("reference", f"{text[:80]!r} ends in an empty tag")
+    if not tag.isprintable():
+        raise FormatError("reference", f"{tag[:80]!r} is no tag")
     return path, tag, digest
 
 

@@ -1,0 +1,313 @@
+"""One HTTP request: where a credential may go, what may not be followed, how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from aiohttp import web
+from yarl import URL
+
+from lazyimg.errors import ConfigurationError, RegistryError
+from lazyimg.registry.ports import Access
+from lazyimg.registry.transport import (
+    NotTlsError,
+    Transport,
+    TransportLimits,
+    is_loopback,
+    read_body,
+    same_origin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SECRET = {"Authorization": "Bearer secret"}
+
+
+@asynccontextmanager
+async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[URL]:
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    try:
+        port = runner.addresses[0][1]
+        yield URL(f"{'https' if tls else 'http'}://127.0.0.1:{port}/")
+    finally:
+        await runner.cleanup()
+
+
+async def show(request: web.Request) -> web.Response:
+    """Answer with what was sent."""
+    return web.json_response({name.lower(): value for name, value in request.headers.items()})
+
+
+def redirect_to(place: str) -> Handler:
+    async def redirect(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == SECRET["Authorization"]
+        return web.Response(status=307, headers={"Location": place} if place else {})
+
+    return redirect
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    made = Transport(TransportLimits(connect_timeout=2, read_timeout=0.3, redirects=3))
+    yield made
+    await made.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def get(transport: Transport, url: URL | str, access: Access | None = None) -> bytes:
+    async with transport.send("GET", URL(url), access or Access(), headers=SECRET) as response:
+        return await read_body(response, 1000)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("10.0.0.1", False),
+        ("example.com", False),
+        ("127.0.0.1.example.com", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, *, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_origins() -> None:
+    assert same_origin(URL("https://a/x"), URL("https://a:443/y"))
+    assert not same_origin(URL("https://a/"), URL("http://a:443/"))
+    assert not same_origin(URL("https://a/"), URL("https://b/"))
+    assert not same_origin(URL("https://a/"), URL("https://a:444/"))
+
+
+async def test_headers(transport: Transport) -> None:
+    async with serve(show) as url:
+        sent = await get(transport, url)
+    assert b'"authorization": "Bearer secret"' in sent
+    assert b'"accept-encoding": "identity"' in sent
+    assert b'"user-agent": "lazyimg"' in sent
+
+
+class TestRedirects:
+    async def test_credential_stays_with_its_origin(self, transport: Transport) -> None:
+        async with (
+            serve(show) as other,
+            serve(redirect_to(f"{other}x?a=b%2Fc")) as url,
+            transport.send("GET", url, Access(), headers=SECRET) as response,
+        ):
+            assert b"secret" not in await read_body(response, 1000)
+            assert response.url.raw_query_string == "a=b%2Fc"
+
+    async def test_credential_goes_along_within_its_origin(self, transport: Transport) -> None:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await (show if request.path == "/x" else redirect_to("x"))(request)
+
+        async with serve(handler) as url:
+            assert b"secret" in await get(transport, url)
+
+    async def test_not_followed_unless_told(self, transport: Transport) -> None:
+        async with (
+            serve(redirect_to("/x")) as url,
+            transport.send("HEAD", url, Access(), headers=SECRET, follow=False) as response,
+        ):
+            assert response.status == 307
+
+    async def test_loop(self, transport: Transport) -> None:
+        async with serve(redirect_to("/")) as url:
+            with pytest.raises(RegistryError, match=r"^http://127.0.0.1:\d+/: over 3 redirects$"):
+                await get(transport, url)
+
+    @pytest.mark.parametrize("place", ["", "ftp://x/", "http://[oops/"])
+    async def test_impossible_places(self, transport: Transport, place: str) -> None:
+        async with serve(redirect_to(place)) as url:
+            with pytest.raises(RegistryError, match=r"/: redirects to an impossible place$"):
+                await get(transport, url)
+
+    async def test_plain_http_elsewhere(self, transport: Transport) -> None:
+        async with serve(redirect_to("http://192.0.2.1/x?secret")) as url:
+            with pytest.raises(RegistryError) as caught:
+                await get(transport, url)
+        assert str(caught.value).endswith(
+            "/x: is plain HTTP; allow that with --plain-http where it is right"
+        )
+        assert "secret" not in str(caught.value)
+
+    async def test_from_https_to_http(
+        self, transport: Transport, authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path
+    ) -> None:
+        ca_file = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(ca_file)
+        async with serve(redirect_to("http://127.0.0.1:1/"), tls) as url:
+            with pytest.raises(RegistryError, match="redirects from HTTPS to plain HTTP at 127"):
+                await get(transport, url, Access(ca_file=ca_file, plain_http=True))
+
+
+class TestTls:
+    async def test_authority(
+        self, transport: Transport, authority: trustme.CA, tls: ssl.SSLContext, tmp_path: Path
+    ) -> None:
+        ca_file = tmp_path / "ca.pem"
+        authority.cert_pem.write_to_path(ca_file)
+        async with serve(show, tls) as url:
+            for _ in range(2):
+                assert await get(transport, url, Access(ca_file=ca_file))
+            assert await get(transport, url, Access(insecure=True))
+            with pytest.raises(RegistryError) as caught:
+                await get(transport, url)
+        assert str(caught.value) == (
+            f"{url}: its certificate cannot be verified: unable to get local issuer certificate;"
+            " give its authority with --ca-file, or --insecure where that is right"
+        )
+        assert not caught.value.retryable
+
+    @pytest.mark.parametrize("content", [b"", None, b"-----BEGIN CERTIFICATE-----\nx"])
+    async def test_authority_that_is_none(
+        self, transport: Transport, tmp_path: Path, content: bytes | None
+    ) -> None:
+        ca_file = tmp_path / "ca.pem"
+        if content is not None:
+            ca_file.write_bytes(content)
+        with pytest.raises(
+            ConfigurationError, match=r"ca\.pem: holds no certificates that can be r"
+        ):
+            await get(transport, "https://127.0.0.1:1/", Access(ca_file=ca_file))
+
+    async def test_server_without_tls(self, transport: Transport) -> None:
+        async with serve(show) as url:
+            with pytest.raises(NotTlsError, match="does not speak TLS as expected"):
+                await get(transport, url.with_scheme("https"))
+
+    async def test_plain_http_to_another_machine(self, transport: Transport) -> None:
+        with pytest.raises(RegistryError, match=r"^http://192.0.2.1/: is plain HTTP; allow that"):
+            await get(transport, "http://192.0.2.1/")
+
+
+class TestFailures:
+    async def test_nobody_listens(self, transport: Transport) -> None:
+        with pytest.raises(RegistryError) as caught:
+            await get(transport, "http://user:pass@127.0.0.1:1/x?signed")
+        assert str(caught.value) == (
+            "http://127.0.0.1:1/x: connection fails: Connection refused"
+        ) or "Connect call failed" in str(caught.value)
+        assert caught.value.retryable
+        assert "pass" not in str(caught.value)
+        assert "signed" not in str(caught.value)
+
+    async def test_no_such_host(
+        self, transport: Transport, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for code, text, retryable in (
+            (-2, "no such host", False),
+            (-3, "name service fails", True),
+        ):
+
+            async def fail(*_: object, code: int = code, **__: object) -> None:
+                raise OSError(code, "resolver's words")
+
+            monkeypatch.setattr(loop, "getaddrinfo", fail)
+            with pytest.raises(RegistryError, match=rf"^https://r.example/: {text}$") as caught:
+                await get(transport, "https://r.example/")
+            assert caught.value.retryable is retryable
+
+    async def test_no_answer(self, transport: Transport) -> None:
+        async def hang(_: web.Request) -> web.Response:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with serve(hang) as url:
+            with pytest.raises(RegistryError, match="no answer in time") as caught:
+                await get(transport, url)
+        assert caught.value.retryable
+
+    async def test_body_that_breaks_off(self, transport: Transport) -> None:
+        async def half(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            response.content_length = 100
+            await response.prepare(request)
+            await response.write(b"x")
+            assert request.transport is not None
+            request.transport.close()
+            return response
+
+        async with serve(half) as url:
+            with pytest.raises(RegistryError, match="connection fails: ClientPayloadError") as bad:
+                await get(transport, url)
+        assert bad.value.retryable
+
+    async def test_body_over_the_limit(self, transport: Transport) -> None:
+        async def large(_: web.Request) -> web.Response:
+            return web.Response(body=bytes(1001))
+
+        async with serve(large) as url:
+            with pytest.raises(RegistryError, match="answers with over 1000 bytes"):
+                await get(transport, url)
+
+    async def test_cancelling(self, transport: Transport) -> None:
+        arrived = asyncio.Event()
+
+        async def hang(_: web.Request) -> web.Response:
+            arrived.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with serve(hang) as url:
+            task = asyncio.create_task(get(transport, url))
+            await arrived.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+async def test_connections_of_a_host_are_limited() -> None:
+    transport = Transport(TransportLimits(connections_per_host=2))
+    running = most = 0
+
+    async def count(_: web.Request) -> web.Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return web.Response()
+
+    async with serve(count) as url:
+        await asyncio.gather(*[get(transport, url) for _ in range(8)])
+    await transport.close()
+    assert most == 2
+
+
+async def test_closing_twice() -> None:
+    transport = Transport(TransportLimits())
+    await transport.close()
+    async with serve(show) as url:
+        await get(transport, url)
+    await transport.close()
+    await transport.close()
