@@ -33,10 +33,10 @@ async def fetch_index(
         LazyimgError: the registry or the disk fails.
     """
     path = directory / location.name
-    if await asyncio.to_thread(path.exists):
+    expected = Digest.parse(location.digest)
+    if await asyncio.to_thread(_is_good, path, expected):
         return path
     data = await source.read_blob(layer, location.offset, location.length)
-    expected = Digest.parse(location.digest)
     if await asyncio.to_thread(Digest.of, data, expected.algorithm) != expected:
         raise CorruptError(
             f"{source.name}: layer {layer.digest}",
@@ -48,3 +48,11 @@ async def fetch_index(
     except OSError as error:
         raise StorageError(str(path), f"cannot be written: {error.strerror}") from error
     return path
+
+
+def _is_good(path: Path, expected: Digest) -> bool:
+    """Whether the file is there and still has its bytes."""
+    try:
+        return Digest.of(path.read_bytes(), expected.algorithm) == expected
+    except OSError:  # most often: it is not there
+        return False
