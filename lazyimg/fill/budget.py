@@ -8,7 +8,7 @@ priority, then first come, and nobody overtakes: a large one is never starved by
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ class Ticket:
         fetching: it will make, or makes, a request.
         held: it was admitted.
         prefetch: it was admitted within the share of prefetching.
+        order: when it came; assigned by the budget.
     """
 
     priority: Priority
@@ -41,8 +42,7 @@ class Ticket:
     fetching: bool = True
     held: bool = False
     prefetch: bool = False
-    _order: int = 0
-    _turn: asyncio.Future[None] | None = field(default=None, repr=False)
+    order: int = 0
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Budget:
     def __init__(self, limits: FillLimits) -> None:
         self._all = _Share(limits.memory, limits.fetches)
         self._prefetch = _Share(limits.background_memory, limits.background_fetches)
-        self._waiting: list[Ticket] = []
+        self._waiting: list[tuple[Ticket, asyncio.Future[None]]] = []
         self._order = 0
 
     @property
@@ -76,19 +76,17 @@ class Budget:
     async def admit(self, ticket: Ticket) -> None:
         """Wait until `ticket` may go on; cancelling leaves nothing behind."""
         self._order += 1
-        ticket._order = self._order  # noqa: SLF001 - a ticket's private fields are the budget's
+        ticket.order = self._order
         if not self._waiting and self._fits(ticket):
             self._take(ticket)
             return
-        turn = ticket._turn = asyncio.get_running_loop().create_future()  # noqa: SLF001
-        self._waiting.append(ticket)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((ticket, turn))
         self._admit_waiting()
         try:
             await turn
         except asyncio.CancelledError:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-                self._admit_waiting()
+            self._admit_waiting()  # it may have been in the way
             self.release(ticket)
             raise
 
@@ -128,16 +126,10 @@ class Budget:
             share.fetches += ticket.fetching
 
     def _admit_waiting(self) -> None:
-        self._waiting.sort(key=lambda ticket: (ticket.priority, ticket._order))  # noqa: SLF001
-        while self._waiting:
-            ticket = self._waiting[0]
-            turn = ticket._turn  # noqa: SLF001
-            if turn is not None and turn.done():  # cancelled, and has not run yet
-                self._waiting.pop(0)
-                continue
-            if not self._fits(ticket):
-                return
-            self._waiting.pop(0)
+        """Admit whoever may go on, in order, and drop those that were cancelled."""
+        self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
+        self._waiting.sort(key=lambda waiting: (waiting[0].priority, waiting[0].order))
+        while self._waiting and self._fits(self._waiting[0][0]):
+            ticket, turn = self._waiting.pop(0)
             self._take(ticket)
-            if turn is not None:
-                turn.set_result(None)
+            turn.set_result(None)

@@ -41,17 +41,30 @@ class SpanPlan:
     extents: Sequence[tuple[int, int, int]] = ()
 
 
-@dataclass
 class Device:
     """A device with its blob and its reference bytes."""
 
-    table: DeviceTable
-    blob: bytes
-    content: bytes
+    def __init__(self, table: DeviceTable, blob: bytes, content: bytes) -> None:
+        self.table = table
+        self.blob = blob
+        self.content = content
 
     @property
     def name(self) -> str:
         return self.table.name
+
+    def __repr__(self) -> str:
+        """Show the layout, not the bytes."""
+        table = self.table
+        extents = [
+            (extent.device_offset, extent.length, extent.span, extent.inner_offset)
+            for extent in map(table.extent, range(table.extent_count))
+        ]
+        spans = [
+            (*table.blob_range(i), table.span_length(i), table.span(i).codec.name)
+            for i in range(table.span_count)
+        ]
+        return f"Device(size={table.size}, extents={extents}, spans={spans})"
 
 
 def encode(content: bytes, codec: Codec) -> bytes:

@@ -6,18 +6,82 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lazyimg.errors import (
+    CorruptError,
+    LazyimgError,
+    NotFoundError,
+    RegistryError,
+    StorageError,
+)
+from lazyimg.fill.budget import Priority
 from lazyimg.fill.engine import Engine
 from lazyimg.limits import FillLimits
-from lazyimg_formats.device_table import BLOCK_SIZE
-from tests.fakes.devices import Device, MemoryBlob, MemorySink, devices
+from lazyimg_formats.device_table import BLOCK_SIZE, Codec
+from tests.fakes.devices import (
+    Device,
+    MemoryBlob,
+    MemorySink,
+    SpanPlan,
+    aligned_device,
+    devices,
+    make_device,
+    pattern,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 LIMITS = FillLimits(decode_workers=2)
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = Engine(limits=LIMITS)
+    yield engine
+    await engine.close()
+    assert engine._budget.memory == 0
+    assert len(asyncio.all_tasks()) <= 2  # the test and its fixture
+
+
+class FaultyBlob(MemoryBlob):
+    """A blob whose reads fail one after the other as `faults` says."""
+
+    def __init__(self, data: bytes, faults: Sequence[str]) -> None:
+        super().__init__(data)
+        self.faults = list(faults)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        data = await super().read(offset, length)
+        match self.faults.pop(0) if self.faults else "":
+            case "away":
+                raise RegistryError("registry", "away")
+            case "corrupt":
+                return bytes([data[0] ^ 1]) + data[1:]
+            case "short":
+                return data[:-1]
+            case _:
+                return data
+
+
+class Discard:
+    """A sink that only counts."""
+
+    written = 0
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        assert offset % BLOCK_SIZE == len(data) % BLOCK_SIZE == 0
+        self.written += len(data)
+
+
+def held_blob(device: Device) -> MemoryBlob:
+    """Give a blob that answers nothing until its gate is set."""
+    blob = MemoryBlob(device.blob)
+    blob.gate.clear()
+    return blob
 
 
 @st.composite
@@ -47,7 +111,7 @@ def fill_all(
 
 
 @given(requests(), st.sampled_from([0, 5000, 131_072]), st.sampled_from([4096, 50_000, 1 << 20]))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_concurrent_fills_write_the_reference_and_fetch_each_span_once(
     request_: tuple[Device, list[tuple[int, int]]], min_fetch: int, max_fetch: int
 ) -> None:
@@ -57,7 +121,456 @@ def test_concurrent_fills_write_the_reference_and_fetch_each_span_once(
     assert sink.agrees(device.content)
     for offset, length in ranges:
         assert sink.has(offset, length)
-    fetched = [byte for offset, length in blob.reads for byte in range(offset, offset + length)]
     for number in range(device.table.span_count):
-        assert fetched.count(device.table.blob_range(number)[0]) <= 1
-    assert engine.counters.fetched == len(fetched)
+        start = device.table.blob_range(number)[0]
+        assert sum(offset <= start < offset + length for offset, length in blob.reads) <= 1
+    assert engine.counters.fetched == sum(length for _, length in blob.reads)
+
+
+@given(
+    requests(),
+    st.lists(st.sampled_from(["", "", "away", "corrupt", "short"]), max_size=8),
+    st.sets(st.integers(0, 5), max_size=2),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_faults_fail_fills_and_leave_no_wrong_byte(
+    request_: tuple[Device, list[tuple[int, int]]], faults: list[str], cancelled: set[int]
+) -> None:
+    device, ranges = request_
+
+    async def run() -> None:
+        blob, sink = FaultyBlob(device.blob, faults), MemorySink()
+        engine = Engine(limits=FillLimits(min_fetch=5000, merge_gap=100, max_fetch=20_000))
+        engine.add_device(device.table, blob)
+        tasks = [asyncio.create_task(engine.fill(device.name, *part, sink)) for part in ranges]
+        for number in cancelled & set(range(len(tasks))):
+            asyncio.get_running_loop().call_soon(tasks[number].cancel)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for part, result in zip(ranges, results, strict=True):
+            assert result is None or isinstance(
+                result, RegistryError | CorruptError | asyncio.CancelledError
+            )
+            assert result is not None or sink.has(*part)
+        assert sink.agrees(device.content)
+        blob.faults.clear()
+        left = [flight.task for flight in engine._flights]  # a new fill might join their failure
+        await asyncio.gather(*left, return_exceptions=True)
+        await engine.fill(device.name, 0, device.table.size + 1, sink)
+        assert sink.has(0, device.table.size)
+        assert sink.agrees(device.content)
+        await engine.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+async def test_fills_of_one_range_share_one_fetch(engine: Engine) -> None:
+    device = aligned_device(4)
+    blob, sink = held_blob(device), MemorySink()
+    engine.add_device(device.table, blob)
+    fills = [asyncio.create_task(engine.fill(device.name, 0, 8192, sink)) for _ in range(3)]
+    await blob.started.wait()
+    blob.gate.set()
+    await asyncio.gather(*fills)
+    assert len(blob.reads) == 1
+    assert len(sink.writes) == 1
+    assert engine.counters.joined == 2
+    assert (engine.counters.reads, engine.counters.reads_failed) == (3, 0)
+    assert engine.counters.fetches == 1
+    assert engine.counters.fetched == engine.fetched(device.name) == len(device.blob)
+    assert engine.counters.decoded == engine.counters.written == 32_768
+
+
+async def test_failure_reaches_all_that_joined_and_the_next_fill_tries_again(
+    engine: Engine,
+) -> None:
+    device = aligned_device(1)
+    blob, sink = FaultyBlob(device.blob, ["away"]), MemorySink()
+    blob.gate.clear()
+    engine.add_device(device.table, blob)
+    fills = [asyncio.create_task(engine.fill(device.name, 0, 8192, sink)) for _ in range(2)]
+    await blob.started.wait()
+    blob.gate.set()
+    results = await asyncio.gather(*fills, return_exceptions=True)
+    assert [str(result) for result in results] == ["registry: away"] * 2
+    assert not sink.writes
+    await engine.fill(device.name, 0, 8192, sink)
+    assert sink.data == device.content
+    assert (engine.counters.reads, engine.counters.reads_failed) == (3, 2)
+
+
+async def test_corrupt_blob_writes_nothing_and_repaired_it_works(engine: Engine) -> None:
+    device = aligned_device(2)
+    blob, sink = MemoryBlob(b"!" + device.blob[1:]), MemorySink()
+    engine.add_device(device.table, blob)
+    with pytest.raises(CorruptError, match=rf"^device {device.name}: bytes 0-8191 of its blob: "):
+        await engine.fill(device.name, 8192, 4096, sink)
+    assert not sink.writes
+    blob.data = device.blob
+    await engine.fill(device.name, 8192, 4096, sink)
+    assert sink.agrees(device.content)
+
+
+async def test_blob_that_gives_too_little(engine: Engine) -> None:
+    device = aligned_device(1)
+    engine.add_device(device.table, MemoryBlob(device.blob[:100]))
+    with pytest.raises(CorruptError, match="expected 8192 bytes at 0 of its blob, got 100"):
+        await engine.fill(device.name, 0, 4096, MemorySink())
+
+
+async def test_unknown_device(engine: Engine) -> None:
+    with pytest.raises(NotFoundError, match=r"^device x: no mounted image has it$"):
+        await engine.fill("x", 0, 4096, MemorySink())
+    assert engine.counters.reads_failed == 1
+    assert engine.size("x") is None
+
+
+async def test_cancelled_fill_leaves_the_others_alone(engine: Engine) -> None:
+    device = aligned_device(1)
+    blob, sink = held_blob(device), MemorySink()
+    engine.add_device(device.table, blob)
+    fills = [asyncio.create_task(engine.fill(device.name, 0, 8192, sink)) for _ in range(2)]
+    await blob.started.wait()
+    fills[0].cancel()
+    await asyncio.wait([fills[0]])
+    blob.gate.set()
+    await fills[1]
+    assert sink.data == device.content
+    assert len(blob.reads) == 1
+    assert engine.counters.reads_failed == 0
+
+
+async def test_flight_that_nobody_waits_for_is_cancelled(engine: Engine) -> None:
+    device = aligned_device(1)
+    blob, sink = held_blob(device), MemorySink()
+    engine.add_device(device.table, blob)
+    fill = asyncio.create_task(engine.fill(device.name, 0, 8192, sink))
+    await blob.started.wait()
+    fill.cancel()
+    await asyncio.wait([fill])
+    blob.gate.set()
+    await engine.fill(device.name, 0, 8192, sink)
+    assert len(blob.reads) == 2
+    assert engine.counters.fetched == 8192
+
+
+async def test_flight_that_writes_already_ends_though_nobody_waits(engine: Engine) -> None:
+    device = aligned_device(1)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    sink.gate.clear()
+    engine.add_device(device.table, blob)
+    fill = asyncio.create_task(engine.fill(device.name, 0, 8192, sink))
+    await sink.started.wait()
+    fill.cancel()
+    await asyncio.wait([fill])
+    again = asyncio.create_task(engine.fill(device.name, 0, 8192, sink))
+    sink.gate.set()
+    await again
+    assert len(blob.reads) == len(sink.writes) == 1
+
+
+async def test_deadline_fails_the_read_and_the_next_one_starts_anew() -> None:
+    device = aligned_device(1)
+    blob, sink = held_blob(device), MemorySink()
+    engine = Engine(limits=FillLimits(read_deadline=0.01))
+    engine.add_device(device.table, blob)
+    patient = asyncio.create_task(
+        engine.fill(device.name, 0, 8192, sink, priority=Priority.BACKGROUND)
+    )
+    await blob.started.wait()
+    with pytest.raises(RegistryError) as caught:
+        await engine.fill(device.name, 0, 5000, sink)
+    assert str(caught.value) == f"device {device.name}: bytes 0-8191 did not arrive within 0.01 s"
+    assert caught.value.retryable
+    blob.gate.set()
+    await engine.fill(device.name, 0, 4096, sink)
+    assert len(blob.reads) == 2
+    await patient
+    await engine.close()
+
+
+async def test_timeout_of_a_blob_is_not_the_deadline(engine: Engine) -> None:
+    device = aligned_device(1)
+    blob = MemoryBlob(device.blob)
+
+    def fail(_offset: int, _length: int) -> None:
+        raise TimeoutError("of its own")
+
+    blob.fault = fail
+    engine.add_device(device.table, blob)
+    with pytest.raises(TimeoutError, match=r"^of its own$"):
+        await engine.fill(device.name, 0, 4096, MemorySink())
+    assert engine.counters.reads_failed == 1
+
+
+async def test_without_deadline_a_read_waits() -> None:
+    device = aligned_device(1)
+    blob, sink = held_blob(device), MemorySink()
+    engine = Engine(limits=FillLimits(read_deadline=None))
+    engine.add_device(device.table, blob)
+    fill = asyncio.create_task(engine.fill(device.name, 0, 8192, sink))
+    await blob.started.wait()
+    blob.gate.set()
+    await fill
+    await engine.close()
+
+
+async def test_last_source_is_asked_first_and_the_others_when_it_fails(engine: Engine) -> None:
+    device, moved = aligned_device(4), aligned_device(4, shift=100, gap=3)
+    assert moved.name == device.name
+    old, new, sink = MemoryBlob(device.blob), FaultyBlob(moved.blob, ["", "away"]), MemorySink()
+    engine.add_device(device.table, old)
+    engine.add_device(moved.table, new)
+    await engine.fill(device.name, 0, 32_768, sink)
+    assert (old.reads, new.reads) == ([], [(103, len(moved.blob) - 103)])
+    other = MemorySink()
+    engine.remove_device(device.name, new)
+    engine.add_device(moved.table, new)
+    new.data = bytes(len(moved.blob))
+    await fresh(engine, device, old, new, other)
+    assert sink.data == other.data == device.content
+
+
+async def fresh(
+    engine: Engine, device: Device, old: MemoryBlob, new: MemoryBlob, sink: MemorySink
+) -> None:
+    """Fill anew, past the memory of recent spans: first an absent source, then a corrupt one."""
+    for _ in range(2):
+        engine._recent.drop_device(device.name)
+        await engine.fill(device.name, 0, 32_768, sink)
+    assert len(old.reads) == 2
+    assert len(new.reads) == 3
+
+
+async def test_all_sources_fail_with_the_error_of_the_first_asked(engine: Engine) -> None:
+    device = aligned_device(1)
+    engine.add_device(device.table, FaultyBlob(device.blob, ["short"]))
+    engine.add_device(device.table, FaultyBlob(device.blob, ["away"]))
+    with pytest.raises(RegistryError, match=r"^registry: away$"):
+        await engine.fill(device.name, 0, 4096, MemorySink())
+
+
+async def test_device_goes_with_its_last_source(engine: Engine) -> None:
+    device = aligned_device(1)
+    first, second = MemoryBlob(device.blob), MemoryBlob(device.blob)
+    engine.add_device(device.table, first)
+    engine.add_device(device.table, second)
+    assert engine.size(device.name) == 8192
+    engine.remove_device(device.name, second)
+    with pytest.raises(NotFoundError, match="this blob is not a source of it"):
+        engine.remove_device(device.name, second)
+    await engine.fill(device.name, 0, 4096, MemorySink())
+    assert (len(first.reads), len(second.reads)) == (1, 0)
+    engine.remove_device(device.name)
+    assert engine.size(device.name) is None
+    with pytest.raises(NotFoundError):
+        engine.remove_device(device.name)
+
+
+async def test_device_removed_before_its_flight_starts(engine: Engine) -> None:
+    device = aligned_device(1)
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    fill = asyncio.create_task(engine.fill(device.name, 0, 4096, MemorySink()))
+    asyncio.get_running_loop().call_soon(engine.remove_device, device.name)
+    with pytest.raises(NotFoundError, match="has been removed"):
+        await fill
+
+
+async def test_device_removed_in_flight_ends_as_it_would_have(engine: Engine) -> None:
+    device = aligned_device(1)
+    blob, sink = held_blob(device), MemorySink()
+    engine.add_device(device.table, blob)
+    fill = asyncio.create_task(engine.fill(device.name, 0, 8192, sink))
+    await blob.started.wait()
+    engine.remove_device(device.name)
+    blob.gate.set()
+    await fill
+    assert sink.data == device.content
+    assert engine._recent.size == 0
+
+
+async def test_other_sink_waits_and_is_filled_too(engine: Engine) -> None:
+    device = aligned_device(1)
+    blob, first, second = held_blob(device), MemorySink(), MemorySink()
+    engine.add_device(device.table, blob)
+    fills = [
+        asyncio.create_task(engine.fill(device.name, 0, 8192, sink)) for sink in (first, second)
+    ]
+    await blob.started.wait()
+    blob.gate.set()
+    await asyncio.gather(*fills)
+    assert first.data == second.data == device.content
+    assert len(blob.reads) == 1
+
+
+async def test_flight_to_a_sink_that_was_replaced(engine: Engine) -> None:
+    device = aligned_device(2, 1 << 20)
+    blob, first, second = held_blob(device), MemorySink(), MemorySink()
+    engine.add_device(device.table, blob)
+    fills = [
+        asyncio.create_task(engine.fill(device.name, offset, 4096, sink))
+        for offset, sink in ((0, first), (1 << 20, second))
+    ]
+    await blob.started.wait()
+    blob.gate.set()
+    await asyncio.gather(*fills)
+    assert (first.has(0, 1 << 20), second.has(1 << 20, 1 << 20)) == (True, True)
+    assert len(blob.reads) == 2
+    await engine.fill(device.name, 0, 4096, second)  # what `first` has, `second` has not
+    assert second.agrees(device.content)
+    assert second.has(0, 1 << 20)
+
+
+async def test_full_disk_reaches_the_reader(engine: Engine) -> None:
+    device = aligned_device(1)
+    sink = MemorySink()
+
+    def full(_offset: int, _length: int) -> None:
+        raise StorageError("cache", "the disk is full")
+
+    sink.fault = full
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    with pytest.raises(StorageError, match=r"^cache: the disk is full$"):
+        await engine.fill(device.name, 0, 4096, sink)
+
+
+async def test_small_reads_are_widened_and_what_came_along_costs_no_fetch(engine: Engine) -> None:
+    device = aligned_device(64, BLOCK_SIZE)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    await engine.fill(device.name, 32 * BLOCK_SIZE, BLOCK_SIZE, sink)
+    assert blob.reads == [(24 * BLOCK_SIZE, 32 * BLOCK_SIZE)]
+    assert sink.blocks == set(range(24, 56))
+    await engine.fill(device.name, 40 * BLOCK_SIZE, BLOCK_SIZE, sink)  # say it was thrown away
+    assert len(blob.reads) == 1
+    assert len(sink.writes) == 2
+    await engine.fill(device.name, 56 * BLOCK_SIZE, BLOCK_SIZE, sink)
+    assert blob.reads[1:] == [(56 * BLOCK_SIZE, 8 * BLOCK_SIZE)]
+
+
+async def test_prefetch_is_not_widened(engine: Engine) -> None:
+    device = aligned_device(8)
+    blob = MemoryBlob(device.blob)
+    engine.add_device(device.table, blob)
+    await engine.fill(device.name, 8192, 1, MemorySink(), priority=Priority.TRACED)
+    assert blob.reads == [(8192, 8192)]
+    assert engine.counters.reads == 0
+
+
+async def test_what_is_present_is_not_fetched_again_by_widening(engine: Engine) -> None:
+    device = make_device(
+        [SpanPlan(pattern(8192, i), extents=[(0, 0, 4096), (4096, 4096, 4096)]) for i in range(8)]
+    )
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    # spans of 12 KiB of device: all of span 0, half of span 1, none of 2 and 3, 5 to the end
+    ranges = [range(14_000), range(30_000, 30_001), range(65_536, 98_304), range(200_000, 200_001)]
+    engine.note_present(device.name, sink, ranges)
+    await engine.fill(device.name, 4 * 12_288, 4096, sink)
+    assert blob.reads == [(8192, 4 * 8192)]
+
+
+async def test_zeros_before_between_and_behind(engine: Engine) -> None:
+    device = make_device([SpanPlan(b"x" * 10, extents=[(200_000, 0, 10)])], tail=3 << 20)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    await engine.fill(device.name, 4096, 8192, sink)
+    assert not blob.reads
+    assert sink.blocks == {1, 2}
+    size = device.table.size
+    await engine.fill(device.name, 0, size + 65_536, sink)
+    assert sink.data == device.content + bytes(65_536)
+    await engine.fill(device.name, 1 << 40, 4096, Discard())
+
+
+async def test_huge_request_is_filled_in_steps(engine: Engine) -> None:
+    device = make_device([SpanPlan(b"x" * 4096, extents=[(60 << 20, 0, 4096)])])
+    sink = Discard()
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    await engine.fill(device.name, 0, 64 << 20, sink)
+    assert sink.written == 64 << 20
+
+
+async def test_span_larger_than_the_whole_budget() -> None:
+    device = make_device([SpanPlan(pattern(3 << 20, i), Codec.ZSTD) for i in range(3)])
+    engine = Engine(limits=FillLimits(memory=1 << 20, background_memory=1 << 20, fetches=1))
+    sink = MemorySink()
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    await engine.fill(device.name, 0, device.table.size, sink)
+    assert sink.data == device.content
+    assert engine._budget.memory == 0
+    await engine.close()
+
+
+async def test_request_with_very_many_files(engine: Engine) -> None:
+    device = make_device(
+        [SpanPlan(pattern(100, i), extents=[(-100 * (i > 0) % 4096, 0, 100)]) for i in range(700)]
+    )
+    sink = MemorySink()
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    await engine.fill(device.name, 0, device.table.size + 4096, sink)
+    assert sink.data == device.content + bytes(4096)
+
+
+async def test_reader_makes_a_waiting_prefetch_urgent() -> None:
+    device, other = aligned_device(1), aligned_device(2)
+    engine = Engine(limits=FillLimits(background_fetches=1))
+    blob, blocked = MemoryBlob(device.blob), held_blob(other)
+    engine.add_device(device.table, blob)
+    engine.add_device(other.table, blocked)
+    sink = MemorySink()
+    background = [
+        asyncio.create_task(engine.fill(name, 0, 8192, target, priority=Priority.BACKGROUND))
+        for name, target in ((other.name, MemorySink()), (device.name, sink))
+    ]
+    await blocked.started.wait()
+    assert not blob.reads
+    await engine.fill(device.name, 0, 4096, sink)
+    assert len(blob.reads) == 1
+    assert sink.data == device.content
+    blocked.gate.set()
+    await asyncio.gather(*background)
+    await engine.close()
+
+
+async def test_close_fails_what_waits_and_leaves_no_task() -> None:
+    device, other = aligned_device(1), aligned_device(2)
+    engine = Engine(limits=LIMITS)
+    blob, sink = held_blob(device), MemorySink()
+    sink.gate.clear()
+    engine.add_device(device.table, blob)
+    engine.add_device(other.table, MemoryBlob(other.blob))
+    waiting = asyncio.create_task(engine.fill(device.name, 0, 4096, MemorySink()))
+    writing = asyncio.create_task(engine.fill(other.name, 0, 4096, sink))
+    await blob.started.wait()
+    await sink.started.wait()
+    closing = asyncio.create_task(engine.close())
+    with pytest.raises(LazyimgError, match=rf"^device {device.name}: the daemon is stopping$"):
+        await waiting
+    assert not closing.done()
+    sink.gate.set()
+    await writing
+    await closing
+    with pytest.raises(LazyimgError, match="the daemon is stopping"):
+        await engine.fill(device.name, 0, 4096, sink)
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_mixed_priorities_under_a_tight_budget_all_end() -> None:
+    device = aligned_device(200)
+    limits = FillLimits(
+        memory=60_000, background_memory=30_000, fetches=3, background_fetches=1, max_fetch=16_384
+    )
+    engine, sink = Engine(limits=limits), MemorySink()
+    blob = MemoryBlob(device.blob)
+    engine.add_device(device.table, blob)
+    await asyncio.gather(
+        *(
+            engine.fill(device.name, i * 40_960, 100_000, sink, priority=Priority(i % 3))
+            for i in range(40)
+        )
+    )
+    assert sink.agrees(device.content)
+    assert sink.has(0, device.table.size)
+    assert sum(length for _, length in blob.reads) == len(device.blob)
+    await engine.close()
