@@ -1,0 +1,348 @@
+"""What is asked of the child, and what its answers mean."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from errno import (
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    EIO,
+    ELOOP,
+    ENOBUFS,
+    ENODEV,
+    ENOENT,
+    ENOTDIR,
+    EPERM,
+)
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyimg.errors import (
+    InUseError,
+    KernelError,
+    LazyimgError,
+    NotFoundError,
+    NotRootError,
+    UsageError,
+)
+from lazyimg.host import mount_child, mounts
+from lazyimg.host.mounts import (
+    bind_mount,
+    escape_overlay_path,
+    mount_erofs,
+    mount_overlay,
+    mount_table,
+    unmount,
+)
+
+CHILD = """
+import json, os, sys
+fds = sorted(map(int, os.listdir("/proc/self/fd")))
+with open({record!r}, "a") as file:
+    json.dump([sys.flags.isolated, os.getcwd(), len(fds), json.loads(sys.argv[1])], file)
+    file.write("\\n")
+{then}
+"""
+
+
+class Child:
+    """A program in place of mount_child.py, which records what it was asked."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.program = directory / "child.py"
+        self.record = directory / "record"
+        self.then("print('{}')")
+        monkeypatch.setattr(mount_child, "__file__", str(self.program))
+
+    def then(self, code: str) -> None:
+        self.program.write_text(CHILD.format(record=str(self.record), then=code))
+
+    def fail(self, number: int, call: str = "mount", log: str = "") -> None:
+        self.then(f"print({json.dumps({'errno': number, 'call': call, 'log': log})!r})")
+
+    def asked(self) -> list[Any]:
+        return [json.loads(line) for line in self.record.read_text().splitlines()]
+
+    def request(self) -> dict[str, Any]:
+        ((_, _, _, request),) = self.asked()
+        assert isinstance(request, dict)
+        return request
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    return Child(tmp_path, monkeypatch)
+
+
+TARGET = Path("/mnt/target")
+
+
+async def test_erofs(child: Child) -> None:
+    await mount_erofs("abc", "domain", TARGET)
+    assert child.request() == {
+        "call": "mount",
+        "source": "none",
+        "target": "/mnt/target",
+        "fs_type": "erofs",
+        "flags": mount_child.MS_RDONLY,
+        "options": [["fsid", "abc"], ["domain_id", "domain"]],
+    }
+
+
+async def test_erofs_with_devices(child: Child) -> None:
+    await mount_erofs("abc", "domain", TARGET, devices=["d1", "d2"])
+    assert child.request()["options"][2:] == [["device", "d1"], ["device", "d2"]]
+
+
+async def test_child_holds_no_fd_of_ours(child: Child) -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(fd, True)  # noqa: FBT003 - positional only
+    try:
+        await mount_erofs("abc", "domain", TARGET)
+    finally:
+        os.close(fd)
+    ((isolated, directory, fds, _),) = child.asked()
+    assert isolated
+    assert directory == "/"
+    assert fds == 4  # its own three, and the one it lists them with
+
+
+async def test_overlay(child: Child) -> None:
+    await mount_overlay([Path("/a:b"), Path("/c,d")], Path("/u\\p"), Path("/w"), TARGET)
+    request = child.request()
+    assert request["options"] == [
+        ["lowerdir", "/a\\:b:/c\\,d"],
+        ["upperdir", "/u\\\\p"],
+        ["workdir", "/w"],
+        ["index", "off"],
+        ["metacopy", "off"],
+        ["redirect_dir", "nofollow"],
+    ]
+    assert (request["fs_type"], request["flags"]) == ("overlay", 0)
+
+
+def test_escape_is_not_applied_twice() -> None:
+    assert escape_overlay_path(Path("/a\\:,")) == "/a\\\\\\:\\,"
+
+
+async def test_bind(child: Child) -> None:
+    await bind_mount(Path("/a"), TARGET, read_only=True)
+    assert child.request() == {
+        "call": "bind",
+        "source": "/a",
+        "target": "/mnt/target",
+        "read_only": True,
+    }
+
+
+async def test_unmount(child: Child) -> None:
+    await unmount(TARGET, lazy=True)
+    assert child.request() == {"call": "unmount", "target": "/mnt/target", "lazy": True}
+
+
+ALREADY = "fsid abc: already mounted; bind mount the directory that it is on"
+NOT_GIVEN = (
+    "fsid abc: the cache does not give it: there is no such image, or its first blocks cannot be"
+    " read; prepare the image first; if it is there, see the daemon's log"
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (EBUSY, InUseError, ALREADY),
+        (EEXIST, InUseError, ALREADY),
+        (
+            ENOENT,
+            NotFoundError,
+            "fsid abc: no such image, or /mnt/target does not exist; check both",
+        ),
+        (ENOBUFS, NotFoundError, NOT_GIVEN),
+        (EIO, NotFoundError, NOT_GIVEN),
+        (EINVAL, KernelError, "fsid abc: the kernel refuses it or its options; `dmesg` says why"),
+        (
+            ENODEV,
+            KernelError,
+            "fsid abc: this kernel does not have the file system; `lazyimg doctor` says more",
+        ),
+        (ENOTDIR, UsageError, "fsid abc: /mnt/target is not a directory"),
+        (EPERM, NotRootError, "fsid abc: only root may mount; run the daemon as root"),
+        (
+            ELOOP,
+            KernelError,
+            "fsid abc: mount on /mnt/target failed: Too many levels of symbolic links (it said)",
+        ),
+    ],
+)
+async def test_erofs_that_is_refused(
+    child: Child, number: int, kind: type[LazyimgError], text: str
+) -> None:
+    child.fail(number, log="it said")
+    with pytest.raises(LazyimgError) as raised:
+        await mount_erofs("abc", "domain", TARGET)
+    assert type(raised.value) is kind
+    assert str(raised.value) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (EBUSY, InUseError, "its upper or work directory is in use"),
+        (ENOENT, NotFoundError, "one of its directories does not exist"),
+        (EINVAL, KernelError, "the kernel refuses the directories; `dmesg` says why"),
+    ],
+)
+async def test_overlay_that_is_refused(
+    child: Child, number: int, kind: type[LazyimgError], text: str
+) -> None:
+    child.fail(number)
+    with pytest.raises(LazyimgError) as raised:
+        await mount_overlay([Path("/a")], Path("/u"), Path("/w"), TARGET)
+    assert type(raised.value) is kind
+    assert str(raised.value) == f"overlay on /mnt/target: {text}"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (ENOENT, NotFoundError, "it or /mnt/target does not exist"),
+        (EINVAL, KernelError, "the kernel refuses to show it on /mnt/target"),
+    ],
+)
+async def test_bind_that_is_refused(
+    child: Child, number: int, kind: type[LazyimgError], text: str
+) -> None:
+    child.fail(number)
+    with pytest.raises(LazyimgError) as raised:
+        await bind_mount(Path("/a"), TARGET)
+    assert type(raised.value) is kind
+    assert str(raised.value) == f"bind mount of /a: {text}"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (
+            EBUSY,
+            InUseError,
+            "/mnt/target is in use; end the processes that use it, or unmount lazily",
+        ),
+        (EINVAL, NotFoundError, "nothing is mounted there"),
+        (ENOENT, NotFoundError, "/mnt/target does not exist"),
+    ],
+)
+async def test_unmount_that_is_refused(
+    child: Child, number: int, kind: type[LazyimgError], text: str
+) -> None:
+    child.fail(number, "umount2")
+    with pytest.raises(LazyimgError) as raised:
+        await unmount(TARGET)
+    assert type(raised.value) is kind
+    assert str(raised.value) == f"unmount of /mnt/target: {text}"
+
+
+async def test_child_that_breaks_down(child: Child) -> None:
+    child.then("raise ValueError('broken')")
+    with pytest.raises(KernelError) as raised:
+        await unmount(TARGET)
+    assert str(raised.value) == (
+        "unmount of /mnt/target: the mounting process ended with 1: ['ValueError: broken']"
+    )
+
+
+async def test_child_that_does_not_end(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "CALL_TIMEOUT", 0.5)
+    child.then("import time; time.sleep(60)")
+    with pytest.raises(KernelError, match=r"^unmount of /mnt/target: not done after 0.5 s$"):
+        await unmount(TARGET)
+
+
+async def test_child_that_cannot_be_killed(
+    child: Child, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mounts, "CALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(mounts, "KILL_TIMEOUT", 0.01)
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda _self: None)
+    child.then("import time; time.sleep(1.5); print('{}')")
+    with pytest.raises(KernelError, match="not done after"):
+        await unmount(TARGET)
+    assert "does not end" in caplog.text
+    await asyncio.sleep(1.5)  # or its process would outlive the event loop
+
+
+async def test_cancelled(child: Child) -> None:
+    child.then("import time; time.sleep(60)")
+    task = asyncio.create_task(unmount(TARGET))
+    while not child.record.exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+class Bdi:
+    """/sys/class/bdi, to which the child adds what the kernel would."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory / "bdi"
+        self.add("erofs-1")
+        self.add("8:0")
+        monkeypatch.setattr(mounts, "BDI", self.directory)
+
+    def add(self, name: str) -> Path:
+        path = self.directory / name / "read_ahead_kb"
+        path.parent.mkdir(parents=True)
+        path.write_text("128\n")
+        return path
+
+
+async def test_read_ahead(child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bdi = Bdi(tmp_path, monkeypatch)
+    new = bdi.directory / "erofs-2"
+    child.then(f"os.mkdir({str(new)!r}); open({str(new / 'read_ahead_kb')!r}, 'w'); print('{{}}')")
+    await mount_erofs("abc", "domain", TARGET, read_ahead_kb=1024)
+    assert (new / "read_ahead_kb").read_text() == "1024\n"
+    assert (bdi.directory / "erofs-1" / "read_ahead_kb").read_text() == "128\n"
+    assert (bdi.directory / "8:0" / "read_ahead_kb").read_text() == "128\n"
+
+
+@pytest.mark.parametrize("present", [True, False])
+async def test_read_ahead_that_the_kernel_does_not_show(
+    child: Child,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    present: bool,
+) -> None:
+    bdi = Bdi(tmp_path, monkeypatch)
+    if not present:
+        monkeypatch.setattr(mounts, "BDI", bdi.directory / "missing")
+    await mount_erofs("abc", "domain", TARGET, read_ahead_kb=1024)
+    assert "the kernel shows no read-ahead of the new mount" in caplog.text
+
+
+async def test_read_ahead_that_cannot_be_set(
+    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bdi = Bdi(tmp_path, monkeypatch)
+    child.then(f"os.mkdir({str(bdi.directory / 'erofs-2')!r}); print('{{}}')")
+    (bdi.directory / "erofs-2").parent.chmod(0o755)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    await mount_erofs("abc", "domain", TARGET, read_ahead_kb=1024)
+    assert "cannot set the read-ahead of erofs-2: Permission denied" in caplog.text
+
+
+def refuse(_path: Path, _text: str) -> int:
+    raise PermissionError(13, "Permission denied")
+
+
+async def test_mount_table() -> None:
+    assert "/proc" in {entry.mount_point for entry in await mount_table()}
+    assert sys.executable

@@ -1,0 +1,89 @@
+"""Whether this process would wait for itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lazyimg.errors import ConfigurationError
+from lazyimg.host import own_mounts
+from lazyimg.host.mount_table import MountEntry
+from lazyimg.host.own_mounts import (
+    find_served,
+    own_paths,
+    parse_mapped_files,
+    refuse_own_mounts,
+)
+
+
+def entry(mount_point: str, fs_type: str, *options: str) -> MountEntry:
+    return MountEntry(1, 0, (0, 1), "/", mount_point, ("ro",), fs_type, "none", options)
+
+
+TABLE = [
+    entry("/", "ext4"),
+    entry("/served", "erofs", "ro", "fsid=a", "domain_id=ours"),
+    entry("/other", "erofs", "ro", "fsid=a", "domain_id=theirs"),
+    entry("/file", "erofs", "ro"),
+    entry("/over", "overlay", "lowerdir=/served:/x", "upperdir=/u"),
+    entry("/plain", "overlay", "lowerdir=/x:/other", "upperdir=/u"),
+    entry("/strange", "overlay", "ro"),
+    entry("/served/inner", "tmpfs"),
+]
+
+
+@pytest.mark.parametrize("path", ["/served", "/served/usr/bin/python3", "/over/lib"])
+def test_path_that_is_served(path: str) -> None:
+    found = find_served(TABLE, "ours", ["/usr", path])
+    assert found is not None
+    assert found[0] == path
+
+
+@pytest.mark.parametrize(
+    "path", ["/usr", "/servedx", "/other/a", "/file/a", "/plain/a", "/strange", "/served/inner/a"]
+)
+def test_path_that_is_not_served(path: str) -> None:
+    assert find_served(TABLE, "ours", [path]) is None
+
+
+def test_path_on_no_mount() -> None:
+    assert find_served(TABLE[1:], "ours", ["/usr"]) is None
+    assert find_served([entry("/over", "overlay", "lowerdir=/a")], "ours", ["/over/b"]) is None
+
+
+def test_own_paths() -> None:
+    paths = own_paths()
+    assert sys.executable in paths
+    assert str(Path.cwd()) in paths
+    assert any("/libc.so" in path or "/libc-" in path for path in paths)
+    assert all(path.startswith("/") for path in paths)
+
+
+def test_mapped_files() -> None:
+    text = (
+        b"55d4-55d5 r--p 00000000 fe:01 123                      /usr/bin/python 3\n"
+        b"7f00-7f01 rw-p 00000000 00:00 0 \n"
+        b"7f02-7f03 r-xp 00000000 fe:01 124                      /lib/old.so (deleted)\n"
+        b"7ffd-7ffe rw-p 00000000 00:00 0                        [stack]\n"
+    )
+    assert parse_mapped_files(text) == {"/usr/bin/python 3", "/lib/old.so"}
+
+
+def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_mounts, "parse_mount_table", lambda _text: TABLE)
+    refuse_own_mounts("ours", [Path("/var/lib/lazyimg")])
+    with pytest.raises(ConfigurationError) as raised:
+        refuse_own_mounts("ours", [Path("/var/lib/lazyimg"), Path("/served/../served/state")])
+    assert str(raised.value) == (
+        "/served/state: it lies on /served, which this process would serve itself; run lazyimg"
+        " from, and keep its state on, a file system of the host"
+    )
+
+
+def test_refusal_of_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_mounts, "parse_mount_table", lambda _text: TABLE)
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/over/work"))
+    with pytest.raises(ConfigurationError, match=r"^/over/work: it lies on /over, "):
+        refuse_own_mounts("ours", [])
