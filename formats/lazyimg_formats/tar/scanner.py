@@ -20,7 +20,7 @@ import msgspec
 
 from lazyimg_formats.device_table import MAX_DEVICE_SIZE
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.layer import Entry, Kind
+from lazyimg_formats.layer import MAX_ID, MAX_MAJOR, MAX_MINOR, Entry, Kind
 from lazyimg_formats.tar.header import BLOCK, ZERO_BLOCK, Header, parse_header, parse_number
 from lazyimg_formats.tar.pax import SPARSE_MAP, parse_integer, parse_records, parse_time
 from lazyimg_formats.tar.sparse import (
@@ -40,13 +40,6 @@ if TYPE_CHECKING:
 MAX_EXTENSION: Final = 1 << 20
 """Bytes of one extended header or long name: what Go's archive/tar takes."""
 
-MAX_ID: Final = 0xFFFFFFFF
-"""The largest user or group."""
-
-MAX_MAJOR: Final = 0xFFF
-MAX_MINOR: Final = 0xFFFFF
-"""The largest device number's parts that Linux has."""
-
 _XATTR: Final = b"SCHILY.xattr."
 _KINDS: Final = {
     b"0": Kind.REGULAR,
@@ -61,6 +54,7 @@ _KINDS: Final = {
 _PAX_FLAGS: Final = b"xg"
 _GLOBAL: Final = b"g"
 _EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
+_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
 _NO_RECORDS: Final[dict[bytes, bytes]] = {}
 
 
@@ -228,7 +222,7 @@ class TarScanner:
         if kind is not Kind.REGULAR:
             if _is_sparse(records):
                 raise FormatError("tar", "a sparse member that is no regular file")
-            return self._end_member(header, kind, size, 0)
+            return self._end_member(header, kind, max(size, 0), 0)
         if not 0 <= size <= MAX_DEVICE_SIZE:
             raise FormatError("tar", f"impossible size {size}")
         self._payload_end = self._next + size
@@ -370,7 +364,5 @@ def _override(record: bytes | None, value: int) -> int:
 def _check_numbers(kind: Kind, uid: int, gid: int, major: int, minor: int) -> None:
     if not 0 <= uid <= MAX_ID or not 0 <= gid <= MAX_ID:
         raise FormatError("tar", f"owner {uid}:{gid} is over 32 bits")
-    if (kind is Kind.CHARACTER or kind is Kind.BLOCK) and not (
-        0 <= major <= MAX_MAJOR and 0 <= minor <= MAX_MINOR
-    ):
+    if kind in _DEVICES and not (0 <= major <= MAX_MAJOR and 0 <= minor <= MAX_MINOR):
         raise FormatError("tar", f"impossible device number {major}:{minor}")

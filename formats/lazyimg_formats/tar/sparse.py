@@ -63,7 +63,8 @@ def parse_leading(text: bytes) -> list[Region]:
     """
     count, _, rest = text.partition(b"\n")
     number = parse_integer(count)
-    return _pair(number, rest.split(b"\n", 2 * number)[: 2 * number])
+    wanted = 2 * number if 0 <= number <= MAX_REGIONS else 0
+    return _pair(number, rest.split(b"\n", wanted)[:wanted])
 
 
 def _pair(count: int, numbers: list[bytes]) -> list[Region]:

@@ -33,8 +33,7 @@ _DECODER: Final = msgspec.json.Decoder(Toc)
 _WHAT: Final = "zstd:chunked TOC"
 _SHA256: Final = "sha256:"
 _MAX_OFFSET: Final = 1 << 62
-_MAX_MAJOR: Final = 0xFFF
-_MAX_MINOR: Final = 0xFFFFF
+_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
 
 
 def parse_toc(toc: bytes, *, end: int = _MAX_OFFSET) -> LayerIndex:
@@ -183,10 +182,7 @@ def _entry(toc: TocEntry, kind: Kind) -> Entry:
             xattrs += tuple(
                 (_decode_base64(name), _decode_base64(text)) for name, text in extra.xattrs.items()
             )
-    if kind in {Kind.CHARACTER, Kind.BLOCK} and not (
-        0 <= toc.major <= _MAX_MAJOR and 0 <= toc.minor <= _MAX_MINOR
-    ):
-        raise FormatError(_WHAT, f"impossible device number {toc.major}:{toc.minor}")
+    is_device = kind in _DEVICES  # others may say anything
     return Entry(
         path,
         kind,
@@ -197,7 +193,7 @@ def _entry(toc: TocEntry, kind: Kind) -> Entry:
         nanoseconds,
         toc.size,
         target,
-        toc.major,
-        toc.minor,
+        toc.major if is_device else 0,
+        toc.minor if is_device else 0,
         xattrs,
     )
