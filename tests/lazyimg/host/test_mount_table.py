@@ -12,7 +12,7 @@ from lazyimg.errors import KernelError
 from lazyimg.host.mount_table import MountEntry, find_mount, mount_at, parse_mount_table
 
 TEXT = rb"""22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
-40 22 0:35 / /mnt/a\040b rw,relatime shared:7 master:2 - erofs none ro,acl,fsid=abc,domain_id=lazyimg
+40 22 0:35 / /mnt/a\040b rw,relatime shared:7 master:2 - erofs none ro,fsid=abc,domain_id=lazyimg
 41 22 0:36 /sub /mnt/c rw - overlay overlay rw,lowerdir=/mnt/a\040b:/x,upperdir=/u\134\072
 42 41 0:36 /sub /mnt/c ro,nosuid - tmpfs tmp\134fs rw
 """
