@@ -23,7 +23,7 @@ MAX_PASSWORD = 1 << 16
 
 
 @click.command("login")
-@click.argument("registry", default="docker.io")
+@click.argument("registry", metavar="[REGISTRY]", default="docker.io")
 @click.option("-u", "--username", metavar="USER", help="User name; asked for if it is missing.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @access_options

@@ -14,7 +14,7 @@ from lazyimg.errors import NotFoundError
 
 
 @click.command("logout")
-@click.argument("registry", default="docker.io")
+@click.argument("registry", metavar="[REGISTRY]", default="docker.io")
 @click.option(
     "--authfile",
     metavar="FILE",
