@@ -32,7 +32,7 @@ KINDS: Final = {
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Id = Annotated[int, Meta(ge=0, lt=1 << 32)]
-Seconds = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Int64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Nanoseconds = Annotated[int, Meta(ge=0, lt=1_000_000_000)]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,7 +52,7 @@ class Extra(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     name: str = ""
     link_name: str = msgspec.field(default="", name="linkName")
-    modtime: tuple[Seconds, Nanoseconds] | None = None
+    modtime: tuple[Int64, Nanoseconds] | None = None
     xattrs: dict[str, str] | None = None
 
 
@@ -66,15 +66,15 @@ class TocEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     type: str
     name: str
     link_name: str = msgspec.field(default="", name="linkName")
-    mode: int = 0
+    mode: Int64 = 0
     size: Count = 0
     uid: Id = 0
     gid: Id = 0
     modtime: str | None = None
     accesstime: str | None = None
     changetime: str | None = None
-    major: int = msgspec.field(default=0, name="devMajor")
-    minor: int = msgspec.field(default=0, name="devMinor")
+    major: Int64 = msgspec.field(default=0, name="devMajor")
+    minor: Int64 = msgspec.field(default=0, name="devMinor")
     xattrs: dict[str, str] | None = None
     digest: str = ""
     offset: Count = 0
@@ -107,13 +107,17 @@ def parse_time(text: str) -> tuple[int, int]:
         offset = _parse_zone(zone) if zone else 0
     except ValueError:
         moment = None
-    if moment is None or len(date) < 19 or not date.isascii() or date[10] != "T":
+    if moment is None or not date.isascii() or _separators(date) != "--T::":
         raise FormatError("zstd:chunked TOC", f"no time: {text[:80]!r}")
     if len(date) > 19 and (date[19] != "." or not fraction.isdigit() or len(fraction) > 9):
         raise FormatError("zstd:chunked TOC", f"no time: {text[:80]!r}")
     delta = moment - _EPOCH
     seconds = delta.days * 86_400 + delta.seconds - offset
     return seconds, int(fraction.ljust(9, "0")) if fraction else 0
+
+
+def _separators(date: str) -> str:
+    return date[4:5] + date[7:8] + date[10:11] + date[13:14] + date[16:17]
 
 
 def _parse_zone(zone: str) -> int:

@@ -55,11 +55,8 @@ def parse_toc(toc: bytes, *, end: int = _MAX_OFFSET) -> LayerIndex:
     if document.version != VERSION:
         raise FormatError(_WHAT, f"version {document.version}, expected {VERSION}")
     reader = _Reader(end)
-    try:
-        for entry, chunks in _group(document.entries):
-            reader.add(entry, chunks)
-    except UnicodeEncodeError as error:
-        raise FormatError(_WHAT, f"a name is not Unicode: {error}") from error
+    for entry, chunks in _group(document.entries):
+        reader.add(entry, chunks)
     return reader.builder.finish()
 
 
@@ -99,12 +96,10 @@ class _Reader:
         if kind is None:
             raise FormatError(_WHAT, f"entry {toc.name[:80]!r} of unknown type {toc.type[:20]!r}")
         entry = _entry(toc, kind)
-        if kind is Kind.REGULAR:
-            self.builder.add(entry, self._pieces(toc, chunks) if toc.size else ())
-            return
-        if len(chunks) > 1:
-            raise FormatError(_WHAT, f"{toc.name[:80]!r} has chunks, and is no file")
-        self.builder.add(entry)
+        has_bytes = kind is Kind.REGULAR and toc.size > 0
+        if len(chunks) > 1 and not has_bytes:
+            raise FormatError(_WHAT, f"{toc.name[:80]!r} has chunks, and no bytes")
+        self.builder.add(entry, self._pieces(toc, chunks) if has_bytes else ())
 
     def _pieces(self, toc: TocEntry, entries: list[TocEntry]) -> list[Piece]:
         if len(entries) == 1:

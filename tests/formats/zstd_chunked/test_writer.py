@@ -1,0 +1,174 @@
+"""TOCs that are written: the text itself, and what the reader makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyimg_formats.device_table import Codec, Span
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.layer import Entry, Kind
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.tar.scanner import Member
+from lazyimg_formats.zstd_chunked.location import TocLocation, parse_footer
+from lazyimg_formats.zstd_chunked.toc import parse_toc
+from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
+from lazyimg_formats.zstd_frames import iterate_frames
+
+A, B, WHOLE = b"\xaa" * 32, b"\xbb" * 32, b"\xcc" * 32
+
+
+def member(entry: Entry, **times: tuple[int, int]) -> Member:
+    return Member(entry, 0, 512, entry.size, None, times.get("accessed"), times.get("changed"))
+
+
+def write(*arguments: tuple[Member, list[Chunk], int, bytes | None]) -> bytes:
+    writer = TocWriter()
+    for argument in arguments:
+        writer.add(*argument)
+    toc = writer.finish()
+    assert writer.size == len(toc) - 2
+    return toc
+
+
+def test_text() -> None:
+    file = Entry(
+        b"etc/a", Kind.REGULAR, 0o644, 1, 2, 1_700_000_000, 500_000_000, size=7,
+        xattrs=((b"user.b", b"\0"), (b"user.a", b"")),
+    )  # fmt: skip
+    toc = write(
+        (member(Entry(b"etc/", Kind.DIRECTORY, 0o755)), [], 5, None),
+        (member(file, accessed=(1, 0), changed=(0, 0)), [Chunk(7, 100, A)], 130, None),
+    )
+    assert toc == (
+        b'{"version":1,"entries":[{"type":"dir","name":"etc/","mode":493},'
+        b'{"type":"reg","name":"etc/a","mode":420,"size":7,"uid":1,"gid":2,'
+        b'"modtime":"2023-11-14T22:13:20.5Z","accesstime":"1970-01-01T00:00:01Z",'
+        b'"xattrs":{"user.a":"","user.b":"AA=="},"digest":"sha256:' + A.hex().encode() + b'",'
+        b'"offset":100,"endOffset":130}]}'
+    )
+
+
+def test_file_of_several_chunks() -> None:
+    chunks = [Chunk(5000, 100, A), Chunk(4096, 200, None), Chunk(10, 220, B)]
+    toc = write((member(Entry(b"f", Kind.REGULAR, size=9106)), chunks, 240, WHOLE))
+    zeros = hashlib.sha256(bytes(4096)).hexdigest()
+    assert json.loads(toc)["entries"] == [
+        {"type": "reg", "name": "f", "size": 9106, "digest": f"sha256:{WHOLE.hex()}",
+         "offset": 100, "endOffset": 240, "chunkSize": 5000, "chunkDigest": f"sha256:{A.hex()}"},
+        {"type": "chunk", "name": "f", "offset": 200, "chunkSize": 4096, "chunkOffset": 5000,
+         "chunkDigest": f"sha256:{zeros}", "chunkType": "zeros"},
+        {"type": "chunk", "name": "f", "offset": 220, "chunkSize": 10, "chunkOffset": 9096,
+         "chunkDigest": f"sha256:{B.hex()}"},
+    ]  # fmt: skip
+    table = parse_toc(toc, end=240).table
+    assert [table.span(number) for number in range(table.span_count)] == [
+        Span(100, 100, 5000, A, Codec.ZSTD),
+        Span(220, 20, 10, B, Codec.ZSTD),
+    ]
+
+
+def test_file_of_zeros() -> None:
+    toc = write((member(Entry(b"f", Kind.REGULAR, size=5000)), [Chunk(5000, 100, None)], 120, None))
+    (entry,) = json.loads(toc)["entries"]
+    assert (entry["chunkType"], entry["chunkSize"], entry.get("digest")) == ("zeros", 5000, None)
+    assert parse_toc(toc).table.span_count == 0
+
+
+def test_long_runs_of_zeros_have_no_digest() -> None:
+    size = (4 << 20) + 1
+    toc = write((member(Entry(b"f", Kind.REGULAR, size=size)), [Chunk(size, 8, None)], 9, None))
+    assert "chunkDigest" not in json.loads(toc)["entries"][0]
+    assert parse_toc(toc).entries[0].size == size
+
+
+def test_what_json_cannot_say() -> None:
+    entry = Entry(
+        b"\xff/a", Kind.SYMLINK, 0o777, mtime=1 << 60, mtime_ns=3, target=b"\xfe",
+        xattrs=((b"user.a", b"x"), (b"user.\xff", b"y")),
+    )  # fmt: skip
+    toc = write((member(entry), [], 0, None))
+    (written,) = json.loads(toc)["entries"]
+    assert written["name"] == "\ufffd/a"
+    assert "modtime" not in written
+    assert written["xattrs"] == {"user.a": "eA=="}
+    assert written["lazyimg"] == {
+        "name": "/y9h",
+        "linkName": "/g==",
+        "modtime": [1 << 60, 3],
+        "xattrs": {"dXNlci7/": "eQ=="},
+    }
+    assert parse_toc(toc).entries == [entry]
+
+
+def test_attributes_whose_names_are_all_strange() -> None:
+    entry = Entry(b"f", Kind.FIFO, xattrs=((b"user.\xff", b"y"),))
+    toc = write((member(entry), [], 0, None))
+    assert "xattrs" not in json.loads(toc)["entries"][0]
+    assert parse_toc(toc).entries == [entry]
+
+
+NAMES = st.lists(
+    st.binary(min_size=1, max_size=60).filter(
+        lambda name: not set(name) & set(b"\0/") and name not in {b".", b".."}
+        and not name.startswith(b".wh.")
+    ),
+    min_size=1,
+    max_size=3,
+).map(b"/".join)  # fmt: skip
+XATTRS = st.dictionaries(
+    st.binary(min_size=1, max_size=20).filter(
+        lambda name: b"\0" not in name and b".overlay." not in name
+    ),
+    st.binary(max_size=30),
+    max_size=3,
+)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Entry,
+            NAMES,
+            st.sampled_from([Kind.DIRECTORY, Kind.FIFO, Kind.SYMLINK, Kind.REGULAR]),
+            st.integers(0, 0o7777),
+            st.integers(0, 2**32 - 1),
+            st.integers(0, 2**32 - 1),
+            st.one_of(st.integers(-(2**62), 2**62), st.integers(0, 2**31)),
+            st.integers(0, 999_999_999),
+            xattrs=XATTRS.map(lambda xattrs: tuple(sorted(xattrs.items()))),
+        ),
+        max_size=4,
+    )
+)
+def test_round_trip(entries: list[Entry]) -> None:
+    made = [
+        msgspec.structs.replace(entry, target=b"t" if entry.kind is Kind.SYMLINK else b"")
+        for entry in entries
+    ]
+    toc = write(*((member(entry), [], 0, None) for entry in made))
+    assert parse_toc(toc).entries == made
+
+
+def test_tail() -> None:
+    toc = write((member(Entry(b"f", Kind.FIFO)), [], 0, None))
+    tail, location = serialize_tail(toc, 1000, 3)
+    table, footer = iterate_frames(tail)
+    assert table.skippable
+    assert footer.skippable
+    data = tail[8 : table.length]
+    assert location == TocLocation(1008, len(data), len(toc), Digest.of(data))
+    assert location.decode(data) == toc
+    assert parse_footer(tail[-72:]) == TocLocation(1008, len(data), len(toc), None)
+    assert serialize_tail(toc, 1000, 3) == (tail, location)
+
+
+def test_tail_of_a_toc_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyimg_formats.zstd_chunked.location.MAX_TOC", 10)
+    with pytest.raises(FormatError, match="the limit is 10"):
+        serialize_tail(b'{"version":1,"entries":[]}', 0, 3)
