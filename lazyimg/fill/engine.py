@@ -133,7 +133,7 @@ class _Wish:
 class Engine:
     """Makes ranges of devices present.
 
-    All methods are called in one event loop.
+    All methods but `size` are called in one event loop.
     """
 
     def __init__(self, *, limits: FillLimits) -> None:
@@ -179,7 +179,7 @@ class Engine:
             self._recent.drop_device(name)
 
     def size(self, name: str) -> int | None:
-        """Give a device's bytes, or None if there is no such device."""
+        """Give a device's bytes, or None if there is no such device. Any thread may ask."""
         device = self._devices.get(name)
         return None if device is None else device.table.size
 
@@ -386,16 +386,21 @@ class Engine:
         Nothing has been written when it raises.
         """
         failure: LazyimgError | None = None
-        for source in reversed(flight.device.sources):
+        sources = flight.device.sources[::-1]
+        for source in sources:
             try:
                 blobs = await self._fetch(flight, source, have)
-                self._budget.fetched(flight.ticket)
                 flight.cancellable = False
+                if source is sources[-1]:  # else it may fetch once more
+                    self._budget.fetched(flight.ticket)
                 assembly, batch = await self._work(_decode, source.table, flight.spans, blobs, have)
             except LazyimgError as error:
                 failure = failure or error
+                if self._closed:
+                    break
                 flight.cancellable = True
             else:
+                self._budget.fetched(flight.ticket)
                 self.counters.decoded += sum(map(len, assembly.decoded.values()))
                 return assembly, batch
         raise failure or NotFoundError(f"device {flight.device.table.name}", "has been removed")

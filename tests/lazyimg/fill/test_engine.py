@@ -556,6 +556,24 @@ async def test_close_fails_what_waits_and_leaves_no_task() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+async def test_close_does_not_turn_to_another_source() -> None:
+    device = aligned_device(1)
+    engine = Engine(limits=LIMITS)
+    other, corrupt = held_blob(device), MemoryBlob(bytes(8192))
+    engine.add_device(device.table, other)
+    engine.add_device(device.table, corrupt)
+    closing: list[asyncio.Task[None]] = []
+
+    def close(_offset: int, _length: int) -> None:
+        closing.append(asyncio.create_task(engine.close()))
+
+    corrupt.fault = close  # it starts while the corrupt bytes are decoded
+    with pytest.raises(CorruptError):
+        await engine.fill(device.name, 0, 4096, MemorySink())
+    await closing[0]
+    assert not other.reads
+
+
 async def test_mixed_priorities_under_a_tight_budget_all_end() -> None:
     device = aligned_device(200)
     limits = FillLimits(
