@@ -70,8 +70,12 @@ class BuildReply(msgspec.Struct, frozen=True):
     storage: str = ""
 
 
-async def build_image(request: BuildRequest) -> BuildReply:
+async def build_image(what: str, request: BuildRequest) -> BuildReply:
     """Build in a child process, so that its memory and its time are its own.
+
+    Args:
+        what: the image, for messages.
+        request: what to build it from.
 
     Raises:
         CorruptError: an index breaks its format, or the layers contradict each other.
@@ -96,12 +100,12 @@ async def build_image(request: BuildRequest) -> BuildReply:
         raise
     if process.returncode != 0:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LazyimgError("image", f"its build ended with {process.returncode}: {last}")
+        raise LazyimgError(what, f"its build ended with {process.returncode}: {last}")
     reply = msgspec.json.decode(output, type=BuildReply)
     if reply.corrupt:
-        raise CorruptError("image", reply.corrupt, "convert it again, or report it to its owner")
+        raise CorruptError(what, reply.corrupt, "convert it again, or report it to its owner")
     if reply.storage:
-        raise StorageError("image", reply.storage)
+        raise StorageError(what, reply.storage)
     return reply
 
 

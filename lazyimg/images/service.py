@@ -219,7 +219,7 @@ class Images:
             ],
             str(self._root / "bootstraps"),
         )
-        built = await build_image(request)
+        built = await build_image(source.name, request)
         chain = ChainRecord(
             built.fsid,
             built.size,
