@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOBUFS
 from queue import SimpleQueue
@@ -125,16 +126,14 @@ class WriterPool:
         call = asyncio.get_running_loop().run_in_executor(
             self._executor, self._write, file, name, space, offset, data
         )
-        cancelled: asyncio.CancelledError | None = None
-        while not call.done():
-            try:
-                await asyncio.wait([call])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError:
+            while not call.done():  # the thread cannot be stopped, and has `data`
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([call])
             call.exception()  # seen: the cancellation goes first
-            raise cancelled
-        call.result()
+            raise
 
     def _write(
         self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
@@ -320,7 +319,11 @@ class Server:
                 file.close()
 
     def _complete(self, file: ObjectFile, msg_id: int, *, failed: bool) -> None:
-        known = file.complete(msg_id)
+        try:
+            known = file.complete(msg_id)
+        except OSError as error:
+            _log.error("READ %d cannot be completed: %s", msg_id, error)
+            known = False
         with self._lock:
             if not known:
                 self.counters.reads_lost += 1

@@ -407,3 +407,36 @@ async def test_culling(
     assert len(kernel.commands) == 2
     assert all(command.startswith(b"cull D") for command in kernel.commands)
     assert "culled 2 files" in caplog.text
+
+
+async def test_sink_that_is_cancelled_again_and_again(kernel: FakeKernel, tmp_path: Path) -> None:
+    async with serving(kernel, tmp_path) as (server, _):
+        device = await opened(kernel)
+        device.not_ready = 20
+        found = server.find("erofs,domain", DEVICE.decode())
+        assert found is not None
+        task = asyncio.create_task(server.sink(*found).write(0, memoryview(bytes(BLOCK))))
+        while not task.done():
+            await asyncio.sleep(0.001)
+            task.cancel()
+        assert task.cancelled()
+        assert device.not_ready == 0
+
+
+async def test_completion_that_fails_is_said_and_survived(
+    kernel: FakeKernel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(_fd: int, _msg_id: int) -> bool:
+        raise OSError(EINVAL, "odd")
+
+    async with serving(kernel, tmp_path) as (server, _):
+        device = await opened(kernel)
+        monkeypatch.setattr(kernel, "complete", refuse)
+        kernel.read(device, 0, BLOCK)
+        await eventually(lambda: server.counters.reads_lost == 1)
+        await server.stop()
+        assert kernel.closed
+    assert "READ 1 cannot be completed: [Errno 22] odd" in caplog.text
