@@ -56,6 +56,7 @@ _TYPES: Final = frozenset(
 )
 _FOREIGN: Final = ("nondistributable", "foreign")
 _OF_THE_BYTES: Final = frozenset({"data", "urls"})
+_OTHER_FORMATS: Final = ("containerd.io/snapshot/stargz/", "io.containers.estargz.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,9 @@ class LayerTransfer:
             task = self._tasks[key] = asyncio.create_task(self._run(layer, diff_id))
         made = await task
         annotations = {
-            name: text for name, text in layer.annotations.items() if name not in ANNOTATIONS
+            name: text
+            for name, text in layer.annotations.items()
+            if name not in ANNOTATIONS and not name.startswith(_OTHER_FORMATS)
         }
         extra = {name: value for name, value in layer.extra.items() if name not in _OF_THE_BYTES}
         return replace(made, annotations=annotations | dict(made.annotations), extra=extra)

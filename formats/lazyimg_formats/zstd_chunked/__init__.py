@@ -1,4 +1,4 @@
-"""zstd:chunked layers, in the dialect of containers/storage: read and written.
+"""zstd:chunked layers, as containers/storage has them: read and written.
 
 A blob is an ordinary zstd-compressed tar that is cut into frames at the borders of files and of
 chunks of files; then, in skippable frames, a table of contents (TOC) and a footer:
@@ -19,7 +19,8 @@ Beyond what containers/storage writes:
     not UTF-8, times outside the years 1 to 9999. Other readers pass over it.
 What is not there: tar-split data, so that podman pulls such a layer whole.
 
-The dialect of stargz (`io.containers.zstd-chunked.*`, footer of 40 bytes) is another one.
+The older dialect, which stargz-snapshotter still writes, has annotations `io.containers.*`, and a
+footer of 40 bytes without tar-split data. It is read, never written.
 
 Source: github.com/containers/storage, pkg/chunked.
 """

@@ -19,8 +19,9 @@ CHECKSUM: Final = "io.github.containers.zstd-chunked.manifest-checksum"
 LAZYIMG_POSITION: Final = "containerd.io/snapshot/lazyimg.toc-position"
 LAZYIMG_DIGEST: Final = "containerd.io/snapshot/lazyimg.toc-digest"
 
-ANNOTATIONS: Final = (POSITION, CHECKSUM, LAZYIMG_POSITION, LAZYIMG_DIGEST)
-"""Every annotation that `serialize_annotations` gives."""
+OLD_POSITION: Final = "io.containers.zstd-chunked.manifest-position"
+OLD_CHECKSUM: Final = "io.containers.zstd-chunked.manifest-checksum"
+
 
 MAX_TOC: Final = 150 << 20
 """Bytes of a table of contents, compressed or not: what containers/storage takes."""
@@ -33,7 +34,18 @@ FOOTER_FRAME_SIZE: Final = SKIPPABLE_HEADER + FOOTER_SIZE
 
 _POSITION: Final = re.compile(r"([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19})", re.ASCII)
 _FOOTER: Final = struct.Struct("<7Q8s")
+_OLD_FOOTER: Final = struct.Struct("<4Q8s")
 _MAGIC: Final = b"GNUlInUx"
+_OLD_MAGIC: Final = b"GnUlInUx"
+_PAIRS: Final = (
+    (POSITION, CHECKSUM),
+    (LAZYIMG_POSITION, LAZYIMG_DIGEST),
+    (OLD_POSITION, OLD_CHECKSUM),
+)
+
+ANNOTATIONS: Final = frozenset(name for pair in _PAIRS for name in pair)
+"""The names of every annotation that says where a TOC is."""
+
 _TYPE: Final = 1  # a TOC as CRFS has it
 _MAX_OFFSET: Final = 1 << 62
 
@@ -110,7 +122,7 @@ def parse_annotations(annotations: Mapping[str, str], blob_size: int) -> TocLoca
     """
     found = {
         location
-        for position, digest in ((POSITION, CHECKSUM), (LAZYIMG_POSITION, LAZYIMG_DIGEST))
+        for position, digest in _PAIRS
         if (location := _parse_pair(annotations.get(position), annotations.get(digest)))
     }
     if len(found) > 1:
@@ -159,16 +171,17 @@ def parse_footer(data: bytes) -> TocLocation:
     Raises:
         FormatError: this is no footer of zstd:chunked.
     """
+    layout, expected = (_OLD_FOOTER, _OLD_MAGIC) if data.endswith(_OLD_MAGIC) else (_FOOTER, _MAGIC)
     if len(data) != FOOTER_FRAME_SIZE:
         raise FormatError(
             "zstd:chunked footer", f"expected {FOOTER_FRAME_SIZE} bytes, got {len(data)}"
         )
-    payload = data[SKIPPABLE_HEADER:]
-    if data != serialize_skippable(payload):
+    payload = data[-layout.size :]
+    if not data.endswith(serialize_skippable(payload)):
         raise FormatError("zstd:chunked footer", "not in a skippable frame")
-    offset, length, decoded_length, kind, *_tar_split, magic = _FOOTER.unpack(payload)
-    if magic != _MAGIC:
-        raise FormatError("zstd:chunked footer", f"magic is {magic!r}, expected {_MAGIC!r}")
+    offset, length, decoded_length, kind, *_tar_split, magic = layout.unpack(payload)
+    if magic != expected:
+        raise FormatError("zstd:chunked footer", f"magic is {magic!r}, expected {expected!r}")
     if kind != _TYPE:
         raise FormatError("zstd:chunked footer", f"TOC of unknown type {kind}")
     return TocLocation(offset, length, decoded_length, None)
