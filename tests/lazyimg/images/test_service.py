@@ -1,0 +1,375 @@
+"""From a reference to an image that can be mounted: a registry in memory, real records, a build."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import (
+    AccessDeniedError,
+    BadReferenceError,
+    CorruptError,
+    NoPlatformError,
+    NotFoundError,
+    NotLazyError,
+    RegistryError,
+    UsageError,
+)
+from lazyimg.fill.engine import Engine
+from lazyimg.images import service
+from lazyimg.images.build import BuildReply, BuildRequest, build
+from lazyimg.images.catalog import Catalog
+from lazyimg.images.library import Library
+from lazyimg.images.service import Image, Images
+from lazyimg.limits import FillLimits
+from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.ports import Access
+from lazyimg.registry.resolve import local_platform, open_source, parse_location
+from lazyimg.registry.retry import RetryPolicy
+from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.oci.documents import Manifest, parse_document
+from tests.fakes.devices import MemoryBlob, MemorySink
+from tests.fakes.gzip_layer import make_layer
+from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
+from tests.fakes.registry import FakeRegistry, run_registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from lazyimg.images.library import SourceRecord
+    from lazyimg.registry.ports import ImageSource
+    from lazyimg_formats.oci.digest import Digest
+    from lazyimg_formats.oci.reference import Location
+
+NO_ACCESS = Access()
+BASE = {"etc/name": b"lazyimg\n", "bin/tool": bytes(range(256)) * 100}
+TOP = {"etc/.wh.name": b"", "etc/other": b"other"}
+
+
+class Node:
+    """Images in a directory, and a registry to get them from.
+
+    Attributes:
+        builds: requests to build.
+        accesses: what blobs were opened with.
+    """
+
+    def __init__(self, root: Path, registry: FakeRegistry, client: RegistryClient) -> None:
+        for name in ("content", "bootstraps", "tables"):
+            (root / name).mkdir(exist_ok=True)
+        self.root = root
+        self.registry = registry
+        self.client = client
+        self.builds: list[BuildRequest] = []
+        self.accesses: list[tuple[str, Access | None]] = []
+        self.library = Library(root / "library.sqlite")
+        self.engine = Engine(limits=FillLimits())
+        self.catalog = Catalog(root, self.library, self.engine, self.open_blob)
+        self.catalog.load()
+        self.images = Images(root, self.library, self.catalog, self.open_source)
+
+    async def close(self) -> None:
+        await self.engine.close()
+        self.library.close()
+
+    async def open_source(
+        self, location: Location, access: Access
+    ) -> tuple[ImageSource, Digest | str]:
+        return await open_source(location, self.client, access)
+
+    async def open_blob(self, record: SourceRecord, access: Access | None) -> MemoryBlob:
+        self.accesses.append((record.repository, access))
+        name = parse_location(record.repository)
+        assert str(name).startswith(self.registry.host)
+        return MemoryBlob(self.registry.blobs["app"][record.blob])
+
+    @property
+    def reference(self) -> str:
+        return f"{self.registry.host}/app:1"
+
+    async def open(self, reference: str = "", access: Access = NO_ACCESS) -> Image:
+        return await self.images.open(reference or self.reference, "", access)
+
+    def lose_registry(self) -> None:
+        self.registry.fail("reset", path="/", times=1000)
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[LazyLayer]:
+    return [asyncio.run(make_lazy_layer(files)) for files in (BASE, TOP)]
+
+
+@pytest.fixture
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+    async with (
+        run_registry() as registry,
+        RegistryClient(environ={}, policy=RetryPolicy(attempts=1)) as client,
+    ):
+        node = Node(tmp_path, registry, client)
+
+        async def build_here(_: str, request: BuildRequest) -> BuildReply:
+            node.builds.append(request)
+            return await asyncio.to_thread(build, request)
+
+        monkeypatch.setattr(service, "build_image", build_here)
+        yield node
+        await node.close()
+
+
+async def test_image_is_ready_to_be_served(node: Node, layers: list[LazyLayer]) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    image = await node.open()
+    assert image.reference == node.reference
+    assert image.digest == str(descriptor.digest)
+    assert image.platform == str(local_platform())
+    chain = image.chain
+    assert [layer.blob for layer in chain.layers] == [
+        str(layer.descriptor.digest) for layer in layers
+    ]
+    assert [(layer.format, layer.media_type) for layer in chain.layers] == [
+        ("zstd:chunked", layer.descriptor.media_type) for layer in layers
+    ]
+    assert [layer.blob_size for layer in chain.layers] == [len(layer.blob) for layer in layers]
+    assert (node.root / "bootstraps" / chain.fsid).stat().st_size == chain.size
+    assert node.catalog.size(chain.fsid) == chain.size
+    for layer in chain.layers:
+        assert node.catalog.size(layer.device) == layer.device_size
+        sink = MemorySink()
+        await node.catalog.fill(layer.device, 0, layer.device_size, sink)
+        assert sink.has(0, layer.device_size)
+    fetched = sum(len(layer.index) for layer in layers)
+    blobs = [one for one in node.registry.asked if one.range]
+    assert sum(one.sent for one in blobs) == fetched
+
+
+async def test_real_child_builds_it(
+    node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    expected = (await node.open()).chain
+    monkeypatch.undo()
+    (node.root / "bootstraps" / expected.fsid).unlink()
+    assert (await node.open()).chain == expected
+    assert len(node.builds) == 1
+
+
+async def test_image_that_is_known_is_not_built_again(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    first = await node.open()
+    ranges = sum(1 for one in node.registry.asked if one.range)
+    assert await node.open() == first
+    assert len(node.builds) == 1
+    assert sum(1 for one in node.registry.asked if one.range) == ranges
+
+
+async def test_two_callers_at_once_build_once(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    first, second = await asyncio.gather(node.open(), node.open())
+    assert first == second
+    assert len(node.builds) == 1
+
+
+async def test_opening_again_and_again_keeps_one_source(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    add_lazy_image(node.registry, "app", "1", layers[:1])
+    device = (await node.open()).chain.layers[0].device
+    await node.catalog.device(device)
+    for _ in range(3):
+        await node.open()
+    assert len(node.engine._devices[device].sources) == 1
+
+
+async def test_layer_without_data_needs_no_source(node: Node, layers: list[LazyLayer]) -> None:
+    deletes = await make_lazy_layer({"etc/.wh.name": b""})
+    add_lazy_image(node.registry, "app", "1", [layers[0], deletes])
+    empty = (await node.open()).chain.layers[1]
+    assert empty.device_size == 0
+    assert node.catalog.size(empty.device) is None
+    assert node.library.sources(empty.device) == []
+
+
+async def test_tag_that_moves(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers[:1])
+    first = await node.open()
+    add_lazy_image(node.registry, "app", "1", layers)
+    second = await node.open()
+    assert second.digest != first.digest
+    assert second.chain.fsid != first.chain.fsid
+    assert second.chain.layers[0] == first.chain.layers[0]
+
+
+async def test_lost_files_are_made_again(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    first = await node.open()
+    (node.root / "tables" / first.chain.layers[1].table).unlink()
+    assert await node.open() == first
+    assert (node.root / "tables" / first.chain.layers[1].table).exists()
+    assert len(node.builds) == 2
+
+
+async def test_registry_is_away(
+    node: Node, layers: list[LazyLayer], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    first = await node.open()
+    node.lose_registry()
+    assert await node.open() == first
+    assert f"using {first.digest}, known from before" in caplog.text
+    with pytest.raises(RegistryError):
+        await node.open(f"{node.registry.host}/app:2")
+
+
+async def test_registry_is_away_after_a_restart(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    first = await node.open()
+    node.lose_registry()
+    again = Node(node.root, node.registry, node.client)
+    assert await again.open() == first
+    assert again.catalog.size(first.chain.fsid) == first.chain.size
+    device = first.chain.layers[0].device
+    sink = MemorySink()
+    await again.catalog.fill(device, 0, BLOCK_SIZE, sink)
+    assert sink.has(0, BLOCK_SIZE)
+    await again.close()
+
+
+async def test_registry_that_says_nothing(
+    node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "RESOLVE_DEADLINE", 0.01)
+    add_lazy_image(node.registry, "app", "1", layers)
+    first = await node.open()
+    node.registry.fail("hang", path="/manifests/")
+    assert await node.open() == first
+
+
+async def test_registry_is_away_and_so_are_the_files(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    first = await node.open()
+    (node.root / "bootstraps" / first.chain.fsid).unlink()
+    node.lose_registry()
+    with pytest.raises(RegistryError):
+        await node.open()
+
+
+async def test_image_that_was_removed_is_not_replaced_by_its_record(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    await node.open()
+    node.registry.manifests["app"].clear()
+    with pytest.raises(NotFoundError):
+        await node.open()
+
+
+async def test_digest_that_is_known_asks_nobody(node: Node, layers: list[LazyLayer]) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    reference = f"{node.registry.host}/app@{descriptor.digest}"
+    first = await node.open(reference)
+    asked = len(node.registry.asked)
+    assert await node.open(reference) == first
+    assert len(node.registry.asked) == asked
+
+
+async def test_digest_that_is_known_and_new_credentials(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers[:1])
+    reference = f"{node.registry.host}/app@{descriptor.digest}"
+    node.registry.auth = "basic"
+    node.registry.users["user"] = "right"
+    good = Access(username="user", password="right")
+    device = (await node.open(reference, good)).chain.layers[0].device
+    with pytest.raises(AccessDeniedError):
+        await node.open(reference, replace(good, password="wrong"))
+    await node.catalog.device(device)
+    assert node.accesses == [(f"{node.registry.host}/app", good)]
+
+
+async def test_digest_that_is_known_but_its_files_are_gone(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    reference = f"{node.registry.host}/app@{descriptor.digest}"
+    first = await node.open(reference)
+    (node.root / "bootstraps" / first.chain.fsid).unlink()
+    assert await node.open(reference) == first
+    assert (node.root / "bootstraps" / first.chain.fsid).exists()
+
+
+async def test_index_that_is_not_what_the_manifest_says(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    broken = bytearray(layers[0].blob)
+    broken[layers[0].toc.offset + 3] ^= 1
+    add_lazy_image(node.registry, "app", "1", layers)
+    node.registry.blobs["app"][str(layers[0].descriptor.digest)] = bytes(broken)
+    with pytest.raises(CorruptError, match="its index does not have the digest"):
+        await node.open()
+    assert node.library.find_image(node.reference, str(local_platform())) is None
+    assert node.builds == []
+    node.registry.blobs["app"][str(layers[0].descriptor.digest)] = layers[0].blob
+    assert (await node.open()).chain.layers
+
+
+async def test_layer_that_is_not_lazy(node: Node) -> None:
+    platform = local_platform()
+    node.registry.add_image("app", "1", make_layer(), platform.architecture)
+    with pytest.raises(NotLazyError) as caught:
+        await node.open()
+    assert str(caught.value).startswith(f"{node.reference}: layer 1 of 1: a layer of format tar")
+
+
+@pytest.mark.parametrize("text", ["", "reg/UPPER", "reg/app:", "a" * 64])
+async def test_reference_that_names_nothing(node: Node, text: str) -> None:
+    with pytest.raises(BadReferenceError):
+        await node.images.open(text, "", NO_ACCESS)
+
+
+async def test_platform_that_says_nothing(node: Node) -> None:
+    with pytest.raises(UsageError, match="expected os/arch"):
+        await node.images.open(node.reference, "a/b/c/d", NO_ACCESS)
+
+
+async def test_platform_that_is_not_there(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers, "s390x")
+    with pytest.raises(NoPlatformError):
+        await node.open()
+    image = await node.images.open(node.reference, "linux/s390x", NO_ACCESS)
+    assert image.platform == "linux/s390x"
+
+
+async def test_image_in_a_layout_directory_that_is_not_there(node: Node, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        await node.open(f"oci:{tmp_path}/none:1")
+
+
+async def test_description_of_what_is_not_lazy(node: Node) -> None:
+    descriptor = node.registry.add_image("app", "1", make_layer(), local_platform().architecture)
+    found = await node.images.describe(node.reference, "", NO_ACCESS)
+    assert found.digest == str(descriptor.digest)
+    assert found.reference == node.reference
+    assert found.formats == ("tar",)
+    assert len(found.layers) == 1
+    assert found.chain is None
+
+
+async def test_description_before_and_after_it_was_made_ready(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    found = await node.images.describe(node.reference, "local", NO_ACCESS)
+    assert found.formats == ("zstd:chunked", "zstd:chunked")
+    assert found.chain is None
+    assert node.builds == []
+    image = await node.open()
+    found = await node.images.describe(node.reference, "", NO_ACCESS)
+    assert found.chain == image.chain
+    manifest = parse_document(node.registry.manifests["app"][str(descriptor.digest)][1])
+    assert isinstance(manifest, Manifest)
+    assert found.layers == manifest.layers
