@@ -16,6 +16,7 @@ from typing import Final
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.erofs.inode import encode_rdev
 from lazyimg_formats.erofs.tree import ChunkData, FlatData, Node
+from lazyimg_formats.erofs.xattr import split_name
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import ChunkMap, Entry, Kind, LayerIndex
 
@@ -106,13 +107,13 @@ class Upper:
 
     def _node(self, entry: Entry) -> Node:
         return Node(
-            mode=_TYPE_BITS[entry.kind] | entry.mode,
+            mode=_TYPE_BITS[entry.kind] | (0o777 if entry.kind is Kind.SYMLINK else entry.mode),
             uid=entry.uid,
             gid=entry.gid,
             mtime=entry.mtime,
             mtime_ns=entry.mtime_ns,
             rdev=_rdev(entry),
-            xattrs=entry.xattrs,
+            xattrs=_storable(entry.xattrs),
             size=entry.size,
             target=entry.target,
             children={} if entry.kind is Kind.DIRECTORY else None,
@@ -225,6 +226,13 @@ def copy_attributes(source: Node, target: Node) -> None:
     target.mtime = source.mtime
     target.mtime_ns = source.mtime_ns
     target.xattrs = source.xattrs
+
+
+def _storable(xattrs: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """Leave out attributes of other systems, as Linux's file systems and unpackers do."""
+    if not xattrs:
+        return xattrs
+    return tuple(pair for pair in xattrs if split_name(pair[0]) is not None)
 
 
 def _rdev(entry: Entry) -> int:

@@ -16,7 +16,7 @@ from lazyimg_formats.tar.writer import END, padding, serialize_header
 KINDS = [kind for kind in Kind if kind not in {Kind.WHITEOUT, Kind.OPAQUE}]
 NAMES = st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name)
 XATTRS = st.dictionaries(
-    st.text("abc.", min_size=1).map(str.encode), st.binary(max_size=50), max_size=3
+    st.text("abc.", min_size=1).map(str.encode), st.binary(min_size=1, max_size=50), max_size=3
 )
 
 

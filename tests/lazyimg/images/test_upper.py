@@ -270,3 +270,15 @@ def test_copied_attributes_leave_children_alone() -> None:
     assert target.children == {b"c": child}
     assert (target.mode, target.uid, target.gid) == (stat.S_IFDIR | 0o700, 1, 2)
     assert (target.mtime, target.mtime_ns, target.xattrs) == (3, 4, ((b"a", b"b"),))
+
+
+def test_mode_of_a_symbolic_link_is_the_one_that_links_have() -> None:
+    root = upper(Entry(b"l", Kind.SYMLINK, 0o644, target=b"t")).root
+    assert at(root, b"l").mode == stat.S_IFLNK | 0o777
+
+
+def test_attributes_of_other_systems_are_left_out() -> None:
+    kept = ((b"security.capability", b"c"), (b"user.a", b"x"))
+    foreign = ((b"com.apple.quarantine", b"q"), (b"system.nfs4_acl", b"n"))
+    root = upper(Entry(b"f", Kind.REGULAR, xattrs=(*foreign, *kept))).root
+    assert at(root, b"f").xattrs == kept
