@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -121,7 +122,7 @@ class OciLayout(LocalSource):
 
     async def push_blob(self, chunks: AsyncIterable[bytes], digest: Callable[[], Digest]) -> int:
         """Take in a blob; see ImageTarget."""
-        pending = await asyncio.to_thread(_PendingBlob, self._layout)
+        pending = _PendingBlob(self._layout)
         try:
             async for piece in chunks:
                 await asyncio.to_thread(pending.write, piece)
@@ -211,32 +212,47 @@ def _create_layout(path: Path) -> None:
 
 
 class _PendingBlob:
-    """A blob that is being written, aside. Its methods are called in threads, one at a time."""
+    """A blob that is being written, aside. Its methods are called in threads.
+
+    A caller that is cancelled does not wait for its thread: whatever comes after `discard` does
+    nothing, and `discard` waits for what has begun.
+    """
 
     def __init__(self, layout: LayoutFiles) -> None:
         self._layout = layout
-        with _storage(layout.name):
-            self._file, self._path = _open_aside(layout.path / "blobs" / "sha256")
         self._hasher = Digest.of(b"").hasher()
+        self._lock = threading.Lock()
+        self._aside: tuple[BinaryIO, Path] | None = None
+        self._discarded = False
 
     def write(self, data: bytes) -> None:
-        with _storage(self._layout.name):
-            self._file.write(data)
-        self._hasher.update(data)
+        with self._lock, _storage(self._layout.name):
+            if not self._discarded:
+                self._open()[0].write(data)
+                self._hasher.update(data)
 
     def commit(self, digest: Digest) -> int:
         if digest != self._hasher.digest():
             raise CorruptError(
                 f"{self._layout.name}@{digest}", f"its bytes have digest {self._hasher.digest()}"
             )
-        with _storage(self._layout.name):
-            _publish(self._file, self._path, self._layout.blob(digest))
+        with self._lock, _storage(self._layout.name):
+            if not self._discarded:
+                _publish(*self._open(), self._layout.blob(digest))
         return self._hasher.size
 
     def discard(self) -> None:
-        with _storage(self._layout.name):
-            self._file.close()
-            self._path.unlink(missing_ok=True)
+        with self._lock, _storage(self._layout.name):
+            self._discarded = True
+            if self._aside is not None:
+                file, path = self._aside
+                path.unlink(missing_ok=True)
+                file.close()
+
+    def _open(self) -> tuple[BinaryIO, Path]:
+        if self._aside is None:
+            self._aside = _open_aside(self._layout.path / "blobs" / "sha256")
+        return self._aside
 
 
 def write_file(path: Path, data: bytes) -> None:

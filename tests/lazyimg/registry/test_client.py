@@ -1,0 +1,59 @@
+"""One client, many repositories: what they share and what they must not."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import AccessDeniedError
+from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.ports import Access
+from lazyimg_formats.oci.reference import parse_reference
+from tests.fakes.registry import run_registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_repositories_are_shared_by_name_and_access() -> None:
+    async with RegistryClient() as client:
+        one = client.repository(parse_reference("quay.io/a/b:1"))
+        assert client.repository(parse_reference("quay.io/a/b:2")) is one
+        assert client.repository(parse_reference("quay.io/a/c")) is not one
+        other = client.repository(parse_reference("quay.io/a/b"), Access(username="me"))
+        assert other is not one
+
+
+async def test_tokens_of_one_access_never_serve_another(tmp_path: Path) -> None:
+    authfile = tmp_path / "auth.json"
+    async with run_registry() as registry, RegistryClient(environ={}) as client:
+        registry.auth, registry.users = "token", {"me": "secret"}
+        blob = registry.add_blob("a/b", b"data")
+        auth = base64.b64encode(b"me:secret").decode()
+        authfile.write_text(json.dumps({"auths": {registry.host: {"auth": auth}}}))
+        reference = parse_reference(f"{registry.host}/a/b")
+        good = client.repository(reference, Access(authfile=authfile))
+        assert await good.read_blob(blob, 0, 4) == b"data"
+        with pytest.raises(AccessDeniedError):
+            await client.repository(reference).read_blob(blob, 0, 4)
+        assert await good.read_blob(blob, 1, 2) == b"at"
+
+
+async def test_credentials_of_the_environment(tmp_path: Path) -> None:
+    async with run_registry() as registry:
+        registry.auth, registry.users = "basic", {"me": "secret"}
+        blob = registry.add_blob("a/b", b"data")
+        auth = base64.b64encode(b"me:secret").decode()
+        config = {"auths": {f"{registry.host}/a": {"auth": auth}}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        async with RegistryClient(environ={"DOCKER_CONFIG": str(tmp_path)}) as client:
+            repository = client.repository(parse_reference(f"{registry.host}/a/b"))
+            assert await repository.read_blob(blob, 0, 4) == b"data"
+
+
+def test_password_is_not_shown() -> None:
+    shown = repr(Access(username="me", password="hidden"))
+    assert shown == "Access(authfile=None, username='me')"
