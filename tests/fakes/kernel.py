@@ -154,7 +154,7 @@ class FakeKernel:
 
     def open(self, cookie: bytes, volume: bytes = b"erofs,domain") -> KernelObject:
         """Send an OPEN."""
-        fd = os.memfd_create("object", 0)
+        fd = os.memfd_create("object", os.MFD_ALLOW_SEALING)
         with self._changed:
             opened = KernelObject(len(self._objects) + 1, self._take_id(), fd, os.dup(fd))
             self._objects[fd] = opened

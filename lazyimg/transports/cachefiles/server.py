@@ -8,21 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOBUFS
-from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import LazyimgError
 from lazyimg.transports.cachefiles.cull import run_culling
-from lazyimg.transports.cachefiles.object_file import (
-    ObjectFile,
-    new_buffer,
-    when_ready,
-)
+from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer
 from lazyimg.transports.cachefiles.protocol import (
     Action,
     CloseFd,
@@ -34,6 +27,7 @@ from lazyimg.transports.cachefiles.protocol import (
     Protocol,
     Reply,
 )
+from lazyimg.transports.cachefiles.sink import ObjectSink, WriterPool
 from lazyimg_formats.cachefiles.messages import (
     OpenRequest,
     ReadRequest,
@@ -46,9 +40,6 @@ if TYPE_CHECKING:
     from lazyimg.transports.cachefiles.ports import KernelDevice
     from lazyimg.transports.cachefiles.space import CacheSpace
     from lazyimg.transports.ports import Filler
-
-WRITE_THREADS: Final = 4
-"""How many writes of fetched bytes go to the disk at a time."""
 
 LOCAL_WINDOW: Final = 1 << 18
 """Bytes of local data to write at least for one READ: the kernel reads a bootstrap block by block,
@@ -81,72 +72,6 @@ class Counters:
     reads_failed: int = 0
     reads_lost: int = 0
     culled: int = 0
-
-
-class ObjectSink:
-    """Where an open object's bytes go; implements `lazyimg.fill.ports.Sink`."""
-
-    def __init__(self, file: ObjectFile, name: str, space: CacheSpace, writers: WriterPool) -> None:
-        self._file = file
-        self._name = name
-        self._space = space
-        self._writers = writers
-
-    def __eq__(self, other: object) -> bool:
-        """Sinks of one opening of an object are the same."""
-        return isinstance(other, ObjectSink) and other._file is self._file
-
-    def __hash__(self) -> int:
-        """As `__eq__`."""
-        return hash(id(self._file))
-
-    async def write(self, offset: int, data: memoryview) -> None:
-        """Write whole blocks in a thread; if cancelled, the write in hand is finished first.
-
-        Raises:
-            StorageError: the disk is full or fails.
-            KernelError: the object was closed meanwhile.
-        """
-        await self._writers.run(self._file, self._name, self._space, offset, data)
-
-
-class WriterPool:
-    """The threads that write fetched bytes, and a page-aligned buffer for each."""
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="cachefiles-write")
-        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(WRITE_THREADS):
-            self._buffers.put(new_buffer())
-
-    async def run(
-        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
-    ) -> None:
-        """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
-        call = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._write, file, name, space, offset, data
-        )
-        try:
-            await asyncio.shield(call)
-        except asyncio.CancelledError:
-            while not call.done():  # the thread cannot be stopped, and has `data`
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([call])
-            call.exception()  # seen: the cancellation goes first
-            raise
-
-    def _write(
-        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
-    ) -> None:
-        buffer = self._buffers.get()
-        try:
-            when_ready(lambda: file.write(offset, len(data), data, buffer), name, space)
-        finally:
-            self._buffers.put(buffer)
-
-    def close(self) -> None:
-        """Wait for the writes in hand and end the threads."""
-        self._executor.shutdown(wait=True)
 
 
 class Server:
@@ -305,18 +230,21 @@ class Server:
 
     def _perform(self, jobs: list[_Job], *, failed: bool) -> None:
         for action, file in jobs:
-            if isinstance(action, Reply):
-                self._reply(action)
-            elif isinstance(action, Orphan):
-                _log.error("READ of object %d, which is not open", action.request.object_id)
-            elif file is None:
-                raise AssertionError(action)
+            if file is None:
+                self._answer(action)
             elif isinstance(action, Fill):
                 self._fill(action.read, file)
             elif isinstance(action, Complete):
                 self._complete(file, action.msg_id, failed=failed)
             else:
                 file.close()
+
+    def _answer(self, action: Action) -> None:
+        """Do what needs no object."""
+        if isinstance(action, Reply):
+            self._reply(action)
+        elif isinstance(action, Orphan):
+            _log.error("READ of object %d, which is not open", action.request.object_id)
 
     def _complete(self, file: ObjectFile, msg_id: int, *, failed: bool) -> None:
         try:

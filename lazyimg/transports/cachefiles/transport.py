@@ -9,12 +9,13 @@ from lazyimg.errors import KernelError
 from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device
 from lazyimg.transports.cachefiles.object_file import when_ready
-from lazyimg.transports.cachefiles.server import Counters, ObjectSink, Server
+from lazyimg.transports.cachefiles.server import Counters, Server
 from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lazyimg.transports.cachefiles.sink import ObjectSink
     from lazyimg.transports.ports import Filler
 
 TAG: Final = "lazyimg"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import threading
 from contextlib import asynccontextmanager
 from errno import EINVAL, EMFILE
@@ -369,24 +371,6 @@ async def test_sink_of_an_object_that_was_closed(kernel: FakeKernel, tmp_path: P
             await sink.write(0, memoryview(filler.device))
 
 
-async def test_sink_that_is_cancelled_is_done_with_the_data(
-    kernel: FakeKernel, tmp_path: Path
-) -> None:
-    async with serving(kernel, tmp_path) as (server, _):
-        device = await opened(kernel)
-        device.not_ready = 20
-        found = server.find("erofs,domain", DEVICE.decode())
-        assert found is not None
-        data = bytearray(b"x" * BLOCK)
-        task = asyncio.create_task(server.sink(*found).write(0, memoryview(data)))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        data[:] = bytes(BLOCK)
-        assert device.read(0, BLOCK) == b"x" * BLOCK
-
-
 async def test_culling(
     kernel: FakeKernel,
     tmp_path: Path,
@@ -409,20 +393,6 @@ async def test_culling(
     assert "culled 2 files" in caplog.text
 
 
-async def test_sink_that_is_cancelled_again_and_again(kernel: FakeKernel, tmp_path: Path) -> None:
-    async with serving(kernel, tmp_path) as (server, _):
-        device = await opened(kernel)
-        device.not_ready = 20
-        found = server.find("erofs,domain", DEVICE.decode())
-        assert found is not None
-        task = asyncio.create_task(server.sink(*found).write(0, memoryview(bytes(BLOCK))))
-        while not task.done():
-            await asyncio.sleep(0.001)
-            task.cancel()
-        assert task.cancelled()
-        assert device.not_ready == 0
-
-
 async def test_completion_that_fails_is_said_and_survived(
     kernel: FakeKernel,
     tmp_path: Path,
@@ -440,3 +410,15 @@ async def test_completion_that_fails_is_said_and_survived(
         await server.stop()
         assert kernel.closed
     assert "READ 1 cannot be completed: [Errno 22] odd" in caplog.text
+
+
+async def test_disk_that_fails_while_local_bytes_are_written(
+    kernel: FakeKernel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(kernel, tmp_path) as (server, _):
+        bootstrap = await opened(kernel, BOOTSTRAP)
+        os.ftruncate(bootstrap.content, 0)
+        fcntl.fcntl(bootstrap.content, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        await completed(kernel, kernel.read(bootstrap, 0, BLOCK))
+        assert server.counters.reads_failed == 1
+    assert "a request of the kernel could not be handled" in caplog.text

@@ -1,0 +1,83 @@
+"""Where fetched bytes go: to an object's file, written by a few threads."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer, when_ready
+
+if TYPE_CHECKING:
+    from lazyimg.transports.cachefiles.space import CacheSpace
+
+WRITE_THREADS: Final = 4
+"""How many writes of fetched bytes go to the disk at a time."""
+
+
+class WriterPool:
+    """The threads that write fetched bytes, and a page-aligned buffer for each."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="cachefiles-write")
+        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(WRITE_THREADS):
+            self._buffers.put(new_buffer())
+
+    async def run(
+        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
+    ) -> None:
+        """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
+        call = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._write, file, name, space, offset, data
+        )
+        try:
+            await asyncio.shield(call)
+        except asyncio.CancelledError:
+            while not call.done():  # the thread cannot be stopped, and has `data`
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([call])
+            call.exception()  # seen: the cancellation goes first
+            raise
+
+    def _write(
+        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
+    ) -> None:
+        buffer = self._buffers.get()
+        try:
+            when_ready(lambda: file.write(offset, len(data), data, buffer), name, space)
+        finally:
+            self._buffers.put(buffer)
+
+    def close(self) -> None:
+        """Wait for the writes in hand and end the threads."""
+        self._executor.shutdown(wait=True)
+
+
+class ObjectSink:
+    """Where an open object's bytes go; implements `lazyimg.fill.ports.Sink`."""
+
+    def __init__(self, file: ObjectFile, name: str, space: CacheSpace, writers: WriterPool) -> None:
+        self._file = file
+        self._name = name
+        self._space = space
+        self._writers = writers
+
+    def __eq__(self, other: object) -> bool:
+        """Sinks of one opening of an object are the same."""
+        return isinstance(other, ObjectSink) and other._file is self._file
+
+    def __hash__(self) -> int:
+        """As `__eq__`."""
+        return hash(id(self._file))
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write whole blocks in a thread; if cancelled, the write in hand is finished first.
+
+        Raises:
+            StorageError: the disk is full or fails.
+            KernelError: the object was closed meanwhile.
+        """
+        await self._writers.run(self._file, self._name, self._space, offset, data)
