@@ -7,7 +7,8 @@ so there can never be two.
 Rules:
   - the daemon itself never looks into a mount, nor at a user's directory, which may lie in one:
     all of that happens in `lazyimg.host.mounts`' child;
-  - whatever fails half-way is undone before the failure is reported.
+  - whatever fails half-way is undone before the failure is reported;
+  - what somebody else has unmounted already is as good as unmounted here.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import tempfile
 from collections import defaultdict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
-from lazyimg.errors import InUseError, LazyimgError, NotFoundError
+from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Mounts:
         self._domain_id = domain_id
         self._read_ahead = read_ahead
         self._mounted: dict[str, Mounted] = {}
+        self._held: set[str] = set()  # fsids that are mounted under mnt/
         self._users: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -91,7 +93,7 @@ class Mounts:
             LazyimgError: the kernel refuses.
         """
         async with self._locks[directory]:
-            if directory in self._mounted:
+            if directory in self._mounted and not await self._forget_gone(directory):
                 other = self._mounted[directory].image.reference
                 raise InUseError(
                     directory, f"{other} is mounted there", f"lazyimg umount {directory}"
@@ -114,8 +116,12 @@ class Mounts:
         """
         async with self._locks[directory]:
             mounted = self.find(directory)
+            scratch = mounted.scratch
             try:
                 await host.unmount(Path(directory))
+            except NotFoundError:
+                _log.warning("%s: was unmounted by somebody else", directory)
+                scratch = None  # who is still in it has its files until the next start
             except InUseError:
                 if not lazy:
                     raise
@@ -123,10 +129,18 @@ class Mounts:
                 del self._mounted[directory]
                 return mounted  # who is in it keeps the kernel's mount, and its scratch directory
             del self._mounted[directory]
-            if mounted.scratch is not None:
-                await asyncio.to_thread(shutil.rmtree, mounted.scratch)
+            if scratch is not None:
+                await asyncio.to_thread(_remove_tree, scratch)
             await self._release(mounted.image)
         return mounted
+
+    async def _forget_gone(self, directory: str) -> bool:
+        """Whether somebody else has unmounted a directory; then it is forgotten."""
+        if any(mount.mount_point == directory for mount in await host.mount_table()):
+            return False
+        _log.warning("%s: was unmounted by somebody else", directory)
+        await self._release(self._mounted.pop(directory).image)
+        return True
 
     @asynccontextmanager
     async def hold(self, image: Image) -> AsyncIterator[Path]:
@@ -144,12 +158,11 @@ class Mounts:
                 await self.unmount(directory, lazy=True)
             except LazyimgError as error:
                 _log.warning("%s", error)
-        for fsid, users in list(self._users.items()):
-            if users:
-                try:
-                    await host.unmount(self._root / "mnt" / fsid, lazy=True)
-                except LazyimgError as error:
-                    _log.warning("%s", error)
+        for fsid in sorted(self._held):
+            try:
+                await host.unmount(self._root / "mnt" / fsid, lazy=True)
+            except LazyimgError as error:
+                _log.warning("%s", error)
 
     async def clean(self) -> None:
         """Take away what a daemon that died left mounted: nobody can serve it any more.
@@ -160,8 +173,14 @@ class Mounts:
         stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
         for target in reversed(stale):
             _log.warning("%s: left by a daemon that died; unmounted", target)
-            await host.unmount(Path(target), lazy=True)
-        await asyncio.to_thread(self._remove_leftovers)
+            with suppress(NotFoundError):  # it went with one that it was propagated from
+                await host.unmount(Path(target), lazy=True)
+        try:
+            await asyncio.to_thread(self._remove_leftovers)
+        except OSError as error:
+            raise StorageError(
+                str(error.filename), f"cannot be removed: {error.strerror}", "remove it"
+            ) from error
 
     def _is_ours(self, mount: MountEntry) -> bool:
         if mount.fs_type == "erofs":
@@ -179,38 +198,73 @@ class Mounts:
         fsid = image.chain.fsid
         path = self._root / "mnt" / fsid
         async with self._locks[fsid]:
-            if not self._users[fsid]:
-                path.mkdir(exist_ok=True)
+            if fsid not in self._held:
+                _make_directory(path)
                 try:
                     await host.mount_erofs(
                         fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
                     )
                 except BaseException:
-                    path.rmdir()
+                    _remove_mount_point(path)
                     raise
+                self._held.add(fsid)
             self._users[fsid] += 1
         return path
 
     async def _release(self, image: Image) -> None:
+        """Unmount an image that nobody uses any more; if that fails, the next user finds it."""
         fsid = image.chain.fsid
         path = self._root / "mnt" / fsid
         async with self._locks[fsid]:
             self._users[fsid] -= 1
-            if not self._users[fsid]:
+            if self._users[fsid]:
+                return
+            del self._users[fsid]
+            try:
                 await host.unmount(path)
-                path.rmdir()
+            except NotFoundError:
+                _log.warning("%s: was unmounted by somebody else", path)
+            except LazyimgError as error:
+                _log.warning("%s; it stays until it is used again, or the daemon ends", error)
+                return
+            self._held.discard(fsid)
+            _remove_mount_point(path)
 
     async def _put(self, lower: Path, directory: str, *, read_write: bool) -> Path | None:
         if not read_write:
             await host.bind_mount(lower, Path(directory))
             return None
-        scratch = Path(tempfile.mkdtemp(dir=self._root / "scratch"))
+        scratch = self._root / "scratch" / uuid4().hex
+        upper, work = scratch / "upper", scratch / "work"
         try:
-            upper, work = scratch / "upper", scratch / "work"
-            upper.mkdir(mode=0o755)
-            work.mkdir()
+            for path in (scratch, upper, work):
+                _make_directory(path)
+            upper.chmod(0o755)  # it becomes the root's mode, whatever the umask
             await host.mount_overlay([lower], upper, work, Path(directory))
         except BaseException:
-            shutil.rmtree(scratch)
+            _remove_tree(scratch)
             raise
         return scratch
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(str(path), f"cannot be made: {error.strerror}") from error
+
+
+def _remove_mount_point(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError as error:  # the next start tries again
+        _log.warning("%s: cannot be removed: %s", path, error.strerror)
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # the next start tries again
+        _log.warning("%s: cannot be removed: %s", path, error)

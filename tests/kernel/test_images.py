@@ -262,6 +262,17 @@ def test_busy_mount_is_refused_and_can_be_detached(
             lazyimg.verb("umount", target)
 
 
+def test_unmounted_by_umount_itself(registry: Registry, lazyimg: Lazyimg, target: Path) -> None:
+    reference = f"{registry.address}/python"
+    with lazyimg.serving():
+        for _ in range(2):
+            lazyimg.verb("mount", reference, target)
+            subprocess.run(["umount", str(target)], check=True, timeout=60)
+        lazyimg.verb("umount", target)
+        assert lazyimg.status()["mounts"] == []
+        assert mounts_below(lazyimg.root) == []
+
+
 def test_stop_with_a_mount_in_use_leaves_nothing_hanging(
     registry: Registry, lazyimg: Lazyimg, target: Path
 ) -> None:
