@@ -112,7 +112,7 @@ def _print_image(reply: InspectReply, output: str, *, knows_local: bool = True) 
         return
     compressed = sum(layer.size for layer in reply.layers)
     facts = [
-        ("reference", reply.reference),
+        ("image", reply.reference),
         ("digest", reply.digest),
         ("platform", reply.platform),
         ("layers", f"{len(reply.layers)}, {format_size(compressed)} compressed"),
@@ -122,9 +122,11 @@ def _print_image(reply: InspectReply, output: str, *, knows_local: bool = True) 
         local = format_part(sum(layer.present for layer in reply.layers), files)
         facts += [
             ("fsid", reply.fsid),
-            ("bootstrap", format_size(reply.bootstrap_size)),
+            ("metadata", format_size(reply.bootstrap_size)),
             ("files", f"{format_size(files)}, {local} local"),
         ]
+    elif not knows_local:
+        facts.append(("local", "not known: no daemon was asked"))
     print_facts(facts)
     print_line("")
     head = ("LAYER", "FORMAT", "SIZE", "FILES", "LOCAL")

@@ -38,10 +38,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, one pair on a line."""
+    """Print names and values, one pair on a line; a digest beside 8 characters fits 80 columns."""
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        click.echo(f"{name:{width}}  {value}")
+        click.echo(f"{name:{width}} {value}")
 
 
 def format_size(size: float) -> str:

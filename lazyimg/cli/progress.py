@@ -31,7 +31,7 @@ class Meter(Protocol):
         ...
 
     def finish(self, task: str, note: str = "") -> None:
-        """Say that a task has ended, and how."""
+        """Say that a task has ended: with everything done, or as the note says."""
         ...
 
 
@@ -110,22 +110,24 @@ class RichMeter:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._ends: dict[str, tuple[int, int]] = {}
 
     def update(self, task: str, done: int, total: int | None) -> None:
         """Move the task's bar."""
+        end = done if total is None else total
+        self._ends[task] = (end, end)
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(shorten_name(task), total=total)
         self._bars.update(self._tasks[task], completed=done, total=total)
 
     def finish(self, task: str, note: str = "") -> None:
-        """Fill the task's bar."""
-        if task not in self._tasks:
-            self._tasks[task] = self._bars.add_task(shorten_name(task), total=0)
-        shown = next(each for each in self._bars.tasks if each.id == self._tasks[task])
-        total = shown.total if shown.total is not None else shown.completed
-        self._bars.update(self._tasks[task], completed=total, total=total)
+        """Fill the task's bar, or put a line with the note in its place."""
         if note:
             self._bars.console.print(f"{task}: {note}", markup=False, highlight=False)
+            if task in self._tasks:
+                self._bars.remove_task(self._tasks.pop(task))
+            return
+        self.update(task, *self._ends.get(task, (0, 0)))
 
 
 def shorten_name(name: str) -> str:

@@ -24,13 +24,13 @@ LOCAL = ("--platform", "linux/amd64")
 @pytest.mark.usefixtures("daemon")
 def test_image_with_a_daemon(run: Callable[..., Result]) -> None:
     assert run("inspect", IMAGE).out.splitlines() == [
-        f"reference  {IMAGE}",
-        f"digest     {DIGEST}",
-        "platform   linux/amd64",
-        "layers     1, 41.9 MB compressed",
-        f"fsid       {FSID}",
-        "bootstrap  1.0 MB",
-        "files      104.9 MB, 25 % local",
+        f"image    {IMAGE}",
+        f"digest   {DIGEST}",
+        "platform linux/amd64",
+        "layers   1, 41.9 MB compressed",
+        f"fsid     {FSID}",
+        "metadata 1.0 MB",
+        "files    104.9 MB, 25 % local",
         "",
         "LAYER                FORMAT           SIZE     FILES  LOCAL",
         "sha256:dddddddddddd  zstd:chunked  41.9 MB  104.9 MB   25 %",
@@ -59,10 +59,11 @@ def test_image_without_a_daemon(run: Callable[..., Result], registry: FakeRegist
     assert result.code == 0
     lines = result.out.splitlines()
     assert lines[:3] == [
-        f"reference  {reference}",
-        f"digest     {image.digest}",
-        "platform   linux/amd64",
+        f"image    {reference}",
+        f"digest   {image.digest}",
+        "platform linux/amd64",
     ]
+    assert lines[4] == "local    not known: no daemon was asked"
     assert lines[-1].split()[-2:] == ["-", "-"]
     reply = json.loads(run("inspect", reference, "--json", *LOCAL).out)
     assert "fsid" not in reply
@@ -97,7 +98,7 @@ def test_file(run: Callable[..., Result], tmp_path: Path) -> None:
     file = tmp_path / "manifest.json"
     file.write_text(json.dumps({"schemaVersion": 2, "manifests": [], "mediaType": "application/x"}))
     result = run("inspect", str(file))
-    assert result.out.splitlines()[0] == "kind    image index"
+    assert result.out.splitlines()[0] == "kind   image index"
     assert result.out.splitlines()[-1] == "no manifests"
     assert json.loads(run("inspect", str(file), "--json").out)["kind"] == "image index"
 

@@ -81,7 +81,7 @@ def test_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_facts_and_lines(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts([("a", "1"), ("longer", "2")])
     print_line("end")
-    assert capsys.readouterr().out == "a       1\nlonger  2\nend\n"
+    assert capsys.readouterr().out == "a      1\nlonger 2\nend\n"
 
 
 def test_json_and_fields_left_out(capsys: pytest.CaptureFixture[str]) -> None:

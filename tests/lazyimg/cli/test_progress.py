@@ -109,13 +109,18 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         meter.update("registry.test/[red]a", 25 * MB, 100 * MB)
         meter.update("registry.test/[red]a", 50 * MB, 100 * MB)
         meter.update("unknown", 5 * MB, None)
+        meter.update("[red]b", 1, 2)
         meter.finish("unknown")
-        meter.finish("registry.test/[red]a", "a note")
-        meter.finish("late")
+        meter.finish("registry.test/[red]a")
+        meter.finish("[red]b", "failed")
+        meter.finish("late", "is there already")
     text = terminal.getvalue()
     assert "registry.test/[red]a" in text
-    assert "registry.test/[red]a: a note" in text
+    assert "[red]b: failed" in text
+    assert "late: is there already" in text
     assert "100.0/100.0 MB" in text
+    assert "5.0/5.0 MB" in text
+    assert "[red]b" not in text.rpartition("late:")[2].rpartition("unknown")[2]
 
 
 def test_plain_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

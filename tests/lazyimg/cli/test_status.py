@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @pytest.mark.usefixtures("daemon")
 def test_status_without_mounts(run: Callable[..., Result]) -> None:
     assert run("status").out.splitlines() == [
-        "version    0.1.0",
-        "process    42, up 1 h 2 min",
-        "transport  cachefiles",
-        "root       /var/lib/lazyimg",
-        "reads      1000, 1 failed",
-        "fetched    12.6 MB in 30 requests",
-        "mounts     0",
+        "version   0.1.0",
+        "process   42, up 1 h 2 min",
+        "transport cachefiles",
+        "root      /var/lib/lazyimg",
+        "reads     1000, 1 failed",
+        "fetched   12.6 MB in 30 requests",
+        "mounts    0",
     ]
 
 
@@ -33,7 +33,7 @@ def test_status_without_mounts(run: Callable[..., Result]) -> None:
 def test_status_with_a_mount(run: Callable[..., Result], tmp_path: Path) -> None:
     run("mount", IMAGE, str(tmp_path))
     lines = run("status").out.splitlines()
-    assert lines[6:8] == ["mounts     1", ""]
+    assert lines[6:8] == ["mounts    1", ""]
     assert lines[9].split()[:3] == [IMAGE, str(tmp_path), "ro"]
     status = json.loads(run("status", "--json").out)
     assert status["mounts"][0]["directory"] == str(tmp_path)
