@@ -1,0 +1,109 @@
+"""The kernel's mounts without a kernel: a table that holds the rules the daemon depends on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lazyimg.errors import InUseError, LazyimgError, NotFoundError
+from lazyimg.host.mount_table import MountEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass
+class FakeMounts:
+    """Stands for the module `lazyimg.host.mounts`.
+
+    Rules: an fsid is mounted once, for as long as anything shows its file system, detached mounts
+    that are in use included; what is busy is only unmounted lazily.
+
+    Attributes:
+        table: (mount point, kind, fsid shown) of each mount, in order.
+        busy: mount points that are in use.
+        failures: raised by the next call of that name.
+        gates: calls of that name wait for it.
+        waiting: set when one does.
+        calls: names of the calls, in order.
+        overlays: upper and work directories, by mount point.
+        read_ahead: in KiB, by fsid.
+        listed: what else is in the mount table.
+    """
+
+    table: list[tuple[str, str, str]] = field(default_factory=list)
+    busy: set[str] = field(default_factory=set)
+    failures: dict[str, LazyimgError] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: list[str] = field(default_factory=list)
+    overlays: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    read_ahead: dict[str, int | None] = field(default_factory=dict)
+    listed: list[MountEntry] = field(default_factory=list)
+    _detached: list[str] = field(default_factory=list)
+
+    @property
+    def points(self) -> list[str]:
+        """Mount points, in order."""
+        return [point for point, _, _ in self.table]
+
+    async def _enter(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.gates:
+            self.waiting.set()
+            await self.gates[call].wait()
+        await asyncio.sleep(0)
+        if call in self.failures:
+            raise self.failures.pop(call)
+
+    def _fsid_at(self, path: Path) -> str:
+        for point, _, fsid in reversed(self.table):
+            if point == str(path):
+                return fsid
+        raise AssertionError(f"{path} is shown, but nothing is mounted there")
+
+    async def mount_erofs(
+        self, fsid: str, domain_id: str, target: Path, *, read_ahead_kb: int | None = None
+    ) -> None:
+        await self._enter("mount_erofs")
+        assert target.is_dir()
+        if fsid in [*self._detached, *(shown for _, _, shown in self.table)]:
+            raise InUseError(f"fsid {fsid}", "already mounted")
+        self.table.append((str(target), f"erofs in {domain_id}", fsid))
+        self.read_ahead[fsid] = read_ahead_kb
+
+    async def bind_mount(self, source: Path, target: Path) -> None:
+        await self._enter("bind_mount")
+        self.table.append((str(target), "bind", self._fsid_at(source)))
+
+    async def mount_overlay(
+        self, lower: Sequence[Path], upper: Path, work: Path, target: Path
+    ) -> None:
+        await self._enter("mount_overlay")
+        assert upper.is_dir()
+        assert list(work.iterdir()) == []
+        (work / "work").mkdir()
+        self.table.append((str(target), "overlay", self._fsid_at(lower[0])))
+        self.overlays[str(target)] = (upper, work)
+
+    async def unmount(self, target: Path, *, lazy: bool = False) -> None:
+        await self._enter("unmount")
+        path = str(target)
+        for number in reversed(range(len(self.table))):
+            if self.table[number][0] == path:
+                break
+        else:
+            raise NotFoundError(f"unmount of {path}", "nothing is mounted there")
+        if path in self.busy:
+            if not lazy:
+                raise InUseError(f"unmount of {path}", f"{path} is in use")
+            self._detached.append(self.table[number][2])
+        del self.table[number]
+
+    async def mount_table(self) -> list[MountEntry]:
+        await self._enter("mount_table")
+        return self.listed + [
+            MountEntry(1, 0, (0, 1), "/", point, (), "fake", "none", ()) for point in self.points
+        ]
