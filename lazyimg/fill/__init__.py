@@ -19,6 +19,7 @@ Rules:
   - Absence is never doubted: what is asked for is written, whatever was written before. What the
     engine remembers (`recent`, and which spans a sink has) only saves requests.
   - A flight that fails is forgotten and every fill that joined it fails; the next one tries again.
+    When only some of its spans are corrupt, it fails only the fills that need those.
     Of several sources of a device, the one added last is asked first, then the others.
   - Cancelling a fill leaves the flights it shares alone. A flight that nobody waits for any more is
     cancelled while it waits for its turn or for the blob; once it decodes, it ends by itself.

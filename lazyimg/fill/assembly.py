@@ -9,7 +9,7 @@ from lazyimg.fill.plan import known_range, parts_in, plan_segments
 from lazyimg_formats.device_table import BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lazyimg_formats.device_table import DeviceTable
 
@@ -66,29 +66,41 @@ def assemble_shared(table: DeviceTable, block: int, fragments: Mapping[int, byte
 
 
 class Assembly:
-    """What is written of a run of decoded spans, batch by batch.
+    """What is written of decoded spans, batch by batch.
 
     Args:
         table: the device.
-        spans: the run.
+        runs: of spans, disjoint and in order.
         decoded: the bytes of each of them.
         batch: bytes after which a batch ends, a multiple of `BLOCK_SIZE`.
 
     Attributes:
         decoded: see above.
-        fragments: what the run has of blocks that it shares with other runs.
+        runs: see above.
+        fragments: what the runs have of blocks that they do not know whole.
         ended: nothing more comes.
     """
 
     def __init__(
-        self, table: DeviceTable, spans: range, decoded: Mapping[int, bytes], batch: int
+        self,
+        table: DeviceTable,
+        runs: Sequence[range],
+        decoded: Mapping[int, bytes],
+        batch: int,
     ) -> None:
+        self.runs = runs
         self.decoded = decoded
-        self.fragments = dict(edge_fragments(table, spans, decoded))
+        self.fragments: dict[int, bytes] = {}
+        for run in runs:
+            self.fragments.update(edge_fragments(table, run, decoded))
         self.ended = False
         self._table = table
         self._batch = batch
-        self._segments = plan_segments(table, spans, table.extents_of(spans), batch)
+        self._segments = (
+            segment
+            for run in runs
+            for segment in plan_segments(table, run, table.extents_of(run), batch)
+        )
 
     def next_batch(self) -> list[tuple[int, memoryview]]:
         """Give the next (device offset, whole blocks) to write."""

@@ -13,7 +13,7 @@ from lazyimg.errors import CorruptError
 from lazyimg_formats.device_table import Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from lazyimg_formats.device_table import DeviceTable, Span
 
@@ -92,20 +92,22 @@ _DECODERS: Final = {
 
 def decode_spans(
     table: DeviceTable, spans: Iterable[int], blob_offset: int, data: bytes
-) -> Iterator[tuple[int, bytes]]:
-    """Give each span's number and its decoded, checked bytes.
+) -> tuple[dict[int, bytes], dict[int, CorruptError]]:
+    """Give the decoded, checked bytes of each good span, and what is wrong with each bad one.
 
     Args:
         table: the device.
         spans: those that lie wholly in `data`.
         blob_offset: where `data` begins in the blob.
         data: bytes of the blob.
-
-    Raises:
-        CorruptError: as `decode_span`.
     """
     view = memoryview(data)
+    good, bad = {}, {}
     for index in spans:
         span = table.span(index)
         start = span.blob_offset - blob_offset
-        yield index, decode_span(table.name, span, view[start : start + span.blob_length])
+        try:
+            good[index] = decode_span(table.name, span, view[start : start + span.blob_length])
+        except CorruptError as error:
+            bad[index] = error
+    return good, bad

@@ -43,6 +43,7 @@ _MANY_EXTENTS: Final = 512
 """Extents of one step from which on planning its rest is work for a thread."""
 
 _Blobs = list[tuple["BlobRange", bytes]]
+_Prepared = tuple[Assembly, list[tuple[int, memoryview]]]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -106,8 +107,9 @@ class _Flight:
     Attributes:
         waiters: fills that wait for it.
         cancellable: it only waits: cancelling it leaves no thread at work.
-        fragments: device offset and bytes of what it has in blocks shared with its neighbours;
-            complete when it has ended.
+        runs: of its spans that are good; complete when it has ended, as the following two.
+        failed: what is wrong with each of the other ones.
+        fragments: device offset and bytes of what it has in blocks shared with its neighbours.
         task: runs it; assigned right after it is made.
     """
 
@@ -117,6 +119,8 @@ class _Flight:
     ticket: Ticket
     waiters: int = 0
     cancellable: bool = True
+    runs: Sequence[range] = ()
+    failed: Mapping[int, LazyimgError] = field(default_factory=dict)
     fragments: dict[int, bytes] = field(default_factory=dict)
     task: asyncio.Task[None] = field(init=False)
 
@@ -275,7 +279,7 @@ class Engine:
             await self._await_flights(foreign, wish)
         flights = self._join(device, needed, wish)
         await self._await_flights(flights, wish)
-        _raise_failure(device, flights)
+        _raise_failure(device, flights, needed)
         await self._write_rest(device.table, step, flights, wish.sink)
 
     def _join(self, device: _Device, needed: range, wish: _Wish) -> list[_Flight]:
@@ -367,7 +371,9 @@ class Engine:
         flight.ticket.fetching = len(have) < len(spans)
         await self._budget.admit(flight.ticket)
         assembly, batch = await self._obtain(flight, have)
-        flight.fragments = assembly.fragments
+        self._budget.fetched(flight.ticket)
+        self.counters.decoded += sum(map(len, assembly.decoded.values()))
+        flight.runs, flight.fragments = assembly.runs, assembly.fragments
         self._remember(flight, assembly.decoded)
         while True:
             for offset, blocks in batch:
@@ -376,34 +382,41 @@ class Engine:
                 break
             batch = await self._work(assembly.next_batch)
         if device.sink == flight.sink:
-            device.local[spans.start : spans.stop] = b"\1" * len(spans)
+            for run in flight.runs:
+                device.local[run.start : run.stop] = b"\1" * len(run)
 
-    async def _obtain(
-        self, flight: _Flight, have: dict[int, bytes]
-    ) -> tuple[Assembly, list[tuple[int, memoryview]]]:
-        """Give the decoded spans, and the first batch to write, from the first source that works.
+    async def _obtain(self, flight: _Flight, decoded: dict[int, bytes]) -> _Prepared:
+        """Decode what is not in `decoded`, from as many sources as it takes.
 
-        Nothing has been written when it raises.
+        Spans that no source has are the flight's `failed`. Nothing has been written when it
+        raises, which it does when no span is good.
         """
-        failure: LazyimgError | None = None
+        table, spans = flight.device.table, flight.spans
+        failed: dict[int, LazyimgError] = {}
         sources = flight.device.sources[::-1]
         for source in sources:
+            bad: Mapping[int, LazyimgError]
             try:
-                blobs = await self._fetch(flight, source, have)
+                blobs = await self._fetch(flight, source, decoded)
+            except LazyimgError as error:
+                bad = dict.fromkeys(spans, error)
+            else:
                 flight.cancellable = False
                 if source is sources[-1]:  # else it may fetch once more
                     self._budget.fetched(flight.ticket)
-                assembly, batch = await self._work(_decode, source.table, flight.spans, blobs, have)
-            except LazyimgError as error:
-                failure = failure or error
-                if self._closed:
-                    break
+                bad, prepared = await self._work(_decode, source.table, spans, blobs, decoded)
+                if prepared is not None:
+                    return prepared
                 flight.cancellable = True
-            else:
-                self._budget.fetched(flight.ticket)
-                self.counters.decoded += sum(map(len, assembly.decoded.values()))
-                return assembly, batch
-        raise failure or NotFoundError(f"device {flight.device.table.name}", "has been removed")
+            failed = {**bad, **failed}
+            if self._closed:
+                break
+        missing = [span for span in spans if span not in decoded]
+        if len(missing) == len(spans):
+            raise failed.get(spans[0]) or NotFoundError(f"device {table.name}", "has been removed")
+        flight.failed = {span: failed[span] for span in missing}
+        flight.cancellable = False
+        return await self._work(_prepare, table, list(plan_runs(sorted(decoded))), decoded)
 
     async def _fetch(self, flight: _Flight, source: _Source, have: Mapping[int, bytes]) -> _Blobs:
         blobs = []
@@ -426,7 +439,7 @@ class Engine:
         name, spans = flight.device.table.name, flight.spans
         if name in self._devices:
             everything = flight.ticket.priority is Priority.ON_DEMAND
-            for span in spans if everything else {spans[0], spans[-1]}:
+            for span in decoded if everything else decoded.keys() & {spans[0], spans[-1]}:
                 self._recent.put(name, span, decoded[span])
 
     async def _work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -437,7 +450,7 @@ class Engine:
         self, table: DeviceTable, step: tuple[int, int], flights: Sequence[_Flight], sink: Sink
     ) -> None:
         """Write what no flight has: zeros, and blocks that several of them share."""
-        runs = [flight.spans for flight in flights]
+        runs = [run for flight in flights for run in flight.runs]
         fragments: dict[int, bytes] = {}
         for flight in flights:
             fragments.update(flight.fragments)
@@ -467,14 +480,18 @@ def _stopping(device: _Device) -> LazyimgError:
     return LazyimgError(f"device {device.table.name}", "the daemon is stopping")
 
 
-def _raise_failure(device: _Device, flights: Sequence[_Flight]) -> None:
-    """Raise what went wrong with flights, all of which have ended unless one has failed."""
+def _raise_failure(device: _Device, flights: Sequence[_Flight], needed: range) -> None:
+    """Raise what went wrong: all flights have ended, unless one has failed as a whole."""
     ended = [flight.task for flight in flights if flight.task.done()]
     for task in ended:
         if not task.cancelled() and (failure := task.exception()) is not None:
             raise failure
     if any(task.cancelled() for task in ended):
         raise _stopping(device)
+    for flight in flights:
+        for span, failure in flight.failed.items():
+            if span in needed:
+                raise failure
 
 
 def _foreign(device: _Device, needed: range, sink: Sink) -> list[_Flight]:
@@ -484,10 +501,17 @@ def _foreign(device: _Device, needed: range, sink: Sink) -> list[_Flight]:
 
 
 def _decode(
-    table: DeviceTable, spans: range, blobs: _Blobs, have: Mapping[int, bytes]
-) -> tuple[Assembly, list[tuple[int, memoryview]]]:
-    decoded = dict(have)
+    table: DeviceTable, spans: range, blobs: _Blobs, decoded: dict[int, bytes]
+) -> tuple[dict[int, CorruptError], _Prepared | None]:
+    """Add to `decoded`; give the bad spans, or what to write if there are none."""
+    failed: dict[int, CorruptError] = {}
     for part, data in blobs:
-        decoded.update(decode_spans(table, part.spans, part.offset, data))
-    assembly = Assembly(table, spans, decoded, _BATCH)
+        good, bad = decode_spans(table, part.spans, part.offset, data)
+        decoded.update(good)
+        failed.update(bad)
+    return failed, None if failed else _prepare(table, [spans], decoded)
+
+
+def _prepare(table: DeviceTable, runs: Sequence[range], decoded: dict[int, bytes]) -> _Prepared:
+    assembly = Assembly(table, runs, decoded, _BATCH)
     return assembly, assembly.next_batch()

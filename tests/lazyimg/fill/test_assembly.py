@@ -16,7 +16,7 @@ from tests.fakes.devices import Device, SpanPlan, aligned_device, devices, make_
 
 
 def decoded_spans(device: Device, spans: range) -> dict[int, bytes]:
-    return dict(decode_spans(device.table, spans, 0, device.blob))
+    return decode_spans(device.table, spans, 0, device.blob)[0]
 
 
 def test_buffer_is_page_aligned() -> None:
@@ -45,7 +45,7 @@ def test_block_of_several_runs() -> None:
 
 def test_batches_end_when_they_are_full() -> None:
     device = aligned_device(6)
-    assembly = Assembly(device.table, range(6), decoded_spans(device, range(6)), 4 * BLOCK_SIZE)
+    assembly = Assembly(device.table, [range(6)], decoded_spans(device, range(6)), 4 * BLOCK_SIZE)
     batches = []
     while not assembly.ended:
         batches.append(assembly.next_batch())
@@ -75,7 +75,7 @@ def test_runs_and_their_fragments_give_every_byte(device: Device, data: st.DataO
         if start == stop:
             continue
         run = range(start, stop)
-        assembly = Assembly(table, run, decoded_spans(device, run), 2 * BLOCK_SIZE)
+        assembly = Assembly(table, [run], decoded_spans(device, run), 2 * BLOCK_SIZE)
         fragments |= assembly.fragments
         while not assembly.ended:
             for offset, blocks in assembly.next_batch():

@@ -108,7 +108,11 @@ def test_any_bytes_decode_or_are_corrupt(data: bytes, codec: Codec) -> None:
 
 
 def test_spans_of_one_piece_of_the_blob() -> None:
-    device = aligned_device(3, gap=10, shift=5)
+    device = aligned_device(4, gap=10, shift=5)
     start = device.table.blob_range(1)[0] - 4
-    decoded = dict(decode_spans(device.table, [1, 2], start, device.blob[start:]))
-    assert decoded == {1: device.content[8192:16_384], 2: device.content[16_384:]}
+    data = bytearray(device.blob[start:])
+    data[4 + 8192 + 10] ^= 1
+    good, bad = decode_spans(device.table, [1, 2, 3], start, bytes(data))
+    assert good == {1: device.content[8192:16_384], 3: device.content[24_576:]}
+    assert list(bad) == [2]
+    assert "expected digest" in str(bad[2])

@@ -200,15 +200,46 @@ async def test_failure_reaches_all_that_joined_and_the_next_fill_tries_again(
 
 
 async def test_corrupt_blob_writes_nothing_and_repaired_it_works(engine: Engine) -> None:
-    device = aligned_device(2)
+    device = aligned_device(1)
     blob, sink = MemoryBlob(b"!" + device.blob[1:]), MemorySink()
     engine.add_device(device.table, blob)
     with pytest.raises(CorruptError, match=rf"^device {device.name}: bytes 0-8191 of its blob: "):
-        await engine.fill(device.name, 8192, 4096, sink)
+        await engine.fill(device.name, 4096, 4096, sink)
     assert not sink.writes
     blob.data = device.blob
-    await engine.fill(device.name, 8192, 4096, sink)
+    await engine.fill(device.name, 4096, 4096, sink)
+    assert sink.data == device.content
+    assert engine.counters.reads_failed == 1
+
+
+async def test_corrupt_neighbour_fails_only_those_who_need_it(engine: Engine) -> None:
+    device = make_device([SpanPlan(pattern(5000, i)) for i in range(8)])
+    damaged = bytearray(device.blob)
+    damaged[3 * 5000] ^= 1
+    blob, sink = MemoryBlob(bytes(damaged)), MemorySink()
+    engine.add_device(device.table, blob)
+    await engine.fill(device.name, 0, 8192, sink)
+    assert len(blob.reads) == 1
+    assert sink.blocks == {0, 1, 2, 5, 6, 7, 8, 9}
+    with pytest.raises(CorruptError, match="bytes 15000-19999 of its blob"):
+        await engine.fill(device.name, 12_288, 4096, sink)
+    assert 3 not in sink.blocks
+    blob.data = device.blob
+    await engine.fill(device.name, 12_288, 4096, sink)
     assert sink.agrees(device.content)
+    assert blob.reads[1:] == [(15_000, 5000)] * 2
+
+
+async def test_spans_that_one_source_has_damaged_come_from_another(engine: Engine) -> None:
+    device = aligned_device(4)
+    damaged = bytearray(device.blob)
+    damaged[8192] ^= 1
+    old, new, sink = MemoryBlob(device.blob), MemoryBlob(bytes(damaged)), MemorySink()
+    engine.add_device(device.table, old)
+    engine.add_device(device.table, new)
+    await engine.fill(device.name, 0, 32_768, sink)
+    assert (new.reads, old.reads) == ([(0, 32_768)], [(8192, 8192)])
+    assert sink.data == device.content
 
 
 async def test_blob_that_gives_too_little(engine: Engine) -> None:
