@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zstandard import ZstdCompressor
 
-from lazyimg.convert.cut import MAX_PIECE, Cut, Gap, Piece
+from lazyimg.convert.cut import MAX_PIECE, Cut, FileEnd, Gap, Hole, Piece
+from lazyimg_formats.tar.scanner import Member
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +32,14 @@ class Frames(NamedTuple):
     digest: bytes | None
 
 
-def compress_cuts(cuts: Sequence[Cut], level: int) -> list[Cut | Frames]:
+Packed = Member | Hole | FileEnd | Frames
+"""A cut whose bytes, if it has any, are compressed."""
+
+
+def compress_cuts(cuts: Sequence[Cut], level: int) -> list[Packed]:
     """Give the cuts with the bytes in them compressed."""
     compress = ZstdCompressor(level=level).compress
-    result: list[Cut | Frames] = []
+    result: list[Packed] = []
     for cut in cuts:
         if isinstance(cut, Piece):
             data = cut.data

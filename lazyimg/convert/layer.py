@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.convert.compress import Frames, compress_cuts
+from lazyimg.convert.compress import Frames, Packed, compress_cuts
 from lazyimg.convert.cut import Cut, Cutter, FileEnd, Gap, Hole, Piece
 from lazyimg.convert.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
 from lazyimg.errors import CorruptError
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
-from lazyimg_formats.tar.scanner import Member
 from lazyimg_formats.zstd_chunked.location import MAX_TOC, TocLocation
 from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
@@ -24,6 +23,8 @@ from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
     from concurrent.futures import Executor
+
+    from lazyimg_formats.tar.scanner import Member
 
 _INPUT: Final = 256 << 10
 """Compressed bytes that are worth handing to a thread."""
@@ -56,24 +57,25 @@ class _TarReader:
         self._size = 0
 
     def feed(self, data: bytes) -> Iterator[list[Cut]]:
-        if self._decompressor is None:
-            self._head += data
-            if len(self._head) < MAGIC_SIZE:
-                return
-            data = self._begin()
-        assert self._decompressor is not None  # noqa: S101 - _begin chose one
-        for piece in self._decompressor.feed(data):
+        if self._decompressor is not None:
+            yield from self._decompress(self._decompressor, data)
+            return
+        self._head += data
+        if len(self._head) >= MAGIC_SIZE:
+            yield from self._begin()
+
+    def _begin(self) -> Iterator[list[Cut]]:
+        self._decompressor = choose_decompressor(self._head)
+        yield from self._decompress(self._decompressor, self._head)
+
+    def _decompress(self, decompressor: Decompressor, data: bytes) -> Iterator[list[Cut]]:
+        for piece in decompressor.feed(data):
             self._hasher.update(piece)
             yield from self._add(self._cutter.feed(piece))
 
-    def _begin(self) -> bytes:
-        self._decompressor = choose_decompressor(self._head)
-        return self._head
-
     def finish(self) -> Iterator[list[Cut]]:
         if self._decompressor is None:  # all of it is shorter than a magic
-            self._begin()
-            yield from self.feed(b"")
+            yield from self._begin()
         assert self._decompressor is not None  # noqa: S101 - _begin chose one
         self._decompressor.finish()
         yield from self._add(self._cutter.finish())
@@ -102,7 +104,7 @@ class _Assembler:
         self._member: Member | None = None
         self._chunks: list[Chunk] = []
 
-    def add(self, items: list[Cut | Frames]) -> bytes:
+    def add(self, items: list[Packed]) -> bytes:
         parts = []
         for item in items:
             if isinstance(item, Frames):
@@ -114,7 +116,7 @@ class _Assembler:
                 self._add_chunk(Chunk(item.length, self._offset, None))
             elif isinstance(item, FileEnd):
                 self._end_file(item.digest)
-            elif isinstance(item, Member):
+            else:
                 self._member = item
                 if not item.has_data:
                     self._end_file(None)
@@ -194,7 +196,7 @@ class LayerConversion:
                 pieces given so far mean nothing.
         """
         loop = asyncio.get_running_loop()
-        pending: deque[asyncio.Future[list[Cut | Frames]]] = deque()
+        pending: deque[asyncio.Future[list[Packed]]] = deque()
         try:
             async with aclosing(self._read_batches(source)) as batches:
                 async for batch in batches:
@@ -214,7 +216,7 @@ class LayerConversion:
             for future in pending:
                 future.cancel()
 
-    async def _assemble(self, items: list[Cut | Frames]) -> bytes:
+    async def _assemble(self, items: list[Packed]) -> bytes:
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._executor, self._assembler.add, items)
         self.written += len(data)

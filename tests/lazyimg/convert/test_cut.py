@@ -1,0 +1,159 @@
+"""Where a tar is cut. Put together again, the cuts are the tar."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lazyimg.convert.cut import MAX_PIECE, Cut, Cutter, FileEnd, Gap, Hole, Piece, plan_pieces
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.layer import Entry, Kind
+from lazyimg_formats.tar.scanner import Member
+from lazyimg_formats.tar.writer import END, padding, serialize_header
+from tests.formats.tar.test_scanner import leading, old_sparse
+
+KIB = 1024
+
+
+def pack(*sizes: int) -> bytes:
+    parts = []
+    for number, size in enumerate(sizes):
+        data = hashlib.sha256(b"%d" % number).digest() * (size // 32 + 1)
+        entry = Entry(b"f%d" % number, Kind.REGULAR, 0o644, size=size)
+        parts += [serialize_header(entry), data[:size], padding(size)]
+    return b"".join(parts) + END
+
+
+def cut(data: bytes, step: int = 1 << 20) -> list[Cut]:
+    cutter = Cutter()
+    cuts: list[Cut] = []
+    for at in range(0, len(data), step):
+        cuts += map(copy, cutter.feed(data[at : at + step]))
+    return cuts + list(map(copy, cutter.finish()))
+
+
+def copy(found: Cut) -> Cut:
+    return type(found)(bytes(found.data)) if isinstance(found, (Gap, Piece)) else found
+
+
+def join(cuts: list[Cut]) -> bytes:
+    return b"".join(found.data for found in cuts if isinstance(found, (Gap, Piece)))
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (0, []),
+        (1, [1]),
+        (128 * KIB, [128 * KIB]),
+        (128 * KIB + 1, [68 * KIB, 60 * KIB + 1]),
+        (256 * KIB, [128 * KIB, 128 * KIB]),
+        (300 * KIB, [100 * KIB] * 3),
+        (301 * KIB, [104 * KIB, 104 * KIB, 93 * KIB]),
+        (10_240 * KIB, [128 * KIB] * 80),
+    ],
+)
+def test_plan(size: int, pieces: list[int]) -> None:
+    assert list(plan_pieces(size, None)) == [(piece, False) for piece in pieces]
+
+
+@given(st.integers(1, 1 << 32))
+@settings(max_examples=50)
+def test_plan_of_any_size(size: int) -> None:
+    size %= 1 << 24
+    plan = [length for length, _ in plan_pieces(size, None)]
+    assert sum(plan) == size
+    assert all(length % 4096 == 0 and 64 * KIB < length <= MAX_PIECE for length in plan[:-1])
+
+
+def test_plan_with_holes() -> None:
+    regions = ((4096, 10), (4106, 200 * KIB), (1 << 20, 1))
+    assert list(plan_pieces(2 << 20, regions)) == [
+        (4096, True),
+        (10, False),
+        (100 * KIB, False),
+        (100 * KIB, False),
+        ((1 << 20) - 4106 - 200 * KIB, True),
+        (1, False),
+        ((1 << 20) - 1, True),
+    ]
+    assert list(plan_pieces(5, ())) == [(5, True)]
+    assert list(plan_pieces(0, ())) == []
+
+
+def test_cuts() -> None:
+    data = pack(5, 0, 300 * KIB)
+    cuts = cut(data)
+    kinds = [type(found) for found in cuts]
+    assert kinds == [
+        Gap, Member, Piece, FileEnd, Member, Gap, Member, Piece, Piece, Piece, FileEnd, Gap,
+    ]  # fmt: skip
+    content = data[2048 : 2048 + 300 * KIB]
+    assert [found for found in cuts if isinstance(found, FileEnd)] == [
+        FileEnd(None),
+        FileEnd(hashlib.sha256(content).digest()),
+    ]
+    assert join(cuts) == data
+
+
+def test_headers_share_frames_of_at_most_128_kib() -> None:
+    data = b"".join(serialize_header(Entry(b"d", Kind.DIRECTORY)) for _ in range(1000)) + END
+    cuts = cut(data)
+    assert [len(found.data) for found in cuts if isinstance(found, Gap)] == [
+        128 * KIB, 128 * KIB, 128 * KIB, 128 * KIB - 12_288 + 1024,
+    ]  # fmt: skip
+    assert join(cuts) == data
+
+
+def test_sparse_file() -> None:
+    data = old_sparse([(4096, 10), (1 << 20, 5)], 2 << 20, b"x" * 15) + END
+    cuts = cut(data)
+    assert [type(found) for found in cuts] == [
+        Gap, Member, Hole, Piece, Hole, Piece, Hole, FileEnd, Gap,
+    ]  # fmt: skip
+    assert cuts[2] == Hole(4096)
+    assert cuts[-2] == FileEnd(None)
+    assert join(cuts) == data
+
+
+def test_sparse_file_that_is_one_hole() -> None:
+    data = leading(b"0\n", b"", 1 << 30) + END
+    cuts = cut(data)
+    assert [type(found) for found in cuts] == [Member, Hole, FileEnd, Gap]
+    assert join(cuts) == data
+
+
+def test_what_follows_the_end_is_kept() -> None:
+    data = pack(5) + bytes(9216) + b"garbage"
+    assert join(cut(data)) == data
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 400 * KIB), max_size=4),
+    st.integers(1, 50).map(lambda step: step * 7919),
+)
+def test_cuts_do_not_depend_on_how_the_tar_arrives(sizes: list[int], step: int) -> None:
+    data = pack(*sizes)
+    cuts = cut(data)
+    assert join(cuts) == data
+    assert cut(data, step) == cuts
+    assert not any(isinstance(one, Gap) and isinstance(two, Gap) for one, two in pairwise(cuts))
+
+
+def test_no_bytes() -> None:
+    assert cut(b"") == []
+
+
+def test_no_tar() -> None:
+    with pytest.raises(FormatError, match="tar header"):
+        cut(b"x" * 512)
+
+
+def test_cut_short() -> None:
+    with pytest.raises(FormatError, match="cut short after 1000 bytes"):
+        cut(pack(5000)[:1000])
