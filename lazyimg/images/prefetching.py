@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import os
+import stat
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lazyimg.errors import CorruptError, NotFoundError
+from lazyimg.errors import CorruptError, NotFoundError, StorageError
 from lazyimg.fill.prefetch import prefetch, union_blocks
 from lazyimg_formats.erofs.reader import Image as ErofsImage
 from lazyimg_formats.errors import FormatError
@@ -122,29 +124,40 @@ class Prefetcher:
             }
         bootstrap = self._root / "bootstraps" / chain.fsid
         wanted = await asyncio.to_thread(_matching_ranges, bootstrap, chain, paths)
-        if not wanted:
+        if wanted is None:
             raise NotFoundError(image.reference, f"no regular file matches {' or '.join(paths)}")
         return wanted
 
 
 def _matching_ranges(
     bootstrap: Path, chain: ChainRecord, paths: list[str]
-) -> dict[str, list[range]]:
-    """Give the device ranges of the regular files whose absolute path matches one of the globs."""
+) -> dict[str, list[range]] | None:
+    """Give the device ranges of the regular files whose absolute path matches one of the globs.
+
+    None when no file matches; files without data have no ranges.
+    """
     sizes = {layer.device: layer.device_size for layer in chain.layers}
     patterns = [f"/{path.lstrip('/')}" for path in paths]
     found: dict[str, list[range]] = {}
+    matched = False
     try:
         image = ErofsImage(bootstrap.read_bytes())
         for path, inode in image.walk():
-            name = "/" + path.decode(errors="surrogateescape")
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            name = f"/{os.fsdecode(path)}"
+            if not stat.S_ISREG(inode.mode) or not any(
+                fnmatch.fnmatchcase(name, pattern) for pattern in patterns
+            ):
                 continue
+            matched = True
             for extent in image.extents(inode):
-                if extent.device:  # 0 is the bootstrap itself: directories and links
+                if extent.device:  # 0 is the bootstrap itself
                     device = image.slots[extent.device - 1].tag.decode()
                     ranges = found.setdefault(device, [])
                     ranges.append(range(extent.position, extent.position + extent.length))
     except FormatError as error:
         raise CorruptError(str(bootstrap), str(error)) from error
+    except OSError as error:
+        raise StorageError(str(bootstrap), f"cannot be read: {error.strerror}") from error
+    if not matched:
+        return None
     return {device: union_blocks(ranges, sizes[device]) for device, ranges in found.items()}
