@@ -9,7 +9,7 @@ and `merge` are the pure part of it. `catalog` answers the transport: a name is 
 bytes are in a local file, or a device, which the fill engine fills.
 
 On disk, below ROOT; every file is named by its content, written aside, synced and renamed:
-    content/<sha256>        layers' indexes, as they were fetched
+    content/<sha256>        configs and layers' indexes, as they were fetched
     bootstraps/<fsid>       EROFS images; the name is the file's sha256
     tables/<sha256>         device tables, named by the digest of the index they were made from
     library.sqlite          records (`library`): names, images, their layers, the sources of devices

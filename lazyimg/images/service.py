@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from lazyimg.errors import RegistryError
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
+from lazyimg.images.kept import KeptConfigs
 from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
 from lazyimg.layers.fetch import fetch_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
@@ -126,7 +127,7 @@ class Images:
         known = await self._recorded(record) if record is not None else None
         if known is not None and _is_fixed(location) and not access.username:
             return known
-        source, wanted = await self._open_source(location, access)
+        source, wanted = await self._open(location, access)
         try:
             async with asyncio.timeout(RESOLVE_DEADLINE if known else None):
                 resolved = await resolve_image(source, wanted, platform)
@@ -146,7 +147,7 @@ class Images:
         Args and Raises: as `open`.
         """
         location, platform = parse_location(text), parse_platform(platform_text)
-        source, wanted = await self._open_source(location, access)
+        source, wanted = await self._open(location, access)
         resolved = await resolve_image(source, wanted, platform)
         layers = resolved.manifest.layers
         formats = tuple(name_format(layer) for layer in layers)
@@ -156,6 +157,10 @@ class Images:
             chain = await asyncio.to_thread(self._library.find_chain, key)
         digest = str(resolved.descriptor.digest)
         return Description(str(location), digest, str(platform), layers, formats, chain)
+
+    async def _open(self, location: Location, access: Access) -> tuple[ImageSource, Digest | str]:
+        source, wanted = await self._open_source(location, access)
+        return KeptConfigs(source, self._root / "content"), wanted
 
     async def _recorded(self, record: ImageRecord) -> Image | None:
         """Give an image as it is recorded; None when its files are not all there any more."""
