@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -335,3 +337,76 @@ async def test_unmount_by_the_child_closes_the_objects(cache: Path, tmp_path: Pa
         await unmount(tmp_path)
         await eventually(lambda: transport.sink(device) is None)
         assert transport.present(device) is None
+
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from lazyimg.transports.cachefiles.transport import CachefilesTransport
+from tests.real.kernel_image import DOMAIN, MemoryFiller, make_image
+
+async def main():
+    filler = MemoryFiller(make_image(17, {"a": 1 << 20}))
+    filler.gate.clear()
+    transport = CachefilesTransport(filler, domain_id=DOMAIN)
+    await transport.start(Path(sys.argv[1]))
+    print("ready", flush=True)
+    await filler.wait_asked(1)
+    print("asked", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_killed_server_leaves_nobody_waiting_and_nothing_busy(
+    cache: Path, tmp_path: Path
+) -> None:
+    project = Path(__file__).parents[2]
+    server = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        SERVER,
+        str(cache),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{project}:{project / 'formats'}"},
+    )
+    assert server.stdout is not None
+    try:
+        assert await server.stdout.readline() == b"ready\n"
+        image = make_image(17, {"a": MB})
+        async with mounted(image, tmp_path / "m") as top:
+            reader = await start_reader(top / "a")
+            assert await server.stdout.readline() == b"asked\n"
+            server.kill()
+            await server.wait()
+            with pytest.raises(ReadFailedError, match=str(errno.EIO)):
+                await reader.result()
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
+    async with serving(cache, MemoryFiller(image)), mounted(image, tmp_path / "m") as top:
+        assert await read_file(top / "a") == image.files["a"]
+
+
+async def test_readers_that_are_killed_at_random(cache: Path, tmp_path: Path) -> None:
+    image = make_image(18, dict.fromkeys("abcd", 2 * MB), devices=4)
+    filler = MemoryFiller(image)
+    order = random.Random(18)  # noqa: S311 - reproducible
+    async with serving(cache, filler) as transport, mounted(image, tmp_path / "m") as top:
+        for offset in range(0, 2 * MB, MB // 4):  # further on than the kernel reads ahead
+            filler.gate.clear()
+            asked = len(filler.asked)
+            readers = {name: await start_reader(top / name, offset, 65536) for name in "abcd"}
+            await filler.wait_asked(asked + 1)
+            killed = order.sample("abcd", 2)
+            for name in killed:
+                await readers[name].kill()
+            filler.gate.set()
+            for name in set(readers).difference(killed):
+                assert await readers[name].result() == image.files[name][offset:][:65536]
+        for name, data in image.files.items():
+            assert await read_file(top / name) == data
+        assert transport.counters.reads_failed == 0

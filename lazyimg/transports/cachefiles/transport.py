@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import KernelError
+from lazyimg.host.open_files import raise_open_files
 from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device
 from lazyimg.transports.cachefiles.object_file import when_ready
@@ -64,6 +65,7 @@ class CachefilesTransport:
         if self._server is not None:
             raise RuntimeError("the transport was started already")
         limits = limits or CacheLimits()
+        raise_open_files()
         device = Device(open_device() if control_fd is None else control_fd)
         try:
             if control_fd is None:
