@@ -6,11 +6,12 @@ Source: the OCI distribution specification; media types of Docker's are understo
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import CorruptError, RegistryError
+from lazyimg.errors import AccessDeniedError, CorruptError, NotFoundError, RegistryError
 from lazyimg.registry.auth import pull_scope, push_scope
 from lazyimg.registry.ranges import ByteRange, plan_range, take_range
 from lazyimg.registry.redirects import RedirectCache
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 PIECE: Final = 1 << 20
 """Bytes that a streamed blob is handed out in."""
+
+logger = logging.getLogger(__name__)
 
 _ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _FOUND: Final = frozenset({200, 206})
@@ -196,7 +199,13 @@ class Repository:
         if theirs.reference.repository == ours.reference.repository:
             return await self.has_blob(descriptor.digest)
         scopes = (*self._push, pull_scope(theirs.reference.repository))
-        return await Uploader(ours, scopes).mount(descriptor.digest, theirs.reference.repository)
+        try:
+            return await Uploader(ours, scopes).mount(
+                descriptor.digest, theirs.reference.repository
+            )
+        except (AccessDeniedError, NotFoundError) as error:  # the other one may be out of reach
+            logger.debug("%s takes nothing over: %s", self.name, error)
+            return False
 
     async def push_blob(self, chunks: AsyncIterable[bytes], digest: Callable[[], Digest]) -> int:
         """Take in a blob; see ImageTarget."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from contextlib import asynccontextmanager
@@ -133,14 +134,17 @@ class Transport:
                 redact_url(url), "is plain HTTP", "allow that with --plain-http where it is right"
             )
         context = await self._context(access) if url.scheme == "https" else True
-        return await self._open_session().request(
-            method,
-            url.with_user(None),  # nobody's credentials come out of a URL
-            headers={"Accept-Encoding": "identity", **headers},
-            data=data,
-            ssl=context,
-            allow_redirects=False,
-        )
+        try:
+            return await self._open_session().request(
+                method,
+                url.with_user(None),  # nobody's credentials come out of a URL
+                headers={"Accept-Encoding": "identity", **headers},
+                data=data,
+                ssl=context,
+                allow_redirects=False,
+            )
+        except (aiohttp.InvalidURL, UnicodeError) as error:  # the latter: a host's name
+            raise RegistryError(redact_url(url), "is an impossible URL") from error
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -187,14 +191,20 @@ def same_origin(one: URL, other: URL) -> bool:
     return (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
 
 
+def join_location(base: URL, location: str) -> URL | None:
+    """Give the URL in a Location header of an answer from `base`; None for an impossible one."""
+    try:
+        url = base.join(URL(location, encoded=True))
+        possible = url.scheme in {"http", "https"} and url.host and url.port
+    except ValueError:
+        return None
+    return url if location and possible else None
+
+
 def _redirect_target(response: aiohttp.ClientResponse) -> URL:
     what = redact_url(response.url)
-    location = response.headers.get("Location", "")
-    try:
-        target = response.url.join(URL(location, encoded=True))
-    except ValueError as error:
-        raise RegistryError(what, "redirects to an impossible place") from error
-    if not location or target.scheme not in {"http", "https"} or not target.host:
+    target = join_location(response.url, response.headers.get("Location", ""))
+    if target is None:
         raise RegistryError(what, "redirects to an impossible place", status=response.status)
     if response.url.scheme == "https" and target.scheme == "http":
         raise RegistryError(
@@ -223,8 +233,6 @@ async def _translated(url: URL) -> AsyncIterator[None]:
         ) from error
     except TimeoutError as error:
         raise RegistryError(what, "no answer in time", retryable=True) from error
-    except aiohttp.InvalidURL as error:
-        raise RegistryError(what, "is an impossible URL") from error
     except (aiohttp.ClientError, OSError) as error:
         raise RegistryError(what, f"connection fails: {_reason(error)}", retryable=True) from error
 
@@ -235,8 +243,8 @@ def _reason(error: BaseException) -> str:
         error = error.os_error
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    if isinstance(error, OSError) and error.errno and error.strerror:
-        return error.strerror.splitlines()[0]
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return type(error).__name__
 
 

@@ -14,15 +14,15 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final
 
-from yarl import URL
-
 from lazyimg.errors import LazyimgError, NotFoundError, RegistryError
 from lazyimg.registry.redact import redact_url
+from lazyimg.registry.transport import join_location
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Mapping
 
     from aiohttp import ClientResponse
+    from yarl import URL
 
     from lazyimg.registry.connection import Connection
     from lazyimg_formats.oci.digest import Digest
@@ -230,11 +230,8 @@ def _location(response: ClientResponse, default: URL | None = None) -> URL:
     text = response.headers.get("Location", "")
     if not text and default is not None:
         return default
-    try:
-        location = response.url.join(URL(text, encoded=True))
-    except ValueError:
-        location = URL()
-    if not text or location.scheme not in {"http", "https"}:
+    location = join_location(response.url, text)
+    if location is None:
         raise RegistryError(
             redact_url(response.url),
             "does not say where an upload goes on",

@@ -13,6 +13,7 @@ digest the tag is ``latest``. A location is a reference with the place in front:
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -23,6 +24,11 @@ from lazyimg_formats.oci.digest import Digest
 MAX_REPOSITORY: Final = 255
 """Characters of a repository's name."""
 
+MAX_HOST: Final = 253
+"""Characters of a host's name, as DNS has it; 63 for each of its parts."""
+
+MAX_PORT: Final = 65_535
+
 MAX_TEXT: Final = 4096 + 256
 """Characters of anything that names an image: a path and a tag."""
 
@@ -32,9 +38,9 @@ DOCKER_HUB: Final = "docker.io"
 _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
 _DOCKER_HUB_NAMES: Final = frozenset({DOCKER_HUB, "index.docker.io", _DOCKER_HUB_HOST})
 
-_LABEL: Final = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_LABEL: Final = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _REGISTRY: Final = re.compile(
-    rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?", re.ASCII
+    rf"({_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::([0-9]{{1,5}}))?", re.ASCII
 )
 _COMPONENT: Final = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", re.ASCII)
 _TAG: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
@@ -61,7 +67,7 @@ class Reference:
     digest: Digest | None = None
 
     def __post_init__(self) -> None:
-        if _REGISTRY.fullmatch(self.registry) is None:
+        if not _is_registry(self.registry):
             raise FormatError("reference", f"{self.registry[:80]!r} is no registry's host")
         if not 0 < len(self.repository) <= MAX_REPOSITORY:
             raise FormatError(
@@ -99,6 +105,18 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.name}{tag}" if self.digest is None else f"{self.name}{tag}@{self.digest}"
+
+
+def _is_registry(text: str) -> bool:
+    match = _REGISTRY.fullmatch(text)
+    if match is None or len(match[1]) > MAX_HOST or not 0 < int(match[2] or 1) <= MAX_PORT:
+        return False
+    if match[1].startswith("["):
+        try:
+            ipaddress.IPv6Address(match[1][1:-1])
+        except ValueError:
+            return False
+    return True
 
 
 def parse_reference(text: str) -> Reference:

@@ -14,6 +14,7 @@ from lazyimg.registry import credentials
 from lazyimg.registry.auth import Credential
 from lazyimg.registry.credentials import (
     erase_credential,
+    find_authfile,
     find_credential,
     login_file,
     store_credential,
@@ -108,6 +109,13 @@ class TestOrder:
         assert await home.find() is None
         home.write(home.path / "d/config.json", auths(user="d"))
         assert await home.find() == Credential("d", "secret")
+
+    async def test_file_that_has_the_answer(self, home: Home) -> None:
+        home.write(home.docker, auths(user="docker"))
+        assert await find_authfile(NAME, Access(), home.environ) == home.docker
+        assert await find_authfile("other.io/x", Access(), home.environ) is None
+        access = Access(username="me", password="secret")
+        assert await find_authfile(NAME, access, home.environ) == home.docker
 
     async def test_no_home(self, home: Home) -> None:
         home.environ = {}

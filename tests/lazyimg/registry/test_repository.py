@@ -15,6 +15,7 @@ from lazyimg.errors import (
     RegistryError,
 )
 from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.oci_layout import create_layout
 from lazyimg.registry.ports import Access, ImageSource, ImageTarget
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg_formats.oci.digest import Digest
@@ -24,6 +25,7 @@ from tests.fakes.registry import FakeRegistry, run_registry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from lazyimg.registry.repository import Repository
 
@@ -350,6 +352,31 @@ class TestPush:
         other = client.repository(Reference(registry.host, "other/place"))
         assert await repository.mount_blob_from(other, blob)
         assert await repository.read_blob(blob, 0, 5) == BLOB[:5]
+
+    async def test_mount_from_what_is_out_of_reach(
+        self, registry: FakeRegistry, client: RegistryClient, repository: Repository
+    ) -> None:
+        blob = registry.add_blob("other/place", BLOB)
+        other = client.repository(Reference(registry.host, "other/place"))
+        for status in (403, 404):
+            registry.fail("status", method="POST", status=status)
+            assert not await repository.mount_blob_from(other, blob)
+        registry.fail("status", method="POST", status=400)
+        with pytest.raises(RegistryError, match="answers 400"):
+            await repository.mount_blob_from(other, blob)
+
+    async def test_mount_from_another_kind_of_source(
+        self, repository: Repository, blob: Descriptor, tmp_path: Path
+    ) -> None:
+        assert not await repository.mount_blob_from(await create_layout(tmp_path / "x"), blob)
+
+    async def test_manifest_without_a_digest_in_the_answer(
+        self, registry: FakeRegistry, repository: Repository
+    ) -> None:
+        headers = {"Docker-Content-Digest": ""}
+        registry.fail("headers", method="PUT", path="", headers=headers)
+        descriptor = await repository.push_manifest(b"{}", OCI_MANIFEST, "new")
+        assert descriptor.digest == Digest.of(b"{}")
 
     async def test_mount_where_there_is_nothing_to_move(
         self, client: RegistryClient, repository: Repository, blob: Descriptor

@@ -144,11 +144,21 @@ class TestRedirects:
             with pytest.raises(RegistryError, match=r"^http://127.0.0.1:\d+/: over 3 redirects$"):
                 await get(transport, url)
 
-    @pytest.mark.parametrize("place", ["", "ftp://x/", "http://[oops/"])
+    @pytest.mark.parametrize("place", ["", "ftp://x/", "http://[oops/", "http://x:99999/"])
     async def test_impossible_places(self, transport: Transport, place: str) -> None:
         async with serve(redirect_to(place)) as url:
             with pytest.raises(RegistryError, match=r"/: redirects to an impossible place$"):
                 await get(transport, url)
+
+    @pytest.mark.parametrize("place", [f"https://{'a' * 70}.io/", "https://1.2.3.4.5/"])
+    async def test_impossible_hosts(self, transport: Transport, place: str) -> None:
+        async with serve(redirect_to(place)) as url:
+            with pytest.raises(RegistryError, match=f"^{place}: is an impossible URL$"):
+                await get(transport, url)
+
+    async def test_user_in_a_url_is_left_out(self, transport: Transport) -> None:
+        async with serve(show) as url:
+            assert b"Bearer secret" in await get(transport, url.with_user("a").with_password("b"))
 
     async def test_plain_http_elsewhere(self, transport: Transport) -> None:
         async with serve(redirect_to("http://192.0.2.1/x?secret")) as url:
@@ -213,9 +223,7 @@ class TestFailures:
     async def test_nobody_listens(self, transport: Transport) -> None:
         with pytest.raises(RegistryError) as caught:
             await get(transport, "http://user:pass@127.0.0.1:1/x?signed")
-        assert str(caught.value) == (
-            "http://127.0.0.1:1/x: connection fails: Connection refused"
-        ) or "Connect call failed" in str(caught.value)
+        assert str(caught.value) == "http://127.0.0.1:1/x: connection fails: Connection refused"
         assert caught.value.retryable
         assert "pass" not in str(caught.value)
         assert "signed" not in str(caught.value)

@@ -147,6 +147,15 @@ async def test_upload_that_the_registry_lost(registry: FakeRegistry, uploader: U
         await uploader.push(losing(), lambda: DIGEST)
 
 
+async def test_upload_that_the_registry_lost_at_its_end(
+    registry: FakeRegistry, uploader: Uploader
+) -> None:
+    registry.fail("status", method="PUT", status=404)
+    with pytest.raises(NotFoundError, match=f"a/b@{DIGEST}: the registry answers 404"):
+        await push(uploader)
+    assert registry.uploads == {}
+
+
 @pytest.mark.parametrize("size", [100, 2500])
 async def test_wrong_digest(registry: FakeRegistry, uploader: Uploader, size: int) -> None:
     with pytest.raises(CorruptError, match="DIGEST_INVALID provided digest did not match"):
