@@ -14,19 +14,8 @@ PURE = frozenset(
     {
         *("__future__", "array", "base64", "binascii", "bisect", "collections", "contextlib"),
         *("copy", "dataclasses", "enum", "functools", "gc", "hashlib", "heapq", "ipaddress"),
-        *(
-            "itertools",
-            "json",
-            "math",
-            "operator",
-            "re",
-            "stat",
-            "string",
-            "struct",
-            "types",
-            "typing",
-            "zlib",
-        ),
+        *("itertools", "json", "math", "operator", "re", "stat", "string", "struct", "types"),
+        *("typing", "zlib"),
         *("construct", "msgspec", "zstandard", "lazyimg_formats"),
         "datetime",  # for its arithmetic; see IMPURE_CALLS
         "threading",  # for decoders, of which each thread has its own
