@@ -166,7 +166,7 @@ class Engine:
     def remove_device(self, name: str, blob: BlobReader | None = None) -> None:
         """Take back one `add_device`: the one of `blob`, else the oldest.
 
-        Fills under way end as they would have.
+        What is being fetched or written ends as it would have.
 
         Raises:
             NotFoundError: there is no such device, or `blob` is no source of it.
