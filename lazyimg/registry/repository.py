@@ -271,13 +271,21 @@ def describe_document(what: str, data: bytes, media_type: str, digest: Digest) -
 
 
 async def _gather(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Give the same bytes in pieces of at least `PIECE`, the last one aside."""
+    """Give the same bytes in pieces of at least `PIECE`, the last one aside.
+
+    What has come before a failure is given, too, so that every try gets further.
+    """
     parts, size = [], 0
-    async for piece in pieces:
-        parts.append(piece)
-        size += len(piece)
-        if size >= PIECE:
+    try:
+        async for piece in pieces:
+            parts.append(piece)
+            size += len(piece)
+            if size >= PIECE:
+                yield b"".join(parts)
+                parts, size = [], 0
+    except Exception:
+        if size:
             yield b"".join(parts)
-            parts, size = [], 0
+        raise
     if size:
         yield b"".join(parts)

@@ -231,6 +231,15 @@ class TestStreams:
         resumed = registry.asked[-1].range
         assert re.fullmatch(r"bytes=[1-9]\d+-5119999", resumed)
 
+    async def test_every_try_gets_further(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        registry.fail("half", times=6)
+        assert await read_all(repository, blob) == BLOB
+        starts = [int(one.range[6:].partition("-")[0]) for one in registry.asked[1:]]
+        assert starts == sorted(set(starts))
+        assert len(starts) == 6
+
     async def test_gives_up_without_progress(
         self, registry: FakeRegistry, repository: Repository, blob: Descriptor
     ) -> None:
