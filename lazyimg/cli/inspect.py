@@ -65,7 +65,7 @@ def command(
     if path.is_dir() and (path / "oci-layout").is_file():
         target = f"oci:{target}"
     elif path.is_dir() and not raw:
-        request = InspectRequest(directory=str(path.absolute()))
+        request = InspectRequest(directory=str(path.resolve()))
         _print_image(asyncio.run(invocation.client().inspect(request)), output)
         return
     elif path.is_file() and not raw:

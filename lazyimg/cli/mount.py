@@ -64,7 +64,7 @@ def command(
         raise NotFoundError(str(directory), "is no directory", "make it first")
     request = MountRequest(
         reference=absolute_reference(reference),
-        directory=str(directory.absolute()),
+        directory=str(directory.resolve()),
         read_write=read_write,
         platform=platform,
     )

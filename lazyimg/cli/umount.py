@@ -43,6 +43,6 @@ async def _unmount(
 ) -> list[UnmountReply]:
     client = invocation.client()
     return [
-        await client.unmount(UnmountRequest(directory=str(Path(each).absolute()), lazy=lazy))
+        await client.unmount(UnmountRequest(directory=str(Path(each).resolve()), lazy=lazy))
         for each in directories
     ]

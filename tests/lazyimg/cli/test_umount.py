@@ -34,6 +34,17 @@ def test_umount_prints_the_directories(
     assert daemon.requests[-1] == UnmountRequest(directory=f"{tmp_path}/b", lazy=True)
 
 
+def test_directory_under_another_name_is_the_same(
+    run: Callable[..., Result], daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    assert run("mount", IMAGE, f"{tmp_path}/link/../link").code == 0
+    assert list(daemon.mounts) == [f"{tmp_path}/d"]
+    assert run("umount", f"{tmp_path}/link/").code == 0
+    assert daemon.mounts == {}
+
+
 @pytest.mark.usefixtures("daemon")
 def test_umount_as_json(run: Callable[..., Result], tmp_path: Path) -> None:
     run("mount", IMAGE, str(tmp_path))
