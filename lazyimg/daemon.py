@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from pathlib import Path
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.service import Image, Images
     from lazyimg.transports.cachefiles.transport import CachefilesTransport
+
+_log = logging.getLogger(__name__)
 
 
 class LazyimgDaemon:
@@ -137,13 +140,12 @@ class LazyimgDaemon:
         try:
             image = await self._open(request)
             end = await self._prefetcher.prefetch(image, paths, lambda now: report(event(now)))
-        except Exception as error:
-            failure = (
-                error if isinstance(error, LazyimgError) else LazyimgError("daemon", repr(error))
-            )
+        except LazyimgError as error:
+            report(PrefetchEvent(reference=request.reference, error=ErrorReply.of(error)))
+        except Exception:
+            _log.exception("prefetch of %s failed", request.reference)
+            failure = LazyimgError("daemon", "an error of its own; its log has the details")
             report(PrefetchEvent(reference=request.reference, error=ErrorReply.of(failure)))
-            if failure is not error:
-                raise
         else:
             report(event(end, done=True))
 
@@ -197,14 +199,15 @@ class LazyimgDaemon:
     async def _report(self, mounted: Mounted) -> MountReport:
         image = mounted.image
         layers = await asyncio.to_thread(self._layers, image.chain)
+        devices = {layer.device: layer for layer in layers}.values()  # a layer may be there twice
         return MountReport(
             reference=image.reference,
             digest=image.digest,
             fsid=image.chain.fsid,
             directory=mounted.directory,
             read_write=mounted.scratch is not None,
-            size=sum(layer.device_size for layer in layers),
-            present=sum(layer.present for layer in layers),
+            size=sum(layer.device_size for layer in devices),
+            present=sum(layer.present for layer in devices),
         )
 
     async def _inspect(
@@ -234,15 +237,25 @@ class LazyimgDaemon:
         ]
 
     def _present(self, device: str) -> int:
-        ranges = self._transport.present(device)
-        if ranges is None:
-            ranges = self._transport.present_on_disk(device)
+        """Give the bytes of a device that are local; 0 when that cannot be learned."""
+        try:
+            ranges = self._transport.present(device)
+            if ranges is None:
+                ranges = self._transport.present_on_disk(device)
+        except (LazyimgError, OSError) as error:
+            _log.warning("what is present of %s is not known: %s", device, error)
+            return 0
         return sum(map(len, ranges or []))
 
 
 def _check_directory(directory: str) -> None:
-    if not directory.startswith("/"):
-        raise UsageError(directory, "a directory to mount on is given by its absolute path")
+    plain = os.path.normpath(directory) == directory and "\0" not in directory
+    if not plain or not directory.startswith("/") or directory.startswith("//"):
+        raise UsageError(
+            directory,
+            "a directory to mount on is given by its absolute path, without links and dots",
+            "give what `realpath` says of it",
+        )
 
 
 def _registry_access(access: messages.Access) -> Access:

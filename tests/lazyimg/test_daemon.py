@@ -1,0 +1,299 @@
+"""What the daemon does for its callers, with all its parts but the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg import __version__
+from lazyimg.api.messages import (
+    Access,
+    ImageRequest,
+    InspectRequest,
+    MountRequest,
+    PrefetchRequest,
+    UnmountRequest,
+)
+from lazyimg.config import Config
+from lazyimg.daemon import LazyimgDaemon
+from lazyimg.errors import (
+    AccessDeniedError,
+    BadReferenceError,
+    InUseError,
+    KernelError,
+    NotFoundError,
+    UsageError,
+)
+from lazyimg.registry.ports import Access as RegistryAccess
+from lazyimg.registry.resolve import local_platform
+from lazyimg_formats.device_table import BLOCK_SIZE
+from tests.fakes.devices import MemorySink
+from tests.fakes.gzip_layer import make_layer
+from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
+from tests.fakes.node import Node, run_node
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from lazyimg.api.messages import PrefetchEvent
+
+NOISE = os.urandom(100_000)
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[LazyLayer]:
+    files: list[dict[str, bytes]] = [
+        {"etc/name": b"lazyimg\n", "bin/tool": NOISE},
+        {"etc/.wh.name": b""},
+    ]
+    return [asyncio.run(make_lazy_layer(each)) for each in files]
+
+
+@pytest.fixture
+async def node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: list[LazyLayer]
+) -> AsyncIterator[Node]:
+    async with run_node(tmp_path, monkeypatch) as node:
+        add_lazy_image(node.registry, "app", "1", layers)
+        yield node
+
+
+@pytest.fixture
+def daemon(node: Node) -> LazyimgDaemon:
+    return LazyimgDaemon(
+        config=Config(root=str(node.root)),
+        images=node.images,
+        mounts=node.mounts,
+        prefetcher=node.prefetcher,
+        engine=node.engine,
+        transport=node.transport,  # type: ignore[arg-type]
+    )
+
+
+async def collect(
+    daemon: LazyimgDaemon, *references: str, paths: tuple[str, ...] = ()
+) -> list[PrefetchEvent]:
+    request = PrefetchRequest(references=list(references), paths=list(paths))
+    async with aclosing(daemon.prefetch(request)) as events:
+        return [event async for event in events]
+
+
+async def test_mount_and_unmount(node: Node, daemon: LazyimgDaemon) -> None:
+    reply = await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    image = await node.images.open(node.reference, "", RegistryAccess())
+    assert (reply.reference, reply.digest) == (node.reference, image.digest)
+    assert (reply.fsid, reply.directory) == (image.chain.fsid, "/one")
+    assert node.host.points[1:] == ["/one"]
+    gone = await daemon.unmount(UnmountRequest(directory="/one"))
+    assert (gone.reference, gone.directory) == (node.reference, "/one")
+    assert node.host.points == []
+
+
+async def test_mount_read_write_is_reported_as_such(node: Node, daemon: LazyimgDaemon) -> None:
+    request = MountRequest(reference=node.reference, directory="/one", read_write=True)
+    await daemon.mount(request)
+    (report,) = (await daemon.status()).mounts
+    assert (report.directory, report.read_write) == ("/one", True)
+
+
+async def test_lazy_unmount(node: Node, daemon: LazyimgDaemon) -> None:
+    await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    node.host.busy.add("/one")
+    with pytest.raises(InUseError):
+        await daemon.unmount(UnmountRequest(directory="/one"))
+    await daemon.unmount(UnmountRequest(directory="/one", lazy=True))
+    assert (await daemon.status()).mounts == []
+
+
+@pytest.mark.parametrize("directory", ["", "relative", "/a/../b", "/a/", "//a", "/./a", "/a\0b"])
+async def test_directory_that_is_not_absolute_and_plain(
+    node: Node, daemon: LazyimgDaemon, directory: str
+) -> None:
+    with pytest.raises(UsageError, match="without links and dots; give what `realpath` says"):
+        await daemon.mount(MountRequest(reference=node.reference, directory=directory))
+    assert node.registry.asked == []
+
+
+async def test_bad_reference(daemon: LazyimgDaemon) -> None:
+    with pytest.raises(BadReferenceError):
+        await daemon.mount(MountRequest(reference="reg/UPPER", directory="/one"))
+
+
+async def test_fsid_gives_the_line_for_mount(node: Node, daemon: LazyimgDaemon) -> None:
+    reply = await daemon.fsid(ImageRequest(reference=node.reference))
+    assert reply.domain_id == "lazyimg"
+    assert reply.command == f"mount -t erofs none -o fsid={reply.fsid},domain_id=lazyimg DIR"
+    assert node.catalog.size(reply.fsid) == (node.root / "bootstraps" / reply.fsid).stat().st_size
+    assert node.host.calls == []
+
+
+async def test_access_of_a_request_reaches_the_registry(node: Node, daemon: LazyimgDaemon) -> None:
+    node.registry.auth = "basic"
+    node.registry.users["user"] = "right"
+    with pytest.raises(AccessDeniedError):
+        await daemon.fsid(ImageRequest(reference=node.reference))
+    access = Access(username="user", password="right")
+    assert (await daemon.fsid(ImageRequest(reference=node.reference, access=access))).fsid
+
+
+async def test_files_of_a_request_reach_the_registry_client(
+    node: Node, daemon: LazyimgDaemon, tmp_path: Path
+) -> None:
+    node.registry.auth = "basic"
+    node.registry.users["user"] = "right"
+    authfile = tmp_path / "auth.json"
+    credentials = {"auths": {node.registry.host: {"auth": "dXNlcjpyaWdodA=="}}}
+    authfile.write_text(json.dumps(credentials))
+    access = Access(authfile=str(authfile), ca_file="/none", plain_http=True, insecure=True)
+    assert (await daemon.fsid(ImageRequest(reference=node.reference, access=access))).fsid
+    (record, *_) = node.library.sources(next(iter(node.library.devices())))
+    assert b"auth.json" in record.access
+
+
+async def test_prefetch_of_several_images(node: Node, daemon: LazyimgDaemon) -> None:
+    missing = f"{node.registry.host}/missing:1"
+    events = await collect(daemon, node.reference, missing, node.reference)
+    ends = [event for event in events if event.done or event.error]
+    assert [event.reference for event in ends] == [node.reference, missing, node.reference]
+    assert ends[0].done
+    assert ends[0].present == ends[0].total > len(NOISE)
+    assert ends[0].fetched > len(NOISE)
+    assert ends[1].error is not None
+    assert ends[1].error.kind == "not-found"
+    assert (ends[2].done, ends[2].fetched) == (True, 0)
+    assert events[0] == type(events[0])(reference=node.reference, total=ends[0].total)
+    assert node.host.table == []
+
+
+async def test_prefetch_of_some_files(node: Node, daemon: LazyimgDaemon) -> None:
+    (*_, end) = await collect(daemon, node.reference, paths=("/bin/*",))
+    assert end.present == end.total == -(-len(NOISE) // BLOCK_SIZE) * BLOCK_SIZE
+
+
+async def test_prefetch_of_nothing(daemon: LazyimgDaemon) -> None:
+    assert await collect(daemon) == []
+
+
+async def test_prefetch_nobody_listens_to_ends(node: Node, daemon: LazyimgDaemon) -> None:
+    image = PrefetchRequest(references=[node.reference])
+    await daemon.fsid(ImageRequest(reference=node.reference))
+    node.registry.fail("hang", times=100)
+    async with aclosing(daemon.prefetch(image)) as events:
+        assert (await anext(events)).present == 0
+        assert node.host.points != []
+    assert node.host.points == []
+    assert not [task for task in asyncio.all_tasks() if "._prefetch" in repr(task.get_coro())]
+
+
+async def test_own_error_concerns_one_image_and_is_logged(
+    node: Node,
+    daemon: LazyimgDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures: list[Exception] = [KeyError("secret")]
+    prefetch = node.prefetcher.prefetch
+
+    async def broken(*args: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await prefetch(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(node.prefetcher, "prefetch", broken)
+    first, *_, last = await collect(daemon, node.reference, node.reference)
+    assert first.error is not None
+    assert first.error.problem == "an error of its own; its log has the details"
+    assert "KeyError: 'secret'" in caplog.text
+    assert last.done
+
+
+async def test_inspect_before_the_image_is_ready(
+    node: Node, daemon: LazyimgDaemon, layers: list[LazyLayer]
+) -> None:
+    reply = await daemon.inspect(InspectRequest(reference=node.reference))
+    assert (reply.fsid, reply.bootstrap_size) == ("", 0)
+    assert reply.platform == str(local_platform())
+    assert [(one.digest, one.format, one.size) for one in reply.layers] == [
+        (str(layer.descriptor.digest), "zstd:chunked", len(layer.blob)) for layer in layers
+    ]
+    assert [(one.device, one.device_size, one.present) for one in reply.layers] == [("", 0, 0)] * 2
+
+
+async def test_inspect_of_what_is_not_lazy(node: Node, daemon: LazyimgDaemon) -> None:
+    node.registry.add_image("app", "1", make_layer(), local_platform().architecture)
+    reply = await daemon.inspect(InspectRequest(reference=node.reference))
+    assert [one.format for one in reply.layers] == ["tar"]
+
+
+async def test_inspect_by_reference_and_by_directory(node: Node, daemon: LazyimgDaemon) -> None:
+    await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    by_reference = await daemon.inspect(InspectRequest(reference=node.reference))
+    by_directory = await daemon.inspect(InspectRequest(directory="/one"))
+    assert by_reference == by_directory
+    assert by_directory.fsid
+    assert by_directory.bootstrap_size == node.catalog.size(by_directory.fsid)
+    assert [one.device_size for one in by_directory.layers] == [26 * BLOCK_SIZE, 0]
+    with pytest.raises(NotFoundError):
+        await daemon.inspect(InspectRequest(directory="/two"))
+
+
+async def test_what_is_local_while_it_is_open_and_after(node: Node, daemon: LazyimgDaemon) -> None:
+    await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    assert [mount.present for mount in (await daemon.status()).mounts] == [0]
+    await collect(daemon, node.reference, paths=("/bin/tool",))
+    (report,) = (await daemon.status()).mounts
+    assert (report.present, report.size) == (25 * BLOCK_SIZE, 26 * BLOCK_SIZE)
+    await daemon.unmount(UnmountRequest(directory="/one"))
+    reply = await daemon.inspect(InspectRequest(reference=node.reference))
+    assert [one.present for one in reply.layers] == [25 * BLOCK_SIZE, 0]
+
+
+async def test_layer_that_is_there_twice_counts_once(
+    node: Node, daemon: LazyimgDaemon, layers: list[LazyLayer]
+) -> None:
+    add_lazy_image(node.registry, "app", "1", [layers[0], layers[0]])
+    await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    (report,) = (await daemon.status()).mounts
+    assert report.size == 26 * BLOCK_SIZE
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [KernelError("device", "the kernel has closed this object"), PermissionError(13, "denied")],
+)
+async def test_status_when_what_is_local_cannot_be_learned(
+    node: Node, daemon: LazyimgDaemon, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    image = node.mounts.find("/one").image
+    device = image.chain.layers[0].device
+    node.transport.sinks[device] = MemorySink(blocks={0, 1})
+    node.transport.failures[device] = failure
+    (report,) = (await daemon.status()).mounts
+    assert (report.fsid, report.present) == (reply.fsid, 0)
+    assert f"what is present of {device} is not known" in caplog.text
+    (report,) = (await daemon.status()).mounts
+    assert report.present == 2 * BLOCK_SIZE
+
+
+async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:
+    node.transport.counters.reads = 10
+    node.transport.counters.reads_failed = 1
+    node.engine.counters.reads = 99
+    await collect(daemon, node.reference)
+    status = await daemon.status()
+    assert (status.reads, status.reads_failed) == (10, 1)
+    assert (status.fetched, status.fetches) == (
+        node.engine.counters.fetched,
+        node.engine.counters.fetches,
+    )
+    assert status.fetched > len(NOISE)
+    assert (status.version, status.pid, status.root) == (__version__, os.getpid(), str(node.root))
+    assert status.transport == "cachefiles"
+    assert status.uptime > 0
