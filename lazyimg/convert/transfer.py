@@ -145,7 +145,8 @@ class LayerTransfer:
             if name not in ANNOTATIONS and not name.startswith(_OTHER_FORMATS)
         }
         extra = {name: value for name, value in layer.extra.items() if name not in _OF_THE_BYTES}
-        return replace(made, annotations=annotations | dict(made.annotations), extra=extra)
+        annotations |= made.annotations
+        return replace(made, annotations=dict(sorted(annotations.items())), extra=extra)
 
     async def stop(self) -> None:
         """End all transfers and wait until they are over. After a failure nothing goes on."""
