@@ -220,8 +220,8 @@ async def refusal(
         return AccessDeniedError(
             what,
             problem,
-            f"check the credentials for {registry} (--authfile, REGISTRY_AUTH_FILE or"
-            " ~/.docker/config.json) and that the repository exists",
+            f"log in with 'lazyimg login {registry}' or give --authfile, and check that the"
+            " repository exists",
         )
     if local and status == 404:
         return NotFoundError(what, problem)

@@ -152,7 +152,7 @@ class TestOrigin:
         (
             {"status": 403},
             AccessDeniedError,
-            "the blob: the registry answers 403; check the credentials for ",
+            "the blob: the registry answers 403; log in with 'lazyimg login ",
             None,
         ),
         (
@@ -254,7 +254,7 @@ class TestTokens:
         with pytest.raises(AccessDeniedError) as caught:
             await setup.get(blob)
         assert str(caught.value).startswith(
-            f"http://{registry.host}/token: the registry answers 401 (UNAUTHORIZED); check the cre"
+            f"http://{registry.host}/token: the registry answers 401 (UNAUTHORIZED); log in with"
         )
         assert "guess" not in str(caught.value)
 

@@ -415,9 +415,9 @@ class TestAuthorization:
         with pytest.raises(AccessDeniedError) as caught:
             await repository.fetch_manifest("1")
         assert str(caught.value) == (
-            f"{registry.host}/team/app:1: the registry answers 401 (UNAUTHORIZED); check the"
-            f" credentials for {registry.host} (--authfile, REGISTRY_AUTH_FILE or"
-            " ~/.docker/config.json) and that the repository exists"
+            f"{registry.host}/team/app:1: the registry answers 401 (UNAUTHORIZED); log in with"
+            f" 'lazyimg login {registry.host}' or give --authfile, and check that the repository"
+            " exists"
         )
 
     @pytest.mark.parametrize("status", [401, 403])
