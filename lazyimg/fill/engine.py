@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -13,6 +13,7 @@ from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, RegistryEr
 from lazyimg.fill.assembly import Assembly, assemble_shared
 from lazyimg.fill.budget import Budget, Priority, Ticket
 from lazyimg.fill.decode import decode_spans
+from lazyimg.fill.device import Device, Flight, Source
 from lazyimg.fill.plan import (
     block_ceil,
     block_floor,
@@ -72,60 +73,6 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """A blob that holds a device, and where in it each span lies."""
-
-    table: DeviceTable
-    blob: BlobReader
-
-
-@dataclass(slots=True, eq=False)
-class _Device:
-    """One device.
-
-    Attributes:
-        table: any source's; all agree on the layout.
-        sources: in the order they were added.
-        flights: those that a new fill may join, by span.
-        sink: where the last flight wrote.
-        local: spans that were written to `sink`: a hint for widening, nothing is answered from it.
-        fetched: bytes of blobs.
-    """
-
-    table: DeviceTable
-    sources: list[_Source]
-    local: bytearray
-    flights: dict[int, _Flight] = field(default_factory=dict)
-    sink: Sink | None = None
-    fetched: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A run of spans on its way from the blob to a sink.
-
-    Attributes:
-        waiters: fills that wait for it.
-        cancellable: it only waits: cancelling it leaves no thread at work.
-        runs: of its spans that are good; complete when it has ended, as the following two.
-        failed: what is wrong with each of the other ones.
-        fragments: device offset and bytes of what it has in blocks shared with its neighbours.
-        task: runs it; assigned right after it is made.
-    """
-
-    device: _Device
-    spans: range
-    sink: Sink
-    ticket: Ticket
-    waiters: int = 0
-    cancellable: bool = True
-    runs: Sequence[range] = ()
-    failed: Mapping[int, LazyimgError] = field(default_factory=dict)
-    fragments: dict[int, bytes] = field(default_factory=dict)
-    task: asyncio.Task[None] = field(init=False)
-
-
-@dataclass(frozen=True, slots=True)
 class _Wish:
     """Where a fill writes, how urgent it is, and when it gives up."""
 
@@ -143,10 +90,10 @@ class Engine:
     def __init__(self, *, limits: FillLimits) -> None:
         self.counters = Counters()
         self.limits = limits
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, Device] = {}
         self._budget = Budget(limits)
         self._recent = RecentSpans(limits.recent)
-        self._flights: set[_Flight] = set()
+        self._flights: set[Flight] = set()
         self._workers = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
         self._closed = False
 
@@ -155,13 +102,12 @@ class Engine:
 
         The source added last is asked first; the others are asked when it fails.
         """
+        source = Source(table, blob)
         device = self._devices.get(table.name)
         if device is None:
-            self._devices[table.name] = _Device(
-                table, [_Source(table, blob)], bytearray(table.span_count)
-            )
+            self._devices[table.name] = Device(source)
         else:
-            device.sources.append(_Source(table, blob))
+            device.sources.append(source)
 
     def remove_device(self, name: str, blob: BlobReader | None = None) -> None:
         """Take back one `add_device`: the one of `blob`, else the oldest.
@@ -172,12 +118,7 @@ class Engine:
             NotFoundError: there is no such device, or `blob` is no source of it.
         """
         device = self._device(name)
-        for position, source in enumerate(device.sources):
-            if blob is None or source.blob is blob:
-                del device.sources[position]
-                break
-        else:
-            raise NotFoundError(f"device {name}", "this blob is not a source of it")
+        device.remove_source(blob)
         if not device.sources:
             del self._devices[name]
             self._recent.drop_device(name)
@@ -199,17 +140,7 @@ class Engine:
             sink: the same object (or an equal one) that fills will be given.
             ranges: of the device, in bytes; what they do not contain is taken to be absent.
         """
-        device = self._device(name)
-        device.sink = sink
-        device.local = bytearray(device.table.span_count)
-        for present in ranges:
-            extents = device.table.extents_in(present.start, len(present))
-            if not extents:
-                continue
-            first, last = device.table.extent(extents[0]), device.table.extent(extents[-1])
-            start = first.span + (first.device_offset < present.start)
-            stop = last.span + (last.device_offset + last.length <= present.stop)
-            device.local[start:stop] = b"\1" * (stop - start)
+        self._device(name).note_present(sink, ranges)
 
     async def fill(
         self,
@@ -261,55 +192,50 @@ class Engine:
         self._closed = True
         for flight in list(self._flights):
             if flight.cancellable:
-                self._forget(flight)
+                flight.device.forget(flight)
                 flight.task.cancel()
         if self._flights:
             await asyncio.wait([flight.task for flight in self._flights])
         await asyncio.to_thread(self._workers.shutdown)
 
-    def _device(self, name: str) -> _Device:
+    def _device(self, name: str) -> Device:
         try:
             return self._devices[name]
         except KeyError:
             raise NotFoundError(f"device {name}", "no mounted image has it") from None
 
-    async def _fill_step(self, device: _Device, step: tuple[int, int], wish: _Wish) -> None:
+    async def _fill_step(self, device: Device, step: tuple[int, int], wish: _Wish) -> None:
         needed = device.table.spans_in(step[0], step[1] - step[0])
-        while foreign := _foreign(device, needed, wish.sink):
+        while foreign := [
+            flight for flight in device.flights_of(needed) if flight.sink != wish.sink
+        ]:
             await self._await_flights(foreign, wish)
         flights = self._join(device, needed, wish)
         await self._await_flights(flights, wish)
         _raise_failure(device, flights, needed)
         await self._write_rest(device.table, step, flights, wish.sink)
 
-    def _join(self, device: _Device, needed: range, wish: _Wish) -> list[_Flight]:
+    def _join(self, device: Device, needed: range, wish: _Wish) -> list[Flight]:
         """Give flights, in the order of the device, that together have all of `needed`."""
         if self._closed:
             raise _stopping(device)
-        if device.sink != wish.sink:
-            device.sink, device.local = wish.sink, bytearray(device.table.span_count)
-        found = device.flights
-        flights = dict.fromkeys(found[span] for span in needed if span in found)
+        device.use_sink(wish.sink)
+        flights = device.flights_of(needed)
         self.counters.joined += len(flights)
-        for run in list(plan_runs(span for span in needed if span not in found)):
+        for run in list(plan_runs(device.unclaimed(needed))):
             for spans in self._plan(device, run, wish.priority):
-                flights[self._launch(device, spans, wish)] = None
+                flights.append(self._launch(device, spans, wish))
         return sorted(flights, key=lambda flight: flight.spans.start)
 
-    def _plan(self, device: _Device, run: range, priority: Priority) -> Iterator[range]:
+    def _plan(self, device: Device, run: range, priority: Priority) -> Iterator[range]:
         """Give the runs to fetch for a run of spans that nobody fetches."""
         name = device.table.name
         missing = any(self._recent.get(name, span) is None for span in run)
         if missing and priority is Priority.ON_DEMAND:
-            run = widen_run(
-                device.table,
-                run,
-                lambda span: not device.local[span] and span not in device.flights,
-                self.limits,
-            )
+            run = widen_run(device.table, run, device.is_wanting, self.limits)
         return plan_groups(device.table, run, self.limits)
 
-    def _launch(self, device: _Device, spans: range, wish: _Wish) -> _Flight:
+    def _launch(self, device: Device, spans: range, wish: _Wish) -> Flight:
         table = device.table
         ranges = plan_blob_ranges(table, spans, self.limits)
         decoded = sum(table.span_length(span) for span in spans)
@@ -318,28 +244,21 @@ class Engine:
         stretch = last.device_offset + last.length - table.extent(extents[0]).device_offset
         assembled = min(block_ceil(stretch) + BLOCK_SIZE, 2 * _BATCH)
         memory = sum(part.length for part in ranges) + decoded + assembled
-        flight = _Flight(device, spans, wish.sink, Ticket(wish.priority, memory))
+        flight = Flight(device, spans, wish.sink, Ticket(wish.priority, memory))
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.add(flight)
-        device.flights.update(dict.fromkeys(spans, flight))
+        device.start(flight)
         flight.task.add_done_callback(lambda task: self._landed(flight, task))
         return flight
 
-    def _landed(self, flight: _Flight, task: asyncio.Task[None]) -> None:
-        self._forget(flight)
+    def _landed(self, flight: Flight, task: asyncio.Task[None]) -> None:
+        flight.device.forget(flight)
         self._flights.discard(flight)
         self._budget.release(flight.ticket)
         if not task.cancelled():
             task.exception()  # its waiters raise it; there may be none left
 
-    def _forget(self, flight: _Flight) -> None:
-        """Let no further fill join a flight."""
-        flights = flight.device.flights
-        for span in flight.spans:
-            if flights.get(span) is flight:
-                del flights[span]
-
-    async def _await_flights(self, flights: Sequence[_Flight], wish: _Wish) -> None:
+    async def _await_flights(self, flights: Sequence[Flight], wish: _Wish) -> None:
         """Wait until all have ended, or one has failed."""
         if not flights:
             return
@@ -354,17 +273,17 @@ class Engine:
             for flight in flights:
                 self._leave(flight, too_late=wish.deadline.expired())
 
-    def _leave(self, flight: _Flight, *, too_late: bool) -> None:
+    def _leave(self, flight: Flight, *, too_late: bool) -> None:
         flight.waiters -= 1
         if flight.task.done():
             return
         if too_late:  # the next read is to try again, not to join what hangs
-            self._forget(flight)
+            flight.device.forget(flight)
         if not flight.waiters and flight.cancellable:
-            self._forget(flight)
+            flight.device.forget(flight)
             flight.task.cancel()
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: Flight) -> None:
         device, spans = flight.device, flight.spans
         name = device.table.name
         have = {span: data for span in spans if (data := self._recent.get(name, span)) is not None}
@@ -381,11 +300,9 @@ class Engine:
             if assembly.ended:
                 break
             batch = await self._work(assembly.next_batch)
-        if device.sink == flight.sink:
-            for run in flight.runs:
-                device.local[run.start : run.stop] = b"\1" * len(run)
+        device.note_written(flight)
 
-    async def _obtain(self, flight: _Flight, decoded: dict[int, bytes]) -> _Prepared:
+    async def _obtain(self, flight: Flight, decoded: dict[int, bytes]) -> _Prepared:
         """Decode what is not in `decoded`, from as many sources as it takes.
 
         Spans that no source has are the flight's `failed`. Nothing has been written when it
@@ -418,7 +335,7 @@ class Engine:
         flight.cancellable = False
         return await self._work(_prepare, table, list(plan_runs(sorted(decoded))), decoded)
 
-    async def _fetch(self, flight: _Flight, source: _Source, have: Mapping[int, bytes]) -> _Blobs:
+    async def _fetch(self, flight: Flight, source: Source, have: Mapping[int, bytes]) -> _Blobs:
         blobs = []
         missing = [span for span in flight.spans if span not in have]
         for part in plan_blob_ranges(source.table, missing, self.limits):
@@ -434,7 +351,7 @@ class Engine:
             blobs.append((part, data))
         return blobs
 
-    def _remember(self, flight: _Flight, decoded: Mapping[int, bytes]) -> None:
+    def _remember(self, flight: Flight, decoded: Mapping[int, bytes]) -> None:
         """Keep what a reader may want next; of a prefetch, what the next piece shares with it."""
         name, spans = flight.device.table.name, flight.spans
         if name in self._devices:
@@ -447,7 +364,7 @@ class Engine:
         return await loop.run_in_executor(self._workers, partial(function, *args, **kwargs))
 
     async def _write_rest(
-        self, table: DeviceTable, step: tuple[int, int], flights: Sequence[_Flight], sink: Sink
+        self, table: DeviceTable, step: tuple[int, int], flights: Sequence[Flight], sink: Sink
     ) -> None:
         """Write what no flight has: zeros, and blocks that several of them share."""
         runs = [run for flight in flights for run in flight.runs]
@@ -476,11 +393,11 @@ class Engine:
         self.counters.written += len(data)
 
 
-def _stopping(device: _Device) -> LazyimgError:
+def _stopping(device: Device) -> LazyimgError:
     return LazyimgError(f"device {device.table.name}", "the daemon is stopping")
 
 
-def _raise_failure(device: _Device, flights: Sequence[_Flight], needed: range) -> None:
+def _raise_failure(device: Device, flights: Sequence[Flight], needed: range) -> None:
     """Raise what went wrong: all flights have ended, unless one has failed as a whole."""
     ended = [flight.task for flight in flights if flight.task.done()]
     for task in ended:
@@ -492,12 +409,6 @@ def _raise_failure(device: _Device, flights: Sequence[_Flight], needed: range) -
         for span, failure in flight.failed.items():
             if span in needed:
                 raise failure
-
-
-def _foreign(device: _Device, needed: range, sink: Sink) -> list[_Flight]:
-    """Give the flights of needed spans that write to another sink."""
-    found = dict.fromkeys(device.flights[span] for span in needed if span in device.flights)
-    return [flight for flight in found if flight.sink != sink]
 
 
 def _decode(
