@@ -61,6 +61,7 @@ class Device:
         table: any source's; all agree on the layout.
         sources: in the order they were added.
         fetched: bytes of blobs.
+        local: by span, 1 if it was written to the sink in use: a hint, see `is_wanting`.
     """
 
     def __init__(self, source: Source) -> None:
@@ -69,7 +70,7 @@ class Device:
         self.fetched = 0
         self._flights: dict[int, Flight] = {}
         self._sink: Sink | None = None
-        self._local = bytearray(self.table.span_count)
+        self.local = bytearray(self.table.span_count)
 
     def remove_source(self, blob: BlobReader | None) -> None:
         """Remove the source of `blob`, or the oldest.
@@ -107,26 +108,26 @@ class Device:
 
         It is a hint, for what to fetch along: nothing is answered from it.
         """
-        return not self._local[span] and span not in self._flights
+        return not self.local[span] and span not in self._flights
 
     def use_sink(self, sink: Sink) -> None:
         """Take `sink` for what is filled now; of another one than before nothing is known."""
         if self._sink != sink:
-            self._sink, self._local = sink, bytearray(self.table.span_count)
+            self._sink, self.local = sink, bytearray(self.table.span_count)
 
     def note_written(self, flight: Flight) -> None:
         """Remember what `flight` has written, if its sink is still the one in use."""
         if self._sink == flight.sink:
             for run in flight.runs:
-                self._local[run.start : run.stop] = b"\1" * len(run)
+                self.local[run.start : run.stop] = b"\1" * len(run)
 
     def note_present(self, sink: Sink, ranges: Iterable[range]) -> None:
         """Take `sink` for what is filled now; it has `ranges` (bytes) of the device and no more."""
-        self._sink, self._local = sink, bytearray(self.table.span_count)
+        self._sink, self.local = sink, bytearray(self.table.span_count)
         for present in ranges:
             extents = self.table.extents_in(present.start, len(present))
             if extents:
                 first, last = self.table.extent(extents[0]), self.table.extent(extents[-1])
                 start = first.span + (first.device_offset < present.start)
                 stop = last.span + (last.device_offset + last.length <= present.stop)
-                self._local[start:stop] = b"\1" * (stop - start)
+                self.local[start:stop] = b"\1" * (stop - start)
