@@ -62,7 +62,7 @@ class Node:
         for name in ("bootstraps", "tables"):
             (root / name).mkdir()
         self.library = Library(root / "library.sqlite")
-        self.engine = Engine(limits=FillLimits(min_fetch=0))
+        self.engine = Engine(limits=FillLimits())
         self.device: Device = aligned_device(6)
         self.blobs: dict[str, MemoryBlob] = {}
         self.opened: list[tuple[str, Access | None]] = []
@@ -87,10 +87,6 @@ class Node:
         blob = MemoryBlob(self.device.blob)
         self.blobs[record.repository] = blob
         return blob
-
-    @property
-    def source_count(self) -> int:
-        return len(self.engine._devices[self.device.name].sources)
 
     async def fill(self, sink: MemorySink, offset: int = 0, length: int = BLOCK_SIZE) -> None:
         await self.catalog.fill(self.device.name, offset, length, sink)
@@ -268,12 +264,17 @@ async def test_further_source_of_an_open_device_is_asked_first(node: Node) -> No
     assert node.blobs[MIRROR].reads
     assert not node.blobs[APP].reads
 
+
+async def test_source_that_is_asked_first_is_away(node: Node) -> None:
+    await node.catalog.device(node.device.name)
+    await node.catalog.add_source(node.device.name, source(MIRROR), Access())
+
     def broken(_offset: int, _length: int) -> None:
         raise RegistryError(MIRROR, "is away")
 
     node.blobs[MIRROR].fault = broken
     sink = MemorySink()
-    await node.fill(sink, 8 * BLOCK_SIZE)
+    await node.fill(sink)
     assert node.blobs[APP].reads
     assert sink.agrees(node.device.content)
 
@@ -283,10 +284,12 @@ async def test_source_that_is_added_again_replaces_itself(node: Node) -> None:
     first = node.blobs[APP]
     for _ in range(3):
         await node.catalog.add_source(node.device.name, source(APP), Access())
-    assert node.source_count == 1
     await node.fill(MemorySink())
     assert not first.reads
     assert node.blobs[APP].reads
+    node.engine.remove_device(node.device.name)
+    with pytest.raises(NotFoundError):  # it was the only one
+        node.engine.remove_device(node.device.name)
 
 
 async def test_source_of_a_device_that_is_not_open_is_only_recorded(node: Node) -> None:
@@ -305,13 +308,14 @@ async def test_name_and_password_serve_later_fills_until_others_do(node: Node) -
 
 async def test_engine_is_told_once_for_each_opening_what_is_present(node: Node) -> None:
     presence = Presence()
-    presence.ranges = [range(2 * BLOCK_SIZE, 4 * BLOCK_SIZE)]
+    presence.ranges = [range(2 * BLOCK_SIZE, 10 * BLOCK_SIZE)]
     node.catalog.use(presence)
     first, second = MemorySink(), MemorySink()
     await node.fill(first)
-    await node.fill(first, 8 * BLOCK_SIZE)
+    assert first.blocks == {0, 1}  # the fill was not widened to what is there
+    await node.fill(first, 10 * BLOCK_SIZE)
+    assert first.blocks == {0, 1, 10, 11}
     assert presence.asked == [node.device.name]
-    assert list(node.engine._devices[node.device.name].local) == [1, 1, 0, 0, 1, 0]
     await node.fill(second)
     assert presence.asked == [node.device.name] * 2
 
@@ -320,8 +324,9 @@ async def test_device_that_is_not_open_in_the_kernel_has_nothing(node: Node) -> 
     presence = Presence()
     presence.ranges = None
     node.catalog.use(presence)
-    await node.fill(MemorySink())
-    assert list(node.engine._devices[node.device.name].local) == [1, 0, 0, 0, 0, 0]
+    sink = MemorySink()
+    await node.fill(sink)
+    assert sink.blocks == set(range(12))
 
 
 async def test_what_is_present_cannot_be_learned(node: Node) -> None:

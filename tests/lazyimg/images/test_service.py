@@ -181,7 +181,9 @@ async def test_opening_again_and_again_keeps_one_source(
     await node.catalog.device(device)
     for _ in range(3):
         await node.open()
-    assert len(node.engine._devices[device].sources) == 1
+    node.engine.remove_device(device)
+    with pytest.raises(NotFoundError):  # it was the only one
+        node.engine.remove_device(device)
 
 
 async def test_layer_without_data_needs_no_source(node: Node, layers: list[LazyLayer]) -> None:
