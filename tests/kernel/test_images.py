@@ -220,7 +220,7 @@ def test_prefetch_of_paths_fetches_only_them(
         registry.counts.clear()
         assert b"Apache License" in (target / "usr/share/common-licenses/Apache-2.0").read_bytes()
         assert registry.counts.sent() == 0
-        failure = lazyimg.failure("prefetch", reference, "--path", "/no/such*", status=2)
+        failure = lazyimg.failure("prefetch", "-q", reference, "--path", "/no/such*", status=2)
         assert "no regular file matches /no/such*" in failure
 
 
@@ -313,7 +313,7 @@ def test_image_of_another_format_is_refused_with_the_remedy(
 @pytest.mark.parametrize(
     ("reference", "options", "status", "said"),
     [
-        ("UPPER/case", [], 65, "UPPER"),
+        ("127.0.0.1/UPPER/case", [], 65, "UPPER"),
         ("{registry}/missing", [], 2, "missing"),
         ("{registry}/python:missing", [], 2, "missing"),
         ("{registry}/python", ["--platform", "linux/s390x"], 66, "s390x"),

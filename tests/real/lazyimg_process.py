@@ -54,7 +54,7 @@ class Lazyimg:
         ended = self.start_verb(*arguments)
         output, errors = ended.communicate(timeout=VERB_TIMEOUT)
         assert ended.returncode == status, f"{arguments}: {ended.returncode}: {output}{errors}"
-        assert errors.startswith("lazyimg: ")
+        assert errors.startswith("lazyimg: "), errors
         assert errors.count("\n") == 1, errors
         return errors
 
