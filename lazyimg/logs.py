@@ -4,6 +4,9 @@ Modules log with the standard library: `logging.getLogger(__name__)`, a short co
 the facts as `extra={"facts": {...}}`. The text form carries no time where systemd's journal
 reads it (it has its own), and begins with the priority that the journal understands.
 
+What can fail a thousand times a second for one reason is logged through `Repeats`: once, and then
+now and again, with how often.
+
 Secrets never get here: facts hold no credentials, no headers, and URLs without their query. As a
 second line of defence, anything that looks like one is replaced.
 """
@@ -15,10 +18,14 @@ import logging
 import os
 import re
 import sys
+import time
+from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from lazyimg.config import LogSettings
 
 _PRIORITIES: Final = {
@@ -110,3 +117,40 @@ def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
     logging.root.setLevel(settings.level.upper())
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.root.level))
     logging.raiseExceptions = False  # a closed standard error must not break what is logged about
+
+
+class Repeats:
+    """Says which of many equal events get a line. For one thread.
+
+    Args:
+        period: seconds between two lines about equal events.
+        capacity: kinds of events that are remembered; the oldest are forgotten first.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        period: float = 60.0,
+        capacity: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._period = period
+        self._capacity = capacity
+        self._clock = clock
+        self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    def due(self, event: Hashable) -> str | None:
+        """Take an event in; None if it gets no line.
+
+        Otherwise gives what to put behind the line: "", or how many had none since the last one.
+        """
+        now = self._clock()
+        said, left_out = self._seen.get(event, (-self._period, 0))
+        if event in self._seen and now - said < self._period:
+            self._seen[event] = said, left_out + 1
+            return None
+        self._seen[event] = now, 0
+        self._seen.move_to_end(event)
+        if len(self._seen) > self._capacity:
+            self._seen.popitem(last=False)
+        return f" (and {left_out} more like it in the last {now - said:.0f} s)" if left_out else ""

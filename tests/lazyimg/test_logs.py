@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.config import LogSettings
-from lazyimg.logs import JsonFormatter, TextFormatter, configure_logs, redact
+from lazyimg.logs import JsonFormatter, Repeats, TextFormatter, configure_logs, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,3 +113,23 @@ def test_configure_logs_under_systemd(
     configure_logs(LogSettings())
     logging.getLogger("lazyimg.x").warning("loud")
     assert capsys.readouterr().err == "<4>lazyimg.x: loud\n"
+
+
+def test_repeated_events_are_counted() -> None:
+    now = 1000.0
+    repeats = Repeats(period=60, clock=lambda: now)
+    assert repeats.due("a") == ""
+    assert [repeats.due("a"), repeats.due("a"), repeats.due("b")] == [None, None, ""]
+    now += 59.9
+    assert repeats.due("a") is None
+    now += 5.5
+    assert repeats.due("a") == " (and 3 more like it in the last 65 s)"
+    assert repeats.due("a") is None
+    now += 60
+    assert repeats.due("b") == ""
+
+
+def test_only_so_many_kinds_of_events_are_remembered() -> None:
+    repeats = Repeats(capacity=2, clock=lambda: 0.0)
+    assert [repeats.due(event) for event in "abcab"] == [""] * 5
+    assert repeats.due("b") is None

@@ -14,6 +14,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import LazyimgError
+from lazyimg.logs import Repeats
 from lazyimg.transports.cachefiles.cull import run_culling
 from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer
 from lazyimg.transports.cachefiles.protocol import (
@@ -94,10 +95,13 @@ class Server:
         self._writers = WriterPool()
         self._buffer = new_buffer()  # of the thread
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False  # of the event loop
+        self._failures = Repeats()
         self._loop: asyncio.AbstractEventLoop
         self._thread = Thread(target=self._run, name="cachefiles", daemon=True)
         self._culling: Thread | None = None
         self._cull_after = 0.0
+        self._culled = True  # no round is under way
         self._ending = False
         self._opening = asyncio.Event()
 
@@ -111,6 +115,7 @@ class Server:
         with self._lock:
             jobs = self._resolve(self._protocol.begin_stop())
         self._perform(jobs, failed=True)
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -153,9 +158,8 @@ class Server:
     def _run(self) -> None:
         while True:
             pause = self._cull_after - time.monotonic()
-            busy = self._culling is not None and self._culling.is_alive()
             ready = self._device.wait(
-                culling=pause <= 0 and not busy, timeout=pause if pause > 0 else None
+                culling=pause <= 0 and self._culled, timeout=pause if pause > 0 else None
             )
             if ready.culling:
                 self._start_culling()
@@ -305,6 +309,8 @@ class Server:
     # The event loop.
 
     def _start_filling(self, read: PendingRead, file: ObjectFile) -> None:
+        if self._stopping:  # it was on its way here when `stop` failed all that was pending
+            return
         task = self._loop.create_task(self._fill_in_task(read, file))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -315,7 +321,11 @@ class Server:
             await self._fill_remotely(read, self.sink(read.object, file))
             failed = False
         except LazyimgError as error:
-            _log.warning("read of %d bytes at %d failed: %s", read.length, read.offset, error)
+            more = self._failures.due((read.object.cookie, error.kind))
+            if more is not None:
+                _log.warning(
+                    "read of %d bytes at %d failed: %s%s", read.length, read.offset, error, more
+                )
         except Exception:
             _log.exception("read of %s failed", read.object.cookie)
         finally:
@@ -333,14 +343,24 @@ class Server:
 
     def _start_culling(self) -> None:
         self._cull_after = time.monotonic() + CULL_PAUSE
-        self._culling = Thread(target=self._cull, name="cachefiles-cull", daemon=True)
-        self._culling.start()
+        culling = Thread(target=self._cull, name="cachefiles-cull", daemon=True)
+        self._culled = False
+        try:
+            culling.start()
+        except RuntimeError as error:  # no more threads; this one must go on
+            _log.error("cannot cull the cache: %s", error)
+            self._culled = True
+        else:
+            self._culling = culling
 
     def _cull(self) -> None:
-        culled = run_culling(self._space, self._device.write_command)
-        with self._lock:
-            self.counters.culled += culled.files if culled is not None else 0
-        self._device.wake()
+        try:
+            culled = run_culling(self._space, self._device.write_command)
+            with self._lock:
+                self.counters.culled += culled.files if culled is not None else 0
+        finally:
+            self._culled = True
+            self._device.wake()
 
 
 def _blocks(read: PendingRead, data: bytes | memoryview) -> int:

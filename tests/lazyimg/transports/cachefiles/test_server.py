@@ -393,6 +393,78 @@ async def test_culling(
     assert "culled 2 files" in caplog.text
 
 
+async def test_culling_goes_on_after_a_round_that_took_longer_than_the_pause(
+    kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[str] = []
+    wake = kernel.wake
+
+    def cull(_space: CacheSpace, _command: Callable[[bytes], None]) -> None:
+        rounds.append(threading.current_thread().name)
+        threading.Event().wait(0.02)
+
+    def wake_before_the_end() -> None:
+        wake()
+        if "cull" in threading.current_thread().name:
+            threading.Event().wait(0.05)  # still alive when the loop looks
+
+    monkeypatch.setattr(server_module, "CULL_PAUSE", 0.01)
+    monkeypatch.setattr(server_module, "run_culling", cull)
+    monkeypatch.setattr(kernel, "wake", wake_before_the_end)
+    async with serving(kernel, tmp_path):
+        kernel.want_culling()
+        await eventually(lambda: len(rounds) > 1)
+
+
+async def test_culling_that_gets_no_thread(
+    kernel: FakeKernel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(server_module, "CULL_PAUSE", 0.01)
+    async with serving(kernel, tmp_path):
+        monkeypatch.setattr(server_module, "Thread", NoThread)
+        kernel.want_culling()
+        await eventually(lambda: caplog.text.count("cannot cull the cache: can't start") > 1)
+        await opened(kernel)
+
+
+async def test_failures_of_one_kind_get_one_line(
+    kernel: FakeKernel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(kernel, tmp_path) as (server, filler):
+        device = await opened(kernel)
+        for error in (RegistryError("registry", "is away"), KernelError("object", "is closed")):
+            filler.error = error
+            for number in range(20):
+                await completed(kernel, kernel.read(device, number * BLOCK, BLOCK))
+        assert server.counters.reads_failed == 40
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "read of 4096 bytes at 0 failed: registry: is away",
+        "read of 4096 bytes at 0 failed: object: is closed",
+    ]
+
+
+async def test_read_that_reaches_the_event_loop_after_the_stop(
+    kernel: FakeKernel, tmp_path: Path
+) -> None:
+    async with serving(kernel, tmp_path) as (server, filler):
+        device = await opened(kernel)
+        msg_id = kernel.read(device, 0, BLOCK)
+        while not server._protocol._pending:  # the event loop, which is not let in, has it next
+            pass
+        await server.stop()
+        assert kernel.completed == [msg_id]
+        assert server.counters.reads_failed == 1
+        assert not filler.started.is_set()
+
+
 async def test_completion_that_fails_is_said_and_survived(
     kernel: FakeKernel,
     tmp_path: Path,
