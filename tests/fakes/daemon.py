@@ -35,13 +35,16 @@ if TYPE_CHECKING:
     import msgspec
 
 IMAGE = "registry.test/app:1"
+PLAIN = "registry.test/plain:1"
 DIGEST = "sha256:" + "d" * 64
 FSID = "f" * 64
 MIB = 1 << 20
 
 
 class FakeDaemon:
-    """Mounts IMAGE anywhere, once for each directory; every other image is not found.
+    """Mounts IMAGE anywhere, once for each directory.
+
+    PLAIN cannot be loaded lazily; no other image is found.
 
     Attributes:
         requests: what it was asked, in order.
@@ -88,6 +91,15 @@ class FakeDaemon:
     async def inspect(self, request: InspectRequest) -> InspectReply:
         """Describe it: a quarter of it is local."""
         self.requests.append(request)
+        if request.reference == PLAIN:
+            return InspectReply(
+                reference=PLAIN,
+                digest=DIGEST,
+                platform="linux/amd64",
+                fsid="",
+                bootstrap_size=0,
+                layers=[LayerReport(digest=DIGEST, media_type="", format="gzip", size=MIB)],
+            )
         if request.reference:
             _check(request.reference)
         layer = LayerReport(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.api.messages import InspectRequest
-from tests.fakes.daemon import DIGEST, FSID, IMAGE, MIB, FakeDaemon
+from tests.fakes.daemon import DIGEST, FSID, IMAGE, MIB, PLAIN, FakeDaemon
 from tests.fakes.gzip_layer import make_layer
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ def test_image_with_a_daemon(run: Callable[..., Result]) -> None:
     ]
     reply = json.loads(run("inspect", IMAGE, "--json").out)
     assert reply["layers"][0]["present"] == 25 * MIB
+
+
+@pytest.mark.usefixtures("daemon")
+def test_image_that_is_not_lazy(run: Callable[..., Result]) -> None:
+    assert run("inspect", PLAIN).out.splitlines() == [
+        f"image    {PLAIN}",
+        f"digest   {DIGEST}",
+        "platform linux/amd64",
+        "layers   1, 1.0 MB compressed",
+        "",
+        "LAYER                FORMAT    SIZE  FILES  LOCAL",
+        "sha256:dddddddddddd  gzip    1.0 MB      -      -",
+    ]
 
 
 def test_directory_is_asked_of_the_daemon(
