@@ -109,7 +109,7 @@ def _time(record: logging.LogRecord) -> str:
 def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send this process's logs to `stream` (standard error) as `settings` says."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    journal = stream is None and "JOURNAL_STREAM" in os.environ
+    journal = stream is None and _is_journal()
     handler.setFormatter(
         JsonFormatter() if settings.format == "json" else TextFormatter(journal=journal)
     )
@@ -117,6 +117,15 @@ def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
     logging.root.setLevel(settings.level.upper())
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.root.level))
     logging.raiseExceptions = False  # a closed standard error must not break what is logged about
+
+
+def _is_journal() -> bool:
+    """Tell whether standard error goes to systemd's journal. Source: systemd.exec(5)."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or no file
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class Repeats:

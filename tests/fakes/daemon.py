@@ -29,7 +29,7 @@ from lazyimg.api.server import make_application
 from lazyimg.errors import InUseError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
     import msgspec
@@ -120,7 +120,7 @@ class FakeDaemon:
             layers=[layer],
         )
 
-    async def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+    async def prefetch(self, request: PrefetchRequest) -> AsyncGenerator[PrefetchEvent]:
         """Make images local, in four steps."""
         self.requests.append(request)
         for reference in request.references:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from lazyimg.logs import JsonFormatter, Repeats, TextFormatter, configure_logs, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -106,13 +108,31 @@ def test_configure_logs_sets_level_and_form() -> None:
     assert len(logging.root.handlers) == 1
 
 
-def test_configure_logs_under_systemd(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("stream", "line"),
+    [
+        ("{0.st_dev}:{0.st_ino}", "<4>lazyimg.x: loud"),
+        ("8:1", "warning lazyimg.x: loud"),
+    ],
+)
+def test_priorities_only_where_the_journal_reads(
+    stream: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    with (tmp_path / "stderr").open("w+") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        monkeypatch.setenv("JOURNAL_STREAM", stream.format(os.fstat(file.fileno())))
+        configure_logs(LogSettings())
+        logging.getLogger("lazyimg.x").warning("loud")
+        file.seek(0)
+        assert file.read().endswith(f"{line}\n")
+
+
+def test_standard_error_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     configure_logs(LogSettings())
     logging.getLogger("lazyimg.x").warning("loud")
-    assert capsys.readouterr().err == "<4>lazyimg.x: loud\n"
+    assert stream.getvalue().endswith("warning lazyimg.x: loud\n")
 
 
 def test_repeated_events_are_counted() -> None:
