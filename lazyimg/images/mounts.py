@@ -7,8 +7,11 @@ so there can never be two.
 Rules:
   - the daemon itself never looks into a mount, nor at a user's directory, which may lie in one:
     all of that happens in `lazyimg.host.mounts`' child;
-  - whatever fails half-way is undone before the failure is reported;
-  - what somebody else has unmounted already is as good as unmounted here.
+  - whatever fails half-way is undone before the failure is reported; of a mount that was cancelled
+    or took too long, the mount table says whether it came about;
+  - what somebody else has unmounted already is as good as unmounted here, and what somebody else
+    has mounted is never unmounted;
+  - an image that somebody mounted by hand is shown under ROOT/mnt too, and used from there.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
+from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
+from lazyimg.host.mount_table import mount_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,7 +64,7 @@ class Mounts:
     """
 
     def __init__(self, root: Path, domain_id: str, read_ahead: int) -> None:
-        self._root = root
+        self._root = root.resolve()  # as the mount table has it
         self._domain_id = domain_id
         self._read_ahead = read_ahead
         self._mounted: dict[str, Mounted] = {}
@@ -99,12 +103,14 @@ class Mounts:
                     directory, f"{other} is mounted there", f"lazyimg umount {directory}"
                 )
             lower = await self._hold(image)
+            scratch = self._root / "scratch" / uuid4().hex if read_write else None
+            mounted = Mounted(image, directory, scratch)
             try:
-                scratch = await self._put(lower, directory, read_write=read_write)
+                await _put(lower, mounted)
             except BaseException:
-                await asyncio.shield(self._release(image))
+                await asyncio.shield(self._take_back(mounted))
                 raise
-            mounted = self._mounted[directory] = Mounted(image, directory, scratch)
+            self._mounted[directory] = mounted
         return mounted
 
     async def unmount(self, directory: str, *, lazy: bool) -> Mounted:
@@ -112,18 +118,18 @@ class Mounts:
 
         Raises:
             NotFoundError: none of ours is there.
-            InUseError: it is busy, and `lazy` was not asked for.
+            InUseError: it is busy, and `lazy` was not asked for; or it is covered by another mount.
         """
         async with self._locks[directory]:
             mounted = self.find(directory)
             scratch = mounted.scratch
             try:
-                await host.unmount(Path(directory))
+                await _unmount_ours(mounted)
             except NotFoundError:
                 _log.warning("%s: was unmounted by somebody else", directory)
                 scratch = None  # who is still in it has its files until the next start
-            except InUseError:
-                if not lazy:
+            except InUseError as error:
+                if not lazy or isinstance(error, _CoveredError):
                     raise
                 await host.unmount(Path(directory), lazy=True)
                 del self._mounted[directory]
@@ -153,7 +159,7 @@ class Mounts:
 
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
-        for directory in list(self._mounted):
+        for directory in reversed(list(self._mounted)):  # one may lie in an earlier one
             try:
                 await self.unmount(directory, lazy=True)
             except LazyimgError as error:
@@ -201,11 +207,9 @@ class Mounts:
             if fsid not in self._held:
                 _make_directory(path)
                 try:
-                    await host.mount_erofs(
-                        fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
-                    )
+                    await self._mount_first(fsid, path)
                 except BaseException:
-                    _remove_mount_point(path)
+                    await asyncio.shield(_take_off(path))
                     raise
                 self._held.add(fsid)
             self._users[fsid] += 1
@@ -230,21 +234,94 @@ class Mounts:
             self._held.discard(fsid)
             _remove_mount_point(path)
 
-    async def _put(self, lower: Path, directory: str, *, read_write: bool) -> Path | None:
-        if not read_write:
-            await host.bind_mount(lower, Path(directory))
-            return None
-        scratch = self._root / "scratch" / uuid4().hex
-        upper, work = scratch / "upper", scratch / "work"
+    async def _mount_first(self, fsid: str, path: Path) -> None:
+        """Mount an image, or show the mount that somebody made by hand here as well."""
         try:
-            for path in (scratch, upper, work):
-                _make_directory(path)
-            upper.chmod(0o755)  # it becomes the root's mode, whatever the umask
-            await host.mount_overlay([lower], upper, work, Path(directory))
-        except BaseException:
-            _remove_tree(scratch)
-            raise
-        return scratch
+            await host.mount_erofs(
+                fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
+            )
+        except InUseError:
+            entries = await host.mount_table()
+            found = [entry for entry in entries if self._is_whole(entry, fsid)]
+            found = [entry for entry in found if mount_at(entries, entry.mount_point) is entry]
+            if not found:
+                raise
+            _log.info("%s: mounted by hand on %s, used from there", fsid, found[0].mount_point)
+            await host.bind_mount(Path(found[0].mount_point), path)
+            shown = mount_at(await host.mount_table(), str(path))
+            if shown is None or not self._is_whole(shown, fsid):  # a mount above it hides it
+                raise KernelError(fsid, f"is out of reach on {found[0].mount_point}") from None
+
+    def _is_whole(self, mount: MountEntry, fsid: str) -> bool:
+        """Whether a mount shows the whole of an image."""
+        options = (mount.super_option("fsid"), mount.super_option("domain_id"))
+        return mount.root == "/" and options == (fsid, self._domain_id)
+
+    async def _take_back(self, mounted: Mounted) -> None:
+        """Undo a mount on a user's directory that may, or may not, have come about."""
+        try:
+            there = mount_at(await host.mount_table(), mounted.directory)
+            if there is not None and _is_of(there, mounted):
+                await host.unmount(Path(mounted.directory), lazy=True)
+        except LazyimgError as error:
+            _log.warning("%s: %s", mounted.directory, error)
+        if mounted.scratch is not None:
+            await asyncio.to_thread(_remove_tree, mounted.scratch)
+        await self._release(mounted.image)
+
+
+class _CoveredError(InUseError):
+    """Somebody has mounted something else on top of a mount of ours."""
+
+
+def _is_of(mount: MountEntry, mounted: Mounted) -> bool:
+    """Whether an entry of the mount table is the mount on a user's directory."""
+    if mounted.scratch is None:
+        return mount.super_option("fsid") == mounted.image.chain.fsid
+    upper = mount.super_option("upperdir") or ""
+    return mount.fs_type == "overlay" and upper.endswith(f"/{mounted.scratch.name}/upper")
+
+
+async def _unmount_ours(mounted: Mounted) -> None:
+    """Unmount a user's directory.
+
+    Raises:
+        NotFoundError: our mount is not there.
+        InUseError: it is busy, or covered.
+    """
+    directory = mounted.directory
+    there = [entry for entry in await host.mount_table() if entry.mount_point == directory]
+    ours = [_is_of(entry, mounted) for entry in there]
+    if any(ours) and not ours[-1]:
+        raise _CoveredError(
+            directory, f"a mount of {there[-1].source} lies on top of it", "unmount that first"
+        )
+    if ours and not any(ours):
+        raise NotFoundError(directory, "only mounts of others are there")
+    await host.unmount(Path(directory))
+
+
+async def _take_off(path: Path) -> None:
+    """Undo a mount under ROOT/mnt that may, or may not, have come about."""
+    try:
+        if mount_at(await host.mount_table(), str(path)) is not None:
+            await host.unmount(path, lazy=True)
+    except LazyimgError as error:
+        _log.warning("%s: %s", path, error)
+    _remove_mount_point(path)
+
+
+async def _put(lower: Path, mounted: Mounted) -> None:
+    """Show an image's mount on a user's directory."""
+    directory, scratch = Path(mounted.directory), mounted.scratch
+    if scratch is None:
+        await host.bind_mount(lower, directory)
+        return
+    upper, work = scratch / "upper", scratch / "work"
+    for path in (scratch, upper, work):
+        _make_directory(path)
+    upper.chmod(0o755)  # it becomes the root's mode, whatever the umask
+    await host.mount_overlay([lower], upper, work, directory)
 
 
 def _make_directory(path: Path) -> None:

@@ -26,6 +26,7 @@ class FakeMounts:
         busy: mount points that are in use.
         failures: raised by the next call of that name.
         gates: calls of that name wait for it.
+        late_gates: calls of that name wait for it when they have taken effect.
         waiting: set when one does.
         calls: names of the calls, in order.
         overlays: upper and work directories, by mount point.
@@ -37,6 +38,7 @@ class FakeMounts:
     busy: set[str] = field(default_factory=set)
     failures: dict[str, LazyimgError] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    late_gates: dict[str, asyncio.Event] = field(default_factory=dict)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     overlays: dict[str, tuple[Path, Path]] = field(default_factory=dict)
@@ -58,6 +60,11 @@ class FakeMounts:
         if call in self.failures:
             raise self.failures.pop(call)
 
+    async def _leave(self, call: str) -> None:
+        if call in self.late_gates:
+            self.waiting.set()
+            await self.late_gates[call].wait()
+
     def _fsid_at(self, path: Path) -> str:
         for point, _, fsid in reversed(self.table):
             if point == str(path):
@@ -73,10 +80,12 @@ class FakeMounts:
             raise InUseError(f"fsid {fsid}", "already mounted")
         self.table.append((str(target), f"erofs in {domain_id}", fsid))
         self.read_ahead[fsid] = read_ahead_kb
+        await self._leave("mount_erofs")
 
     async def bind_mount(self, source: Path, target: Path) -> None:
         await self._enter("bind_mount")
         self.table.append((str(target), "bind", self._fsid_at(source)))
+        await self._leave("bind_mount")
 
     async def mount_overlay(
         self, lower: Sequence[Path], upper: Path, work: Path, target: Path
@@ -87,6 +96,7 @@ class FakeMounts:
         (work / "work").mkdir()
         self.table.append((str(target), "overlay", self._fsid_at(lower[0])))
         self.overlays[str(target)] = (upper, work)
+        await self._leave("mount_overlay")
 
     async def unmount(self, target: Path, *, lazy: bool = False) -> None:
         await self._enter("unmount")
@@ -104,6 +114,13 @@ class FakeMounts:
 
     async def mount_table(self) -> list[MountEntry]:
         await self._enter("mount_table")
-        return self.listed + [
-            MountEntry(1, 0, (0, 1), "/", point, (), "fake", "none", ()) for point in self.points
-        ]
+        return self.listed + [self._entry(*mount) for mount in self.table]
+
+    def _entry(self, point: str, kind: str, fsid: str) -> MountEntry:
+        domain = next((k[9:] for _, k, f in self.table if f == fsid and k[:9] == "erofs in "), "")
+        fs_type, options = "fake", list[str]()
+        if kind == "overlay":
+            fs_type, options = kind, [f"upperdir={self.overlays[point][0]}"]
+        elif kind:
+            fs_type, options = "erofs", [f"fsid={fsid}", f"domain_id={domain}"]
+        return MountEntry(1, 0, (0, 1), "/", point, (), fs_type, "none", tuple(options))

@@ -186,6 +186,136 @@ async def test_mount_that_is_cancelled_leaves_nothing(
     assert leftovers(root) == []
 
 
+@pytest.mark.parametrize("call", ["mount_erofs", "bind_mount", "mount_overlay"])
+async def test_mount_that_is_cancelled_when_it_has_come_about_leaves_nothing(
+    mounts: Mounts, host: FakeMounts, root: Path, call: str
+) -> None:
+    host.late_gates[call] = asyncio.Event()
+    read_write = call == "mount_overlay"
+    task = asyncio.create_task(mounts.mount(image(), "/one", read_write=read_write))
+    await host.waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert host.points == []
+    assert leftovers(root) == []
+    host.late_gates.clear()
+    await mounts.mount(image(), "/one", read_write=read_write)
+    assert host.points == [kernel_mount(root), "/one"]
+
+
+async def test_cancelled_mount_that_cannot_be_taken_back_is_said(
+    mounts: Mounts, host: FakeMounts, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for call, left in (("bind_mount", "/one"), ("mount_erofs", kernel_mount(root, "b"))):
+        host.waiting.clear()
+        host.late_gates = {call: asyncio.Event()}
+        name = "a" if call == "bind_mount" else "b"
+        task = asyncio.create_task(mounts.mount(image(name), "/one", read_write=False))
+        await host.waiting.wait()
+        host.failures["unmount"] = FAILURE
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert f"{left}: mount: failed on demand" in caplog.text
+
+
+async def test_directory_on_which_somebody_else_mounts_something_is_left_alone(
+    mounts: Mounts, host: FakeMounts, root: Path
+) -> None:
+    host.table = [("/one", "", "theirs")]
+    host.late_gates["mount_overlay"] = asyncio.Event()
+    host.failures["bind_mount"] = FAILURE
+    with pytest.raises(KernelError):
+        await mounts.mount(image(), "/one", read_write=False)
+    assert host.points == ["/one"]
+
+
+async def test_image_that_was_mounted_by_hand_is_used_from_there(
+    mounts: Mounts, host: FakeMounts, root: Path
+) -> None:
+    host.table = [("/hand", "erofs in lazyimg", "a" * 64), ("/other", "", "x")]
+    await mounts.mount(image(), "/one", read_write=True)
+    assert host.points == ["/hand", "/other", kernel_mount(root), "/one"]
+    await mounts.unmount("/one", lazy=False)
+    assert host.points == ["/hand", "/other"]
+    async with mounts.hold(image()) as path:
+        assert host.points == ["/hand", "/other", str(path)]
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [("/hand", "erofs in other", "a" * 64)],
+        [("/hand", "erofs in lazyimg", "a" * 64), ("/hand", "", "on top")],
+    ],
+)
+async def test_image_that_was_mounted_by_hand_out_of_reach(
+    mounts: Mounts, host: FakeMounts, root: Path, table: list[tuple[str, str, str]]
+) -> None:
+    host.table = list(table)
+    with pytest.raises(InUseError, match="already mounted"):
+        await mounts.mount(image(), "/one", read_write=False)
+    assert host.table == table
+    assert leftovers(root) == []
+
+
+async def test_image_that_was_mounted_by_hand_below_another_mount(
+    mounts: Mounts, host: FakeMounts, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def bind_something_else(_source: Path, target: Path) -> None:
+        host.table.append((str(target), "bind", "x"))
+
+    host.table = [("/hand/here", "erofs in lazyimg", "a" * 64), ("/hand", "", "x")]
+    monkeypatch.setattr(host, "bind_mount", bind_something_else)
+    with pytest.raises(KernelError, match="is out of reach on /hand/here"):
+        await mounts.mount(image(), "/one", read_write=False)
+    assert host.points == ["/hand/here", "/hand"]
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("read_write", [False, True])
+async def test_unmount_of_a_directory_that_is_covered(
+    mounts: Mounts, host: FakeMounts, root: Path, *, read_write: bool
+) -> None:
+    mounted = await mounts.mount(image(), "/one", read_write=read_write)
+    host.table.append(("/one", "", "tmpfs"))
+    for lazy in (False, True):
+        with pytest.raises(InUseError) as caught:
+            await mounts.unmount("/one", lazy=lazy)
+        assert str(caught.value) == "/one: a mount of none lies on top of it; unmount that first"
+    assert mounts.list() == [mounted]
+    assert host.points == [kernel_mount(root), "/one", "/one"]
+
+
+async def test_unmount_where_only_others_have_mounts_now(
+    mounts: Mounts, host: FakeMounts, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await mounts.mount(image(), "/one", read_write=False)
+    host.table[1:] = [("/one", "", "tmpfs")]
+    await mounts.unmount("/one", lazy=False)
+    assert "/one: was unmounted by somebody else" in caplog.text
+    assert host.points == ["/one"]
+    assert mounts.list() == []
+    assert leftovers(root) == []
+
+
+async def test_mounts_inside_mounts_end_first(mounts: Mounts, host: FakeMounts, root: Path) -> None:
+    ended: list[str] = []
+    unmount = host.unmount
+
+    async def record(target: Path, *, lazy: bool = False) -> None:
+        ended.append(str(target))
+        await unmount(target, lazy=lazy)
+
+    await mounts.mount(image("a"), "/one", read_write=False)
+    await mounts.mount(image("b"), "/one/srv", read_write=False)
+    host.unmount = record  # type: ignore[method-assign]
+    await mounts.close()
+    assert ended == ["/one/srv", kernel_mount(root, "b"), "/one", kernel_mount(root, "a")]
+
+
 @pytest.mark.parametrize(("missing", "read_write"), [("mnt", False), ("scratch", True)])
 async def test_directories_that_cannot_be_made(
     mounts: Mounts, host: FakeMounts, root: Path, missing: str, *, read_write: bool
@@ -329,7 +459,7 @@ async def test_close_unmounts_everything_and_says_what_it_cannot(
     host.failures["unmount"] = FAILURE
     await mounts.close()
     assert "failed on demand" in caplog.text
-    assert host.points == ["/one"]
+    assert host.points == ["/three"]
 
 
 async def test_close_goes_on_when_an_image_cannot_be_unmounted(
