@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import RegistryError
+from lazyimg.errors import RegistryError, UsageError
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
@@ -22,7 +22,7 @@ from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, Source
 from lazyimg.layers.fetch import fetch_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
-from lazyimg_formats.oci.reference import RegistryLocation
+from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -122,7 +122,7 @@ class Images:
             NotLazyError: a layer cannot be loaded lazily.
             LazyimgError: the registry, the image or the disk fails.
         """
-        location, platform = parse_location(text), parse_platform(platform_text)
+        location, platform = _locate(text), parse_platform(platform_text)
         record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
         known = await self._recorded(record) if record is not None else None
         if known is not None and _is_fixed(location) and not access.username:
@@ -146,7 +146,7 @@ class Images:
 
         Args and Raises: as `open`.
         """
-        location, platform = parse_location(text), parse_platform(platform_text)
+        location, platform = _locate(text), parse_platform(platform_text)
         source, wanted = await self._open(location, access)
         resolved = await resolve_image(source, wanted, platform)
         layers = resolved.manifest.layers
@@ -254,6 +254,15 @@ class Images:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
         return [fetch.result() for fetch in fetches]
+
+
+def _locate(text: str) -> Location:
+    location = parse_location(text)
+    if isinstance(location, (LayoutLocation, ArchiveLocation)) and not location.path.startswith(
+        "/"
+    ):
+        raise UsageError(text, "the daemon takes absolute paths only")
+    return location
 
 
 def _is_fixed(location: Location) -> bool:

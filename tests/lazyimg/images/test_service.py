@@ -30,7 +30,13 @@ from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import local_platform, open_source, parse_location
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg_formats.device_table import BLOCK_SIZE
-from lazyimg_formats.oci.documents import Manifest, parse_document
+from lazyimg_formats.oci.documents import (
+    REF_NAME,
+    Index,
+    Manifest,
+    parse_document,
+    serialize_document,
+)
 from tests.fakes.devices import MemoryBlob, MemorySink
 from tests.fakes.gzip_layer import make_layer
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
@@ -349,6 +355,34 @@ async def test_platform_that_is_not_there(node: Node, layers: list[LazyLayer]) -
 async def test_image_in_a_layout_directory_that_is_not_there(node: Node, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         await node.open(f"oci:{tmp_path}/none:1")
+
+
+@pytest.mark.parametrize("text", ["oci:some/where:1", "oci-archive:file.tar"])
+async def test_path_that_depends_on_where_the_daemon_runs(node: Node, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        await node.open(text)
+    assert str(caught.value) == f"{text}: the daemon takes absolute paths only"
+
+
+async def test_image_in_a_layout_directory(
+    node: Node, layers: list[LazyLayer], tmp_path: Path
+) -> None:
+    path = tmp_path / "layout"
+    blobs = path / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    for digest, data in node.registry.blobs["app"].items():
+        (blobs / digest.partition(":")[2]).write_bytes(data)
+    media_type, manifest = node.registry.manifests["app"]["1"]
+    (blobs / descriptor.digest.hex).write_bytes(manifest)
+    entry = replace(descriptor, annotations={REF_NAME: "1"}, media_type=media_type)
+    (path / "index.json").write_bytes(serialize_document(Index(manifests=(entry,))))
+    (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    image = await node.open(f"oci:{path}:1")
+    assert (image.reference, image.digest) == (f"oci:{path}:1", str(descriptor.digest))
+    assert image.chain == (await node.open()).chain
+    repositories = {one.repository for one in node.library.sources(image.chain.layers[0].device)}
+    assert repositories == {f"oci:{path}:1", f"{node.registry.host}/app"}
 
 
 async def test_description_of_what_is_not_lazy(node: Node) -> None:
