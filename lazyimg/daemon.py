@@ -26,6 +26,7 @@ from lazyimg.api.messages import (
     UnmountRequest,
 )
 from lazyimg.errors import LazyimgError, UsageError
+from lazyimg.host.own_mounts import refuse_covering
 from lazyimg.registry.ports import Access
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class LazyimgDaemon:
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount an image on a directory."""
         _check_directory(request.directory)
+        config = self._config
+        needed = [Path(config.root), config.cache_directory, Path(config.address)]
+        await asyncio.to_thread(refuse_covering, request.directory, needed)
         image = await self._open(request)
         await self._mounts.mount(image, request.directory, read_write=request.read_write)
         return MountReply(

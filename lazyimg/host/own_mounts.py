@@ -1,4 +1,4 @@
-"""Refusing to serve what this process itself depends on.
+"""Refusing to serve, and to mount on, what this process itself depends on.
 
 A page of the interpreter, of a library, of the cache or of the state that comes from a mount which
 this process serves would make it wait for itself: for good, and unkillably.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import ConfigurationError
+from lazyimg.errors import ConfigurationError, UsageError
 from lazyimg.host.mount_table import MountEntry, find_mount, parse_mount_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+SYSTEM_PATHS: Final = ("/dev", "/etc", "/proc", "/run", "/sys", "/tmp")  # noqa: S108 - a name only
+"""What any process may look for at any time: devices, name service, certificates, ..."""
 
 
 def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
@@ -40,6 +43,33 @@ def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
             path,
             f"it lies on {entry.mount_point}, which this process would serve itself",
             "run lazyimg from, and keep its state on, a file system of the host",
+        )
+
+
+def refuse_covering(directory: str, directories: Sequence[Path]) -> None:
+    """Check that a mount of ours on `directory` would hide nothing that this process needs.
+
+    Args:
+        directory: absolute and normalized. It is not looked at: it may lie in a mount of ours.
+        directories: the cache, the state: what this process uses besides what it runs from. It
+            needs whatever is in them.
+
+    Raises:
+        UsageError: it would.
+    """
+    ours = set(map(os.path.abspath, directories)) | set(map(os.path.realpath, directories))
+    inside = [path for path in sorted(ours) if directory.startswith(f"{path}/")]
+    hidden = [
+        path
+        for path in [*sorted(ours), *SYSTEM_PATHS, *own_paths()]
+        if directory in {"/", path} or path.startswith(f"{directory}/")
+    ]
+    if inside or hidden:
+        place = f"inside {inside[0]}" if inside else f"that hides {hidden[0]}"
+        raise UsageError(
+            directory,
+            f"a mount {place}, which the daemon needs itself, is refused",
+            "choose another directory",
         )
 
 

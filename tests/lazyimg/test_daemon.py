@@ -84,6 +84,13 @@ async def collect(
         return [event async for event in events]
 
 
+async def test_mount_on_what_the_daemon_needs(node: Node, daemon: LazyimgDaemon) -> None:
+    for directory in ("/", "/etc", str(node.root), str(node.root / "mnt")):
+        with pytest.raises(UsageError, match=r"which the daemon needs itself"):
+            await daemon.mount(MountRequest(reference=node.reference, directory=directory))
+    assert node.host.points == []
+
+
 async def test_mount_and_unmount(node: Node, daemon: LazyimgDaemon) -> None:
     reply = await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
     image = await node.images.open(node.reference, "", RegistryAccess())

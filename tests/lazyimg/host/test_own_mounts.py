@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lazyimg.errors import ConfigurationError
+from lazyimg.errors import ConfigurationError, UsageError
 from lazyimg.host import own_mounts
 from lazyimg.host.mount_table import MountEntry
 from lazyimg.host.own_mounts import (
     find_served,
     own_paths,
     parse_mapped_files,
+    refuse_covering,
     refuse_own_mounts,
 )
 
@@ -87,3 +88,30 @@ def test_refusal_of_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Path, "cwd", lambda: Path("/over/work"))
     with pytest.raises(ConfigurationError, match=r"^/over/work: it lies on /over, "):
         refuse_own_mounts("ours", [])
+
+
+@pytest.mark.parametrize(
+    "directory", ["/", "/etc", "/proc", sys.prefix, str(Path(sys.executable).parent)]
+)
+def test_mount_that_would_hide_what_this_process_runs_from(directory: str) -> None:
+    with pytest.raises(UsageError, match="which the daemon needs itself, is refused; choose"):
+        refuse_covering(directory, [])
+
+
+def test_mount_that_would_hide_the_state(tmp_path: Path) -> None:
+    state, link = tmp_path / "state", tmp_path / "link"
+    (state / "root").mkdir(parents=True)
+    link.symlink_to(state)
+    for directory in (tmp_path, state, state / "root", link):
+        with pytest.raises(UsageError) as raised:
+            refuse_covering(str(directory), [link / "root"])
+        assert str(raised.value).startswith(f"{directory}: a mount that hides {tmp_path}/")
+    for directory in (state / "root/mnt", link / "root/mnt/one"):
+        with pytest.raises(UsageError) as raised:
+            refuse_covering(str(directory), [link / "root"])
+        assert str(raised.value) == (
+            f"{directory}: a mount inside {directory.parents[directory.name == 'one']}, which the"
+            " daemon needs itself, is refused; choose another directory"
+        )
+    for beside in ("other", "state/roo", "state/root2"):
+        refuse_covering(str(tmp_path / beside), [link / "root"])
