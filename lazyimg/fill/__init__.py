@@ -20,7 +20,8 @@ Rules:
     engine remembers (`recent`, and which spans a sink has) only saves requests.
   - A flight that fails is forgotten and every fill that joined it fails; the next one tries again.
     When only some of its spans are corrupt, it fails only the fills that need those.
-    Of several sources of a device, the one added last is asked first, then the others.
+    Of several sources of a device, the one added last is asked first, then the others; one that
+    gave no answer, or none in time, is asked last from then on.
   - Cancelling a fill leaves the flights it shares alone. A flight that nobody waits for any more is
     cancelled while it waits for its turn or for the blob; once it decodes, it ends by itself.
   - When a reader's deadline passes, the flights it still waits for are forgotten: others may wait

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lazyimg_formats.device_table import DeviceTable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """A blob that holds a device, and where in it each span lies."""
 
@@ -38,6 +38,7 @@ class Flight:
         cancellable: it only waits: cancelling it leaves no thread at work.
         runs: of its spans that are good; complete when it has ended, as the following two.
         failed: what is wrong with each of the other ones.
+        source: what it waits for; None while it waits for nothing, or works.
         fragments: device offset and bytes of what it has in blocks shared with its neighbours.
         task: runs it; assigned right after it is made.
     """
@@ -51,6 +52,7 @@ class Flight:
     runs: Sequence[range] = ()
     failed: Mapping[int, LazyimgError] = field(default_factory=dict)
     fragments: dict[int, bytes] = field(default_factory=dict)
+    source: Source | None = None
     task: asyncio.Task[None] = field(init=False)
 
 
@@ -70,6 +72,7 @@ class Device:
         self.fetched = 0
         self._flights: dict[int, Flight] = {}
         self._sink: Sink | None = None
+        self._unanswered: list[Source] = []
         self.local = bytearray(self.table.span_count)
 
     def remove_source(self, blob: BlobReader | None) -> None:
@@ -81,8 +84,22 @@ class Device:
         for position, source in enumerate(self.sources):
             if blob is None or source.blob is blob:
                 del self.sources[position]
+                if source in self._unanswered:
+                    self._unanswered.remove(source)
                 return
         raise NotFoundError(f"device {self.table.name}", "this blob is not a source of it")
+
+    def sources_to_ask(self) -> list[Source]:
+        """Give the sources: the one added last first, those that gave no answer last."""
+        fine = [source for source in self.sources if source not in self._unanswered]
+        return fine[::-1] + self._unanswered
+
+    def note_unanswered(self, source: Source) -> None:
+        """Ask the others before `source` from now on."""
+        if source in self._unanswered:
+            self._unanswered.remove(source)
+        if source in self.sources:
+            self._unanswered.append(source)
 
     def flights_of(self, spans: Iterable[int]) -> list[Flight]:
         """Give the flights that a fill of `spans` may join."""

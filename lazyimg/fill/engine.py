@@ -279,6 +279,8 @@ class Engine:
             return
         if too_late:  # the next read is to try again, not to join what hangs
             flight.device.forget(flight)
+            if flight.source is not None:
+                flight.device.note_unanswered(flight.source)
         if not flight.waiters and flight.cancellable:
             flight.device.forget(flight)
             flight.task.cancel()
@@ -310,15 +312,17 @@ class Engine:
         """
         table, spans = flight.device.table, flight.spans
         failed: dict[int, LazyimgError] = {}
-        sources = flight.device.sources[::-1]
+        sources = flight.device.sources_to_ask()
         for source in sources:
             bad: Mapping[int, LazyimgError]
+            flight.source = source
             try:
                 blobs = await self._fetch(flight, source, decoded)
             except LazyimgError as error:
+                flight.device.note_unanswered(source)
                 bad = dict.fromkeys(spans, error)
             else:
-                flight.cancellable = False
+                flight.cancellable, flight.source = False, None
                 if source is sources[-1]:  # else it may fetch once more
                     self._budget.fetched(flight.ticket)
                 bad, prepared = await self._work(_decode, source.table, spans, blobs, decoded)

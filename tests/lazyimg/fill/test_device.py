@@ -42,6 +42,21 @@ def test_sources_are_removed_by_blob_or_the_oldest_first() -> None:
         device.remove_source(blobs[1])
 
 
+def test_sources_are_asked_newest_first_and_those_without_an_answer_last() -> None:
+    device = new_device()
+    one, two, three = (Source(device.table, MemoryBlob(b"")) for _ in range(3))
+    device.sources = [one, two, three]
+    assert device.sources_to_ask() == [three, two, one]
+    device.note_unanswered(three)
+    device.note_unanswered(one)
+    assert device.sources_to_ask() == [two, three, one]
+    device.note_unanswered(three)
+    assert device.sources_to_ask() == [two, one, three]
+    device.remove_source(three.blob)
+    device.note_unanswered(three)
+    assert device.sources_to_ask() == [two, one]
+
+
 def test_flights_are_joined_until_they_are_forgotten() -> None:
     device, sink = new_device(), MemorySink()
     first, second = flight(device, range(1, 3), sink), flight(device, range(3, 5), sink)

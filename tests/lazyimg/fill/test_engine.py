@@ -349,7 +349,7 @@ async def test_without_deadline_a_read_waits() -> None:
 async def test_last_source_is_asked_first_and_the_others_when_it_fails(engine: Engine) -> None:
     device, moved = aligned_device(4), aligned_device(4, shift=100, gap=3)
     assert moved.name == device.name
-    old, new, sink = MemoryBlob(device.blob), FaultyBlob(moved.blob, ["", "away"]), MemorySink()
+    old, new, sink = MemoryBlob(device.blob), FaultyBlob(moved.blob, ["", "", "away"]), MemorySink()
     engine.add_device(device.table, old)
     engine.add_device(moved.table, new)
     await engine.fill(device.name, 0, 32_768, sink)
@@ -359,18 +359,40 @@ async def test_last_source_is_asked_first_and_the_others_when_it_fails(engine: E
     engine.add_device(moved.table, new)
     new.data = bytes(len(moved.blob))
     await fresh(engine, device, old, new, other)
+    new.data = moved.blob
+    engine._recent.drop_device(device.name)
+    await engine.fill(device.name, 0, 32_768, other)
+    assert (len(old.reads), len(new.reads)) == (3, 3)  # what was away is not asked first again
     assert sink.data == other.data == device.content
 
 
 async def fresh(
     engine: Engine, device: Device, old: MemoryBlob, new: MemoryBlob, sink: MemorySink
 ) -> None:
-    """Fill anew, past the memory of recent spans: first an absent source, then a corrupt one."""
+    """Fill anew, past the memory of recent spans: first a corrupt source, then an absent one."""
     for _ in range(2):
         engine._recent.drop_device(device.name)
         await engine.fill(device.name, 0, 32_768, sink)
     assert len(old.reads) == 2
     assert len(new.reads) == 3
+
+
+async def test_source_that_does_not_answer_in_time_is_asked_last() -> None:
+    engine = Engine(limits=FillLimits(read_deadline=0.05, decode_workers=1))
+    device = aligned_device(1)
+    good, hanging, sink = MemoryBlob(device.blob), held_blob(device), MemorySink()
+    engine.add_device(device.table, good)
+    engine.add_device(device.table, hanging)
+    with pytest.raises(RegistryError, match="did not arrive within"):
+        await engine.fill(device.name, 0, 4096, sink)
+    assert (len(good.reads), len(hanging.reads)) == (0, 1)
+    await engine.fill(device.name, 0, 4096, sink)
+    assert (len(good.reads), len(hanging.reads)) == (1, 1)
+    engine.remove_device(device.name, good)
+    hanging.gate.set()
+    await engine.fill(device.name, 4096, 4096, sink)
+    await engine.fill(device.name, 0, 4096, MemorySink())
+    await engine.close()
 
 
 async def test_all_sources_fail_with_the_error_of_the_first_asked(engine: Engine) -> None:
