@@ -41,7 +41,7 @@ class FillLimits:
     max_decode: int = 8 * MIB
     decode_workers: int = 4
     recent: int = 8 * MIB
-    prefetch_piece: int = 4 * MIB
+    prefetch_piece: int = MIB
     prefetch_pieces: int = 4
 
     def __post_init__(self) -> None:

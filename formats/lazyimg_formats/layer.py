@@ -4,8 +4,9 @@ A front end (zstd:chunked, eStargz, ...) feeds a `LayerBuilder` in the layer's o
 of the blob, and each entry with the pieces of spans that give its bytes. The builder decides, once
 for all formats,
   - which paths are allowed (`normalize_path`) and what is a whiteout,
-  - that overlay's own markers (character device 0/0, `trusted.overlay.*`, `user.overlay.*`) mean
-    what they mean after containerd has unpacked them onto overlayfs, and never get further,
+  - that overlay's own markers mean what they mean after containerd has unpacked them onto
+    overlayfs: a character device 0/0 is a whiteout, `trusted.*` is not taken from a layer, and
+    `user.overlay.*` never gets further,
   - the device layout: regular files one behind the other, each starting on a block. A file with
     long runs of zeros becomes a map of chunks, in which every chunk of zeros is the same one, at
     the end of the device (a real one: holes corrupt data over cachefiles).
@@ -228,9 +229,7 @@ class LayerBuilder:
         _check_numbers(path, entry)
         xattrs = entry.xattrs
         if xattrs:
-            xattrs, opaque = _clean_xattrs(path, xattrs)
-            if opaque and entry.kind is Kind.DIRECTORY:
-                self._entries.append(Entry(path, Kind.OPAQUE))
+            xattrs = _clean_xattrs(path, xattrs)
         data: int | ChunkMap | None = None
         if entry.kind is Kind.REGULAR:
             data = self._place(path, entry.size, pieces)
@@ -357,14 +356,12 @@ def _clean_target(path: bytes, entry: Entry) -> bytes:
 
 def _clean_xattrs(
     path: bytes, xattrs: tuple[tuple[bytes, bytes], ...]
-) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
-    """Give the attributes without overlay's own, sorted, and whether they said opaque."""
-    opaque = False
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Give the attributes that unpacking would set, sorted."""
     kept = {}
     total = 0
     for name, value in xattrs:
-        if name.startswith((b"trusted.overlay.", b"user.overlay.")):
-            opaque = opaque or (name == b"trusted.overlay.opaque" and value == b"y")
+        if name.startswith((b"trusted.", b"user.overlay.")):
             continue
         if not 0 < len(name) <= MAX_NAME or b"\0" in name or len(value) > MAX_XATTR_SIZE:
             raise FormatError("layer entry", f"{path!r}: impossible attribute {name[:80]!r}")
@@ -372,4 +369,4 @@ def _clean_xattrs(
         kept[name] = value
     if total > MAX_XATTRS_SIZE:
         raise FormatError("layer entry", f"{path!r}: {total} bytes of extended attributes")
-    return tuple(sorted(kept.items())), opaque
+    return tuple(sorted(kept.items()))

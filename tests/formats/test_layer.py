@@ -204,16 +204,16 @@ def test_attributes_are_sorted_and_the_last_of_a_name_counts() -> None:
     assert add(xattrs=xattrs)[0].xattrs == ((b"user.a", b"2"), (b"user.b", b"3"))
 
 
-def test_overlay_attributes_never_get_further() -> None:
-    xattrs = ((b"trusted.overlay.redirect", b"/x"), (b"user.overlay.opaque", b"y"))
+def test_trusted_and_overlay_attributes_never_get_further() -> None:
+    xattrs = (
+        (b"trusted.overlay.opaque", b"y"),
+        (b"trusted.other", b"x"),
+        (b"user.overlay.opaque", b"y"),
+    )
     assert add(xattrs=xattrs) == [Entry(b"x", Kind.DIRECTORY)]
-    opaque = ((b"trusted.overlay.opaque", b"y"), (b"user.a", b""))
-    assert add(xattrs=opaque) == [
-        Entry(b"x", Kind.OPAQUE),
-        Entry(b"x", Kind.DIRECTORY, xattrs=((b"user.a", b""),)),
+    assert add(xattrs=(*xattrs, (b"user.a", b""))) == [
+        Entry(b"x", Kind.DIRECTORY, xattrs=((b"user.a", b""),))
     ]
-    assert add(kind=Kind.FIFO, xattrs=opaque[:1]) == [Entry(b"x", Kind.FIFO)]
-    assert add(xattrs=((b"trusted.overlay.opaque", b"x"),)) == [Entry(b"x", Kind.DIRECTORY)]
 
 
 @pytest.mark.parametrize(
