@@ -173,14 +173,15 @@ def when_ready(call: Callable[[], T], name: str, space: CacheSpace) -> T:
                 raise KernelError(name, "the kernel has closed this object meanwhile") from error
             if error.errno != ENOBUFS:
                 raise StorageError(name, f"cannot write to the cache: {error.strerror}") from error
-            if space.below_stop():
+            late = time.monotonic() >= deadline  # meanwhile culling may have made room
+            if space.below_stop() or (late and space.near_stop()):
                 raise StorageError(
                     name,
                     f"{space.directory} has less than {space.limits.bstop} % of its space left"
                     f" (or {space.limits.fstop} % of its inodes)",
                     "free some, or lower the cache's limits",
                 ) from error
-            if time.monotonic() >= deadline:
+            if late:
                 raise StorageError(
                     name, f"the kernel took no data within {READY_WAIT:g} s of the opening"
                 ) from error

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+NEAR: Final = 8 << 20
+"""Bytes above `bstop`: for each write the kernel counts all those under way as done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,17 @@ class CacheSpace:
         """Tell whether the kernel refuses writes now. Raises OSError."""
         return self._free_below(self.limits.bstop, self.limits.fstop)
 
+    def near_stop(self) -> bool:
+        """Tell whether the kernel may refuse a large write now. Raises OSError."""
+        return self._free_below(self.limits.bstop, self.limits.fstop, NEAR)
+
     def below_run(self) -> bool:
         """Tell whether culling, once begun, goes on. Raises OSError."""
         return self._free_below(self.limits.brun, self.limits.frun)
 
-    def _free_below(self, blocks_percent: int, files_percent: int) -> bool:
+    def _free_below(self, blocks_percent: int, files_percent: int, claimed: int = 0) -> bool:
+        """Compare what is free, less `claimed` bytes, with percentages of all."""
         now = os.statvfs(self.directory)
         return (
-            now.f_bavail * 100 < now.f_blocks * blocks_percent
-            or now.f_ffree * 100 < now.f_files * files_percent
-        )
+            now.f_bavail - claimed / now.f_frsize
+        ) * 100 < now.f_blocks * blocks_percent or now.f_ffree * 100 < now.f_files * files_percent

@@ -210,6 +210,21 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("free", "said"), [(3000, "has less than 1 % of its space left"), (4000, "took no data")]
+)
+def test_no_space_for_a_large_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+) -> None:
+    space = CacheSpace(tmp_path, CacheLimits())
+    status = os.statvfs_result((4096, 4096, 100_000, free, free, 100, 100, 100, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: status)
+    monkeypatch.setattr(object_file, "READY_WAIT", 0.01)
+    assert not space.below_stop()
+    with pytest.raises(StorageError, match=said):
+        when_ready(Kernel(1 << 30), "object", space)
+
+
 def test_failing_disk(space: CacheSpace) -> None:
     with pytest.raises(StorageError, match=r"^object: cannot write to the cache: Input/output err"):
         when_ready(Kernel(0, EIO), "object", space)
