@@ -123,32 +123,30 @@ class Images:
             LazyimgError: the registry, the image or the disk fails.
         """
         location, platform = _locate(text), parse_platform(platform_text)
-        record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
-        known = await self._recorded(record) if record is not None else None
+        known = await self._known(location, platform)
         if known is not None and _is_fixed(location) and not access.username:
             return known
         source, wanted = await self._open(location, access)
-        try:
-            async with asyncio.timeout(RESOLVE_DEADLINE if known else None):
-                resolved = await resolve_image(source, wanted, platform)
-        except (RegistryError, TimeoutError) as error:
-            if known is None:
-                raise
-            _log.warning(
-                "%s: the registry does not answer (%s); using %s, known from before",
-                location, error or "too slow", known.digest,
-            )  # fmt: skip
-            return known
+        resolved = await _resolve(source, wanted, platform, known)
+        if isinstance(resolved, Image):
+            return resolved
         return await self._open_resolved(location, platform, resolved, source, access)
 
     async def describe(self, text: str, platform_text: str, access: Access) -> Description:
         """Give what the registry says of an image, lazily loadable or not; builds nothing.
 
+        While the registry is away, what is known of it here, without layers and formats.
+
         Args and Raises: as `open`.
         """
         location, platform = _locate(text), parse_platform(platform_text)
+        known = await self._known(location, platform)
         source, wanted = await self._open(location, access)
-        resolved = await resolve_image(source, wanted, platform)
+        resolved = await _resolve(source, wanted, platform, known)
+        if isinstance(resolved, Image):
+            return Description(
+                resolved.reference, resolved.digest, resolved.platform, (), (), resolved.chain
+            )
         layers = resolved.manifest.layers
         formats = tuple(name_format(layer) for layer in layers)
         chain = None
@@ -162,8 +160,11 @@ class Images:
         source, wanted = await self._open_source(location, access)
         return KeptConfigs(source, self._root / "content"), wanted
 
-    async def _recorded(self, record: ImageRecord) -> Image | None:
+    async def _known(self, location: Location, platform: Platform) -> Image | None:
         """Give an image as it is recorded; None when its files are not all there any more."""
+        record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
+        if record is None:
+            return None
         chain = await asyncio.to_thread(self._library.chain_of, record.fsid)
         if chain is None or not await asyncio.to_thread(self._is_whole, chain):
             return None
@@ -263,6 +264,23 @@ def _locate(text: str) -> Location:
     ):
         raise UsageError(text, "the daemon takes absolute paths only")
     return location
+
+
+async def _resolve(
+    source: ImageSource, wanted: Digest | str, platform: Platform, known: Image | None
+) -> ResolvedImage | Image:
+    """Ask the registry; `known` when there is one and the registry is away or too slow."""
+    try:
+        async with asyncio.timeout(RESOLVE_DEADLINE if known else None):
+            return await resolve_image(source, wanted, platform)
+    except (RegistryError, TimeoutError) as error:
+        if known is None:
+            raise
+        _log.warning(
+            "%s: the registry does not answer (%s); using %s, known from before",
+            known.reference, error or "too slow", known.digest,
+        )  # fmt: skip
+        return known
 
 
 def _is_fixed(location: Location) -> bool:

@@ -409,3 +409,15 @@ async def test_description_before_and_after_it_was_made_ready(
     manifest = parse_document(node.registry.manifests["app"][str(descriptor.digest)][1])
     assert isinstance(manifest, Manifest)
     assert found.layers == manifest.layers
+
+
+async def test_description_while_the_registry_is_away(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    image = await node.open()
+    node.lose_registry()
+    found = await node.images.describe(node.reference, "", NO_ACCESS)
+    assert (found.reference, found.digest) == (image.reference, image.digest)
+    assert (found.platform, found.chain) == (image.platform, image.chain)
+    assert (found.layers, found.formats) == ((), ())
+    with pytest.raises(RegistryError):
+        await node.images.describe(f"{node.registry.host}/app:2", "", NO_ACCESS)
