@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SHUTDOWN_TIMEOUT: Final = 20.0
-"""Seconds that callers' requests may take to finish before they are undone."""
+SHUTDOWN_TIMEOUT: Final = 2.0
+"""Seconds that callers may take to read the last answers."""
 
 _DIRECTORIES = ("content", "bootstraps", "tables", "mnt", "scratch")
 

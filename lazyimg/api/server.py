@@ -2,7 +2,7 @@
 
 A call that was begun is finished, or undone, whether or not its caller still waits; only a
 prefetch ends with its caller. When the application ends, prefetches end at once; other calls have
-the runner's `shutdown_timeout` to finish, and are cancelled, that is undone, after it.
+`grace` to finish, and are cancelled, that is undone, after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lazyimg.api.messages import (
     UnmountReply,
     UnmountRequest,
 )
-from lazyimg.errors import LazyimgError, NotFoundError, UsageError
+from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 MAX_REQUEST: Final = 1 << 20
 """Bytes of a request's body."""
+
+GRACE: Final = 5.0
+"""Seconds that calls may take to finish when the application ends."""
 
 _Request = TypeVar("_Request", bound=msgspec.Struct)
 
@@ -71,8 +74,12 @@ class Daemon(Protocol):
         ...
 
 
-def make_application(daemon: Daemon) -> web.Application:
+def make_application(daemon: Daemon, *, grace: float = GRACE) -> web.Application:
     """Give the application that serves `lazyimg.api.messages`.
+
+    Args:
+        daemon: does what is asked.
+        grace: seconds that calls may take to finish when the application ends.
 
     Its runner is to have `handler_cancellation`, or callers that are gone are noticed late.
     """
@@ -90,14 +97,17 @@ def make_application(daemon: Daemon) -> web.Application:
         ]
     )
 
-    async def end_streams(_: web.Application) -> None:
-        await _cancel(streams)
-
     async def end_calls(_: web.Application) -> None:
+        await _cancel(streams)
+        if begun:
+            await asyncio.wait(begun, timeout=grace)
         await _cancel(begun)
 
-    application.on_shutdown.append(end_streams)
-    application.on_cleanup.append(end_calls)
+    async def end_late_calls(_: web.Application) -> None:
+        await _cancel(begun)
+
+    application.on_shutdown.append(end_calls)
+    application.on_cleanup.append(end_late_calls)
     return application
 
 
@@ -122,7 +132,11 @@ def _handler(
             return _reply(await asyncio.shield(task))
         except asyncio.CancelledError:
             task.add_done_callback(lambda done: _say_end(request.path, done))
-            raise
+            if not task.cancelled():
+                raise  # it is the caller who is gone
+            raise DaemonUnavailableError(
+                "daemon", "is stopping; what was begun is undone", "try again when it runs"
+            ) from None
 
     return handle
 

@@ -133,11 +133,9 @@ class ScriptedDaemon:
 
 
 @asynccontextmanager
-async def serve(
-    daemon: ScriptedDaemon, address: Path, shutdown_timeout: float = 5.0
-) -> AsyncIterator[Client]:
+async def serve(daemon: ScriptedDaemon, address: Path, grace: float = 5.0) -> AsyncIterator[Client]:
     runner = web.AppRunner(
-        make_application(daemon), handler_cancellation=True, shutdown_timeout=shutdown_timeout
+        make_application(daemon, grace=grace), handler_cancellation=True, shutdown_timeout=5
     )
     await runner.setup()
     await web.UnixSite(runner, str(address)).start()
@@ -368,13 +366,18 @@ async def test_end_of_the_daemon_undoes_calls_that_take_too_long(
     daemon: ScriptedDaemon, address: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon.gate.clear()
-    async with serve(daemon, address, shutdown_timeout=0.01) as client:
+    async with serve(daemon, address, grace=0.01) as client:
         call = asyncio.create_task(client.mount(MountRequest(reference="r", directory="/mnt")))
         await daemon.started.wait()
+        ending = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - ending < 1
     assert daemon.ended == ["undone"]
     assert "/v1/mount: was undone, the daemon is stopping" in caplog.text
-    with pytest.raises(DaemonUnavailableError):
+    with pytest.raises(DaemonUnavailableError) as raised:
         await call
+    assert str(raised.value) == (
+        "daemon: is stopping; what was begun is undone; try again when it runs"
+    )
 
 
 async def test_end_of_the_daemon_ends_prefetches_at_once(
