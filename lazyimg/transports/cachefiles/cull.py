@@ -12,12 +12,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EBUSY, ENOENT, ESTALE
 from typing import TYPE_CHECKING, Final
 
+from lazyimg.logs import Repeats
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from lazyimg.transports.cachefiles.space import CacheSpace
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 _CLONE_FS: Final = 0x200  # include/uapi/linux/sched.h
 
 _log = logging.getLogger(__name__)
+
+_fruitless: Final = Repeats(600.0)  # rounds that removed nothing: one every few seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,10 @@ def find_candidates(cache: Path) -> list[Candidate]:
     """
     found: list[Candidate] = []
     for volume in _directories(os.fspath(cache)):
-        for fan_out in _directories(volume):
-            with os.scandir(fan_out) as entries:
-                for entry in entries:
-                    if entry.is_file(follow_symlinks=False) and _can_be_named(entry.name):
-                        status = entry.stat(follow_symlinks=False)
-                        used = max(status.st_atime_ns, status.st_mtime_ns)
-                        found.append(Candidate(fan_out, entry.name, used, status.st_blocks * 512))
+        with suppress(OSError):
+            for fan_out in _directories(volume):
+                with suppress(OSError):
+                    found.extend(_files(fan_out))
     found.sort(key=lambda candidate: candidate.used_ns)
     return found
 
@@ -67,6 +69,16 @@ def find_candidates(cache: Path) -> list[Candidate]:
 def _directories(top: str) -> list[str]:
     with os.scandir(top) as entries:
         return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _files(fan_out: str) -> Iterator[Candidate]:
+    with os.scandir(fan_out) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) and _can_be_named(entry.name):
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    used = max(status.st_atime_ns, status.st_mtime_ns)
+                    yield Candidate(fan_out, entry.name, used, status.st_blocks * 512)
 
 
 def _can_be_named(name: str) -> bool:
@@ -112,14 +124,19 @@ def run_culling(space: CacheSpace, command: Callable[[bytes], None]) -> Culled |
         candidates = find_candidates(space.directory / "cache")
         culled = cull_until(lambda: not space.below_run(), candidates, command)
     except OSError as error:
-        _log.warning("cannot cull the cache in %s: %s", space.directory, error)
+        more = _fruitless.due((space.directory, error.errno))
+        if more is not None:
+            _log.warning("cannot cull the cache in %s: %s%s", space.directory, error, more)
         return None
-    _log.info(
-        "culled %d files (%d MB) from the cache; %d are in use",
-        culled.files,
-        culled.size // 1_000_000,
-        culled.in_use,
-    )
+    more = "" if culled.files else _fruitless.due(space.directory)
+    if more is not None:
+        _log.info(
+            "culled %d files (%d MB) from the cache; %d are in use%s",
+            culled.files,
+            culled.size // 1_000_000,
+            culled.in_use,
+            more,
+        )
     return culled
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from errno import EBUSY, EIO, ENOENT
 from pathlib import Path
@@ -51,6 +52,35 @@ def test_candidates_leave_out_what_no_command_can_name(tmp_path: Path) -> None:
     (path.parent / "link").symlink_to("/etc/passwd")
     (tmp_path / "cache" / "file").touch()
     assert [item.name for item in find_candidates(tmp_path / "cache")] == ["Dgood"]
+
+
+def test_candidates_leave_out_what_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for used in range(4):
+        cached(tmp_path, f"D{used}", used)
+    scandir = os.scandir
+
+    class Vanishing:
+        """Loses one directory, and one file of another, once they are listed."""
+
+        def __init__(self, path: str) -> None:
+            self.entries = scandir(path)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            found = list(self.entries)
+            for entry in found:
+                if entry.name == "D2":
+                    Path(entry.path).unlink()
+                if entry.name == "@03":
+                    shutil.rmtree(entry.path)
+            return iter(found)
+
+        def __exit__(self, *_: object) -> None:
+            self.entries.close()
+
+    monkeypatch.setattr(os, "scandir", Vanishing)
+    assert [item.name for item in find_candidates(tmp_path / "cache")] == ["D0", "D1"]
 
 
 def test_no_cache(tmp_path: Path) -> None:
@@ -142,6 +172,25 @@ def test_round_that_cannot_be_done_is_logged(
         thread.join()
     assert results == [None]
     assert f"cannot cull the cache in {tmp_path}: " in caplog.text
+
+
+def test_rounds_that_remove_nothing_are_not_logged_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached(tmp_path, "D0", 0)
+    monkeypatch.setattr(CacheSpace, "below_run", lambda _self: True)
+    caplog.set_level(logging.INFO)
+
+    def rounds() -> None:
+        for _ in range(5):
+            run_culling(full_space(tmp_path), Kernel({"D0": EBUSY}))
+
+    thread = threading.Thread(target=rounds)
+    thread.start()
+    thread.join()
+    assert [record.getMessage() for record in caplog.records] == [
+        "culled 0 files (0 MB) from the cache; 1 are in use"
+    ]
 
 
 def test_thread_that_gets_no_directory_of_its_own(
