@@ -14,6 +14,7 @@ import mmap
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
+from lazyimg.logs import Repeats
 from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.errors import FormatError
 
@@ -72,6 +73,7 @@ class Catalog:
         self._shown: dict[str, Access] = {}  # with names and passwords: never on disk
         self._noted: dict[str, Sink] = {}
         self._presence: Presence | None = None
+        self._failures = Repeats()
 
     def use(self, presence: Presence) -> None:
         """Ask `presence` (the transport) what is local already."""
@@ -166,7 +168,10 @@ class Catalog:
             try:
                 table = await self._open_source(name, source)
             except LazyimgError as error:
-                _log.warning("device %s is not filled from %s: %s", name, source.repository, error)
+                more = self._failures.due((name, source.repository))
+                if more is not None:
+                    place = source.repository
+                    _log.warning("device %s is not filled from %s: %s%s", name, place, error, more)
                 failure = failure or error
         if table is None:
             raise failure or NotFoundError(f"device {name}", "no image that is known here has it")

@@ -242,6 +242,16 @@ async def test_empty_table(node: Node) -> None:
         await node.fill(MemorySink())
 
 
+async def test_sources_that_are_gone_are_not_logged_each_time(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.away.add(APP)
+    for _ in range(5):
+        with pytest.raises(NotFoundError):
+            await node.fill(MemorySink())
+    assert len(caplog.records) == 1
+
+
 async def test_one_of_two_sources_is_gone(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.record(source(MIRROR))
     node.away.add(APP)
