@@ -1,0 +1,243 @@
+"""What fuzzing starts from: small valid inputs of every parser.
+
+The project's own writers make them where there are any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import struct
+import tarfile
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from lazyimg.config import Config
+from lazyimg.config_file import serialize_config
+from lazyimg.convert.layer import LayerConversion
+from lazyimg_formats.device_table import (
+    BLOCK_SIZE,
+    Codec,
+    Extent,
+    Span,
+    serialize_device_table,
+)
+from lazyimg_formats.erofs.layout import EROFS_SUPER_OFFSET
+from lazyimg_formats.erofs.tree import Device, FlatData, Node
+from lazyimg_formats.erofs.writer import serialize_image
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.zstd_chunked.location import (
+    TocLocation,
+    serialize_annotations,
+    serialize_footer,
+)
+from lazyimg_formats.zstd_frames import serialize_skippable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DIGEST = "sha256:" + "ab" * 32
+TEXT = b"The same words, the same words, again and again. " * 20
+
+
+def memory_directory() -> str:
+    """Give a directory in memory, if there is one."""
+    shared = Path("/dev/shm")  # noqa: S108 - shared memory
+    return str(shared) if shared.is_dir() else tempfile.gettempdir()
+
+
+def cachefiles() -> list[bytes]:
+    opened = struct.pack("=IIIIIIII", 7, 0, 50, 1, 13, 5, 9, 0) + b"erofs,domain\0" + b"image"
+    read = struct.pack("=IIIIQQ", 7, 2, 32, 1, 4096, 131_072)
+    return [opened, read, struct.pack("=IIII", 7, 1, 16, 1)]
+
+
+def erofs() -> list[bytes]:
+    """An image without a checksum, which a fuzzer would not find again."""
+    file = Node(mode=0o100644, size=9, data=b"some text")
+    far = Node(mode=0o100755, size=5000, mtime=-1, data=FlatData(0, 0), xattrs=((b"user.a", b"b"),))
+    link = Node(mode=0o120777, target=b"b/far", size=5)
+    device = Node(mode=0o020600, rdev=0x103)
+    below = Node(mode=0o040755, children={b"far": far, b"again": file, b"null": device})
+    root = Node(mode=0o040755, children={b"a": file, b"b": below, b"link": link})
+    image = bytearray(serialize_image(root, [Device("d" * 64, 2)]))
+    image[EROFS_SUPER_OFFSET + 8] &= ~1  # feature_compat: no checksum
+    return [bytes(image)]
+
+
+@cache
+def tar() -> bytes:
+    """A tar with a member of every kind, in the PAX format."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number, kind in enumerate((b"5", b"0", b"1", b"2", b"3", b"4", b"6")):
+            member = tarfile.TarInfo(f"d/m{number}" if number else "d")
+            member.type = kind
+            member.mtime = 1.5
+            member.linkname = "d/m1" if kind in b"12" else ""
+            member.devmajor, member.devminor = 1, 3
+            data = TEXT if kind == b"0" else b""
+            member.size = len(data)
+            member.pax_headers = {"SCHILY.xattr.user.name": "value", "comment": "x" * 200}
+            archive.addfile(member, io.BytesIO(data))
+        for name in ("d/.wh.m2", "d/.wh..wh..opq", "d/" + "n" * 200):
+            archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+def tars() -> list[bytes]:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("long/" * 30))
+    sparse = b"30 path=x\n22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+    return [tar(), buffer.getvalue(), _pax_member(sparse, b"1\n0\n512\n".ljust(512, b"\0"))]
+
+
+def _pax_member(records: bytes, payload: bytes) -> bytes:
+    member = tarfile.TarInfo("pax")
+    member.type, member.size = b"x", len(records)
+    file = tarfile.TarInfo("file")
+    file.size = len(payload)
+    parts = [member.tobuf(tarfile.USTAR_FORMAT), records, bytes(-len(records) % 512)]
+    parts += [file.tobuf(tarfile.USTAR_FORMAT), payload, bytes(-len(payload) % 512)]
+    return b"".join(parts) + bytes(1024)
+
+
+def tar_parts() -> list[bytes]:
+    return [
+        b"30 mtime=1350244992.023960108\n",
+        b"19 SCHILY.xattr.a=b\n",
+        b"29 GNU.sparse.map=0,512,1024,1\n26 GNU.sparse.size=2000\n",
+        b"2\n0\n512\n1024\n512\n".ljust(512, b"\0"),
+        b"\x80\0\0\0\0\0\0\0\0\0\0\x07",
+        b"0000644\0",
+        b"0,512,1024,512",
+        tarfile.TarInfo("name").tobuf(tarfile.GNU_FORMAT),
+    ]
+
+
+def frames() -> list[bytes]:
+    known = zstandard.ZstdCompressor(write_checksum=True).compress(TEXT)
+    unknown = zstandard.ZstdCompressor(write_content_size=False).compress(TEXT)
+    return [known, unknown, serialize_skippable(b"payload") + known, known + unknown]
+
+
+def spans() -> list[bytes]:
+    length = (len(TEXT) - 1).to_bytes(2, "little")
+    stored = {Codec.RAW: TEXT, Codec.ZSTD: frames()[0], Codec.GZIP: gzip.compress(TEXT, mtime=0)}
+    return [bytes([codec]) + length + data for codec, data in stored.items()]
+
+
+def compressed() -> list[bytes]:
+    packed = gzip.compress(TEXT, mtime=0)
+    return [packed, packed + packed, frames()[1] + frames()[0], tar()]
+
+
+@cache
+def _converted() -> tuple[bytes, TocLocation]:
+    """Convert the tar; give the index's JSON and where it was."""
+
+    async def convert() -> tuple[bytes, TocLocation]:
+        async def source() -> AsyncIterator[bytes]:
+            yield tar()
+
+        with ThreadPoolExecutor(1) as executor:
+            conversion = LayerConversion(
+                "layer", Digest.of(tar()), level=1, executor=executor, depth=1
+            )
+            blob = b"".join([piece async for piece in conversion.convert(source())])
+        location = conversion.result.toc
+        data = blob[location.offset : location.offset + location.length]
+        return location.decode(data), location
+
+    return asyncio.run(convert())
+
+
+def tocs() -> list[bytes]:
+    return [_converted()[0]]
+
+
+def toc_locations() -> list[bytes]:
+    location = _converted()[1]
+    annotations = serialize_annotations(location).items()
+    text = "\n".join(f"{name}={value}" for name, value in annotations)
+    return [text.encode(), serialize_footer(location), b"2024-02-29T01:02:03.5+01:00"]
+
+
+def device_tables() -> list[bytes]:
+    parts = [Extent(0, 4096, 0, 0), Extent(4096, 100, 1, 0), Extent(8192, 100, 1, 100)]
+    stored = [
+        Span(0, 100, 4096, bytes(32), Codec.ZSTD),
+        Span(100, 200, 200, bytes(32), Codec.RAW),
+    ]
+    return [serialize_device_table(3 * BLOCK_SIZE, parts, stored)]
+
+
+def documents() -> list[bytes]:
+    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": DIGEST, "size": 5}
+    platform = {"architecture": "arm64", "os": "linux", "variant": "v8"}
+    rootfs = {"type": "layers", "diff_ids": [DIGEST]}
+    texts = (
+        {"schemaVersion": 2, "config": layer, "layers": [layer, layer]},
+        {"schemaVersion": 2, "manifests": [layer, {**layer, "platform": platform}]},
+        {"architecture": "amd64", "os": "linux", "rootfs": rootfs},
+        {"errors": [{"code": "DENIED", "message": "no", "detail": {"a": [1]}}]},
+    )
+    return [json.dumps(text).encode() for text in texts]
+
+
+def references() -> list[bytes]:
+    return [
+        b"busybox",
+        b"docker.io/library/busybox:1.36",
+        b"[::1]:5000/a/b@" + DIGEST.encode(),
+        b"oci:/a/b:tag",
+        b"oci-archive:/a/b.tar@" + DIGEST.encode(),
+        b"docker://localhost:5000/x:y@" + DIGEST.encode(),
+        b"containerd:docker.io/library/x:latest",
+        b"linux/arm64/v8",
+    ]
+
+
+def mount_tables() -> list[bytes]:
+    plain = b"36 35 98:0 /mnt1 /mnt\\0402 rw master:1 - ext3 /dev/root rw,errors=continue\n"
+    served = b"25 1 0:22 / / rw shared:1 shared:2 - erofs none ro,fsid=a,domain_id=lazyimg\n"
+    maps = b"7f0-7f1 r-xp 00000000 fe:00 1234   /usr/lib/x.so (deleted)\n7f1-7f2 rw-p 0 0:0 0\n"
+    return [plain + served, maps]
+
+
+def config() -> list[bytes]:
+    return [
+        serialize_config(Config()).encode(),
+        b'[fill]\nread_deadline = "wait"\nmemory = "1.5GiB"\n[registry]\nplain_http = ["a:1"]\n',
+        b"64MiB",
+        b"host:5000, other",
+        b"/var/lib",
+        b"90 s",
+    ]
+
+
+def headers() -> list[bytes]:
+    return [
+        b'Bearer realm="https://a/token",service="a",scope="repository:x:pull", Basic realm=x',
+        b"bytes 0-9/100",
+        b"120",
+        b"Fri, 31 Dec 1999 23:59:59 GMT",
+        b"/v2/x/blobs/uploads/1?_state=a%20b",
+        b"https://user:secret@host:1/p?X-Amz-Signature=1#f",
+    ]
+
+
+def records() -> list[bytes]:
+    return [
+        b'{"authfile":"/a","plain_http":true,"ca_file":"/b"}',
+        b'{"reference":"a","directory":"/b","access":{"username":"x"}}',
+        b'{"references":["a"],"paths":["/x*"]}',
+    ]
