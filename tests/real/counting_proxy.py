@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -63,16 +64,24 @@ class Proxy(NamedTuple):
     counts: Counts
 
 
+Answer = Callable[
+    [aiohttp.ClientSession, str, web.BaseRequest, Counts], Awaitable[web.StreamResponse]
+]
+
+
 @contextmanager
-def running_proxy(origin: str) -> Iterator[Proxy]:
-    """Run a proxy in front of `origin` (host:port) until the block ends."""
+def running_proxy(origin: str, answer: Answer | None = None) -> Iterator[Proxy]:
+    """Run a proxy in front of `origin` (host:port) until the block ends.
+
+    `answer` answers instead of `pass_on`, in the proxy's thread.
+    """
     started: list[Proxy] = []
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def serve() -> None:
         try:
-            async with serving(origin) as proxy:
+            async with serving(origin, answer or pass_on) as proxy:
                 started.append(proxy)
                 ready.set()
                 await stop.wait()
@@ -94,7 +103,7 @@ def running_proxy(origin: str) -> Iterator[Proxy]:
 
 
 @asynccontextmanager
-async def serving(origin: str) -> AsyncIterator[Proxy]:
+async def serving(origin: str, answer: Answer) -> AsyncIterator[Proxy]:
     """Serve on a free port of loopback."""
     counts = Counts()
     timeout = aiohttp.ClientTimeout(total=None)
@@ -104,7 +113,7 @@ async def serving(origin: str) -> AsyncIterator[Proxy]:
     ) as session:
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            return await pass_on(session, origin, request, counts)
+            return await answer(session, origin, request, counts)
 
         runner = web.ServerRunner(web.Server(handle), shutdown_timeout=1)
         await runner.setup()

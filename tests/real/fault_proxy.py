@@ -1,0 +1,241 @@
+"""A registry that misbehaves: a proxy in front of a real one, that does what it is told to.
+
+    with running_fault_proxy(origin, seed=1) as proxy:
+        reference = f"{proxy.address}/name:tag"
+        proxy.rules = [Rule(repository="name")]          # every kind of fault, half of the time
+        ...
+        proxy.heal()                                     # well again; what hangs is let go
+        proxy.done[Fault.RESET]                          # how often it did what
+
+Which requests fail, and how, comes from the seed, in the order in which they arrive. The first
+rule that fits a request decides; without rules everything is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from tests.real.counting_proxy import Counts, is_end_to_end, pass_on, running_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import aiohttp
+
+GONE_SECONDS: Final = 1.0
+"""For how long everybody's connections are refused after `Fault.GONE`."""
+
+_ABORT: Final = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST
+
+
+class Fault(Enum):
+    """What can go wrong."""
+
+    SERVER_ERROR = "500"
+    UNAUTHORIZED = "401"
+    FORBIDDEN = "403"
+    NOT_FOUND = "404"
+    NOT_SATISFIABLE = "416"
+    BUSY = "429"
+    BUSY_FOR = "429 with Retry-After"
+    BUSY_LONG = "429 with a Retry-After of hours"
+    WRONG_RANGE = "206 with a Content-Range that was not asked for"
+    OTHER_BYTES = "the right headers, bytes of elsewhere in the blob"
+    WHOLE = "200 with everything instead of 206"
+    WRONG_BYTES = "bytes that are not the blob's"
+    HALF = "half of the body, then the end"
+    HANG = "no answer"
+    STALL = "half of the body, then nothing"
+    RESET = "a reset connection"
+    LOOP = "a redirect to the same place"
+    GONE = "nobody listens, for a moment"
+
+
+_NO_HEADERS: Final[dict[str, str]] = {}
+_REFUSALS: Final = {
+    Fault.SERVER_ERROR: (500, _NO_HEADERS),
+    Fault.UNAUTHORIZED: (401, {"WWW-Authenticate": 'Basic realm="tests"'}),
+    Fault.FORBIDDEN: (403, _NO_HEADERS),
+    Fault.NOT_FOUND: (404, _NO_HEADERS),
+    Fault.NOT_SATISFIABLE: (416, _NO_HEADERS),
+    Fault.BUSY: (429, _NO_HEADERS),
+    Fault.BUSY_FOR: (429, {"Retry-After": "1"}),
+    Fault.BUSY_LONG: (429, {"Retry-After": "7200"}),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which requests fail, and how.
+
+    Attributes:
+        faults: one of them is chosen.
+        share: of the requests that fail.
+        repository: its name; "" for all.
+        part: what the path must contain, such as "/blobs/" or a digest.
+    """
+
+    faults: Sequence[Fault] = tuple(Fault)
+    share: float = 0.5
+    repository: str = ""
+    part: str = "/blobs/"
+
+    def fits(self, path: str) -> bool:
+        """Tell whether a request's path is meant."""
+        return path.startswith(f"/v2/{self.repository}") and self.part in path
+
+
+@dataclass
+class FaultProxy:
+    """A running proxy.
+
+    Attributes:
+        address: host:port.
+        counts: of everything that was passed on.
+        rules: how it misbehaves now.
+        done: how often it did what.
+        passed: requests that were answered as the registry did.
+    """
+
+    chance: random.Random
+    address: str = ""
+    counts: Counts = field(default_factory=Counts)
+    rules: Sequence[Rule] = ()
+    done: Counter[Fault] = field(default_factory=Counter)
+    passed: int = 0
+    _well: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
+    _gone_until: float = 0.0
+
+    def heal(self) -> None:
+        """Be well from now on, also to those who wait."""
+        self.rules = ()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._well.set)
+
+    async def answer(
+        self,
+        session: aiohttp.ClientSession,
+        origin: str,
+        request: web.BaseRequest,
+        counts: Counts,
+    ) -> web.StreamResponse:
+        """Answer one request, in the proxy's thread."""
+        self._loop = asyncio.get_running_loop()
+        fault = self._choose(request.raw_path)
+        if fault is not None:
+            self.done[fault] += 1
+            return await self._fail(fault, session, origin, request)
+        if self._loop.time() < self._gone_until:
+            return abort(request)
+        self.passed += 1
+        return await pass_on(session, origin, request, counts)
+
+    def _choose(self, path: str) -> Fault | None:
+        for rule in self.rules:
+            if rule.fits(path):
+                if self.chance.random() < rule.share:
+                    return self.chance.choice(list(rule.faults))
+                return None
+        return None
+
+    async def _fail(
+        self, fault: Fault, session: aiohttp.ClientSession, origin: str, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        if fault in _REFUSALS:
+            status, headers = _REFUSALS[fault]
+            return web.Response(status=status, headers=headers)
+        if fault is Fault.LOOP:
+            return web.Response(status=307, headers={"Location": request.raw_path})
+        if fault in {Fault.RESET, Fault.GONE, Fault.HANG}:
+            if fault is Fault.GONE:
+                self._gone_until = asyncio.get_running_loop().time() + GONE_SECONDS
+            if fault is Fault.HANG:
+                await self._well.wait()
+            return abort(request)
+        return await self._distort(fault, session, origin, request)
+
+    async def _distort(
+        self, fault: Fault, session: aiohttp.ClientSession, origin: str, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        """Give the registry's own answer, but not as it is."""
+        sent = CIMultiDict(
+            (name, text) for name, text in request.headers.items() if is_end_to_end(name)
+        )
+        if fault is Fault.WHOLE:
+            sent.popall("Range", None)
+        elif fault is Fault.OTHER_BYTES:
+            sent["Range"] = move_range(sent.get("Range", ""))
+        async with session.request(
+            request.method,
+            URL(f"http://{origin}{request.raw_path}", encoded=True),
+            headers=sent,
+            allow_redirects=False,
+        ) as answer:
+            body = await answer.read()
+            headers = CIMultiDict(
+                (name, text) for name, text in answer.headers.items() if is_end_to_end(name)
+            )
+        asked = request.headers.get("Range", "").removeprefix("bytes=")
+        if fault is Fault.WRONG_RANGE:
+            headers["Content-Range"] = f"bytes 1-{len(body)}/{len(body) + 1}"
+        elif fault is Fault.OTHER_BYTES and "Content-Range" in headers:
+            total = headers["Content-Range"].rpartition("/")[2]
+            headers["Content-Range"] = f"bytes {asked}/{total}"
+        elif fault is Fault.WRONG_BYTES:
+            body = bytes(byte ^ 0x5A for byte in body[:64]) + body[64:]
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        await response.prepare(request)
+        if fault in {Fault.HALF, Fault.STALL}:
+            await response.write(body[: len(body) // 2])
+            if fault is Fault.STALL:
+                await self._well.wait()
+            if request.transport is not None:
+                request.transport.close()
+            return response
+        await response.write(body)
+        await response.write_eof()
+        return response
+
+
+def move_range(text: str) -> str:
+    """Give a range of the same length, elsewhere in the blob."""
+    first, _, last = text.removeprefix("bytes=").partition("-")
+    if not first.isdigit() or not last.isdigit():
+        return text
+    shift = -1 if int(first) else 1
+    return f"bytes={int(first) + shift}-{int(last) + shift}"
+
+
+def abort(request: web.BaseRequest) -> web.StreamResponse:
+    """Reset the connection."""
+    if request.transport is not None:
+        connection = request.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        request.transport.abort()
+    return web.StreamResponse()
+
+
+@contextmanager
+def running_fault_proxy(origin: str, *, seed: int) -> Iterator[FaultProxy]:
+    """Run a proxy in front of `origin` (host:port) until the block ends."""
+    proxy = FaultProxy(random.Random(seed))  # noqa: S311 - faults that can be repeated
+    with running_proxy(origin, proxy.answer) as running:
+        proxy.address, proxy.counts = running.address, running.counts
+        try:
+            yield proxy
+        finally:
+            proxy.heal()
