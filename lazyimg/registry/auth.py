@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from lazyimg.errors import AccessDeniedError, RegistryError
+from lazyimg.errors import AccessDeniedError, LazyimgError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -156,9 +156,10 @@ class Authenticator:
         Raises:
             LazyimgError: a token was needed and could not be had.
         """
-        if self._challenge is None:
+        challenge = self._challenge
+        if challenge is None:
             return ""
-        return self._valid(scopes) or await self._obtain(scopes, "")
+        return self._valid(scopes) or await self._obtain(challenge, scopes, "")
 
     async def renew(
         self, scopes: tuple[str, ...], challenges: Sequence[Challenge], rejected: str
@@ -169,32 +170,36 @@ class Authenticator:
             AccessDeniedError: there is none to be had.
             LazyimgError: the authorization service cannot be reached.
         """
-        for challenge in sorted(challenges, key=lambda offered: offered.scheme != "bearer"):
-            if challenge.scheme in {"bearer", "basic"}:
-                self._challenge = challenge
+        for offered in sorted(challenges, key=lambda offered: offered.scheme != "bearer"):
+            if offered.scheme in {"bearer", "basic"}:
+                self._challenge = offered
                 break
-        if self._challenge is None:
+        challenge = self._challenge
+        if challenge is None:
             raise AccessDeniedError(self._what, "the registry refuses access without a challenge")
-        return await self._obtain(scopes, rejected)
+        return await self._obtain(challenge, scopes, rejected)
 
     def _valid(self, scopes: tuple[str, ...]) -> str:
         header, end = self._headers.get(scopes, ("", 0.0))
         return header if self._clock() < end else ""
 
-    async def _obtain(self, scopes: tuple[str, ...], rejected: str) -> str:
+    async def _obtain(self, challenge: Challenge, scopes: tuple[str, ...], rejected: str) -> str:
         async with self._renewing:
             header = self._valid(scopes)
             if header and header != rejected:
                 return header  # somebody else has renewed it meanwhile
             self._headers.pop(scopes, None)
-            header, lifetime = await self._fetch(scopes)
+            try:
+                header, lifetime = await self._fetch(challenge, scopes)
+            except LazyimgError:
+                self._challenge = None  # it may have been a mistake: ask the registry next time
+                raise
             self._headers[scopes] = (header, self._clock() + lifetime)
             return header
 
-    async def _fetch(self, scopes: tuple[str, ...]) -> tuple[str, float]:
+    async def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> tuple[str, float]:
         credential = await self._find_credential()
-        challenge = self._challenge
-        if challenge is not None and challenge.scheme == "bearer":
+        if challenge.scheme == "bearer":
             return await self._fetch_token(challenge, scopes, credential)
         if credential is None or not credential.username:
             raise AccessDeniedError(self._what, "the registry wants a user name and password")

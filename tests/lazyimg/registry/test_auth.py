@@ -265,3 +265,17 @@ async def test_answers_without_a_token(reply: bytes) -> None:
     setup.service.reply = reply or b" "
     with pytest.raises(RegistryError, match=r"^example.com/a/b: .* holds no token$"):
         await setup.renew(BEARER)
+
+
+async def test_challenge_that_cannot_be_met_is_not_held_against_the_registry() -> None:
+    setup = Setup()
+    with pytest.raises(AccessDeniedError):
+        await setup.authenticator.renew(PULL, [BASIC], "")
+    assert await setup.authenticator.header(PULL) == ""
+    setup.service.reply = b"no token"
+    with pytest.raises(RegistryError):
+        await setup.authenticator.renew(PULL, [BEARER], "")
+    setup.service.reply = None
+    assert await setup.authenticator.header(PULL) == ""
+    assert await setup.authenticator.renew(PULL, [BEARER], "") == "Bearer t2"
+    assert await setup.authenticator.header(PULL) == "Bearer t2"
