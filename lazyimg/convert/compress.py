@@ -10,6 +10,7 @@ from zstandard import ZstdCompressor
 
 from lazyimg.convert.cut import MAX_PIECE, Cut, FileEnd, Gap, Hole, Piece
 from lazyimg_formats.tar.scanner import Member
+from lazyimg_formats.tar_split import TarSplit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Frames(NamedTuple):
     digest: bytes | None
 
 
-Packed = Member | Hole | FileEnd | Frames
+Packed = Member | Hole | FileEnd | Frames | TarSplit
 """A cut whose bytes, if it has any, are compressed."""
 
 

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lazyimg_formats.tar.scanner import Member, TarScanner
+from lazyimg_formats.tar_split import TarSplit, TarSplitWriter, checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,11 @@ class FileEnd(NamedTuple):
     digest: bytes | None
 
 
-Cut = Member | Gap | Piece | Hole | FileEnd
-"""For each member: itself; if it has data, its Pieces and Holes in order, and its FileEnd."""
+Cut = Member | Gap | Piece | Hole | FileEnd | TarSplit
+"""For each member: itself; if it has data, its Pieces and Holes in order, and its FileEnd.
+
+At the end the tar-split data, if the tar can have any.
+"""
 
 
 def plan_pieces(size: int, regions: tuple[Region, ...] | None) -> Iterator[tuple[int, bool]]:
@@ -82,6 +86,9 @@ class Cutter:
         self._want = 0  # bytes of the current piece
         self._whole = hashlib.sha256()
         self._digest_whole = False
+        self._member: Member | None = None  # whose bytes are still to come
+        self._crc = 0
+        self._tar_split = TarSplitWriter()
 
     def feed(self, data: bytes) -> list[Cut]:
         """Take the next bytes; give the cuts that they complete."""
@@ -101,6 +108,9 @@ class Cutter:
         """Tell that there are no more bytes; give the last cuts."""
         self._scanner.finish()
         self._flush_gap()
+        tar_split = self._tar_split.finish()
+        if tar_split is not None:
+            self._cuts.append(tar_split)
         cuts, self._cuts = self._cuts, []
         return cuts
 
@@ -109,7 +119,10 @@ class Cutter:
             self._flush_gap()
         self._cuts.append(member)
         if not member.has_data:
+            self._tar_split.add_member(member)
             return
+        self._member = member
+        self._crc = 0
         self._left = member.data_size
         self._plan = plan_pieces(member.entry.size, member.regions)
         self._digest_whole = member.regions is None and member.data_size > MAX_PIECE
@@ -122,6 +135,8 @@ class Cutter:
                 self._want = length
                 return
             self._cuts.append(Hole(length))
+        assert self._member is not None  # noqa: S101 - a plan is that of a member
+        self._tar_split.add_member(self._member, self._crc)
         self._cuts.append(FileEnd(self._whole.digest() if self._digest_whole else None))
 
     def _take(self, view: memoryview) -> None:
@@ -130,6 +145,7 @@ class Cutter:
             self._left -= length
             self._take_payload(view[:length])
             view = view[length:]
+        self._tar_split.add_raw(view)
         while view:
             part = view[: MAX_PIECE - self._held]
             self._hold(part)
@@ -140,6 +156,7 @@ class Cutter:
     def _take_payload(self, view: memoryview) -> None:
         if self._digest_whole:
             self._whole.update(view)
+        self._crc = checksum(view, self._crc)
         while view:
             part = view[: self._want - self._held]
             self._hold(part)

@@ -16,6 +16,7 @@ from lazyimg.convert.decompress import MAGIC_SIZE, Decompressor, choose_decompre
 from lazyimg.errors import CorruptError
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.tar_split import TarSplit
 from lazyimg_formats.zstd_chunked.location import MAX_TOC, TocLocation
 from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
@@ -103,6 +104,7 @@ class _Assembler:
         self._toc = TocWriter()
         self._member: Member | None = None
         self._chunks: list[Chunk] = []
+        self._tar_split: TarSplit | None = None
 
     def add(self, items: list[Packed]) -> bytes:
         parts = []
@@ -116,6 +118,8 @@ class _Assembler:
                 self._add_chunk(Chunk(item.length, self._offset, None))
             elif isinstance(item, FileEnd):
                 self._end_file(item.digest)
+            elif isinstance(item, TarSplit):
+                self._tar_split = item
             else:
                 self._member = item
                 if not item.has_data:
@@ -137,9 +141,10 @@ class _Assembler:
             raise FormatError("layer", f"its TOC is over the {MAX_TOC} bytes that readers take")
 
     def finish(self) -> tuple[bytes, ConvertedLayer]:
-        toc = self._toc.finish()
+        tar_split = self._tar_split if self._toc.plain else None
+        toc = self._toc.finish(tar_split)
         parse_toc(toc, end=self._offset)  # what cannot be mounted is not pushed
-        tail, location = serialize_tail(toc, self._offset, self._level)
+        tail, location = serialize_tail(toc, self._offset, self._level, tar_split)
         self._emit(tail)
         self._offset += len(tail)
         digest = Digest("sha256", self._hash.hexdigest())

@@ -16,7 +16,7 @@ PURE = frozenset(
         *("copy", "dataclasses", "enum", "functools", "gc", "hashlib", "heapq", "ipaddress"),
         *("itertools", "json", "math", "operator", "re", "stat", "string", "struct", "types"),
         *("typing", "zlib"),
-        *("construct", "msgspec", "zstandard", "lazyimg_formats"),
+        *("construct", "fastcrc", "msgspec", "zstandard", "lazyimg_formats"),
         "datetime",  # for its arithmetic; see IMPURE_CALLS
         "threading",  # for decoders, of which each thread has its own
     }

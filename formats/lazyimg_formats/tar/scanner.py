@@ -69,6 +69,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
         regions: of a sparse file: which parts of it the payload holds, in order, none empty.
         accessed: seconds and nanoseconds since the epoch, if given.
         changed: likewise.
+        has_globals: a global extended header stands before it.
     """
 
     entry: Entry
@@ -78,6 +79,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     regions: tuple[Region, ...] | None = None
     accessed: tuple[int, int] | None = None
     changed: tuple[int, int] | None = None
+    has_globals: bool = False
 
     @property
     def has_data(self) -> bool:
@@ -104,6 +106,7 @@ class TarScanner:
         self._payload_end = 0
         self._start = 0
         self._records = _NO_RECORDS
+        self._has_globals = False
         self._long = {b"L": b"", b"K": b""}
         self._flag = b""
         self._header: Header | None = None
@@ -195,6 +198,7 @@ class TarScanner:
             self._records = parse_records(data)
             if self._flag == _GLOBAL:
                 self._forget()
+                self._has_globals = True
         else:
             self._long[self._flag] = data.partition(b"\0")[0]
         self._skip_payload()
@@ -346,7 +350,9 @@ class TarScanner:
             regions,
             accessed,
             changed,
+            self._has_globals,
         )
+        self._has_globals = False
         self._header = None
         self._payload_end = self._next + data_size
         self._skip_payload()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.errors import FormatError
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 POSITION: Final = "io.github.containers.zstd-chunked.manifest-position"
 CHECKSUM: Final = "io.github.containers.zstd-chunked.manifest-checksum"
+TAR_SPLIT_POSITION: Final = "io.github.containers.zstd-chunked.tarsplit-position"
 LAZYIMG_POSITION: Final = "containerd.io/snapshot/lazyimg.toc-position"
 LAZYIMG_DIGEST: Final = "containerd.io/snapshot/lazyimg.toc-digest"
 
 OLD_POSITION: Final = "io.containers.zstd-chunked.manifest-position"
 OLD_CHECKSUM: Final = "io.containers.zstd-chunked.manifest-checksum"
 
-
 MAX_TOC: Final = 150 << 20
 """Bytes of a table of contents, compressed or not: what containers/storage takes."""
+
+MAX_TAR_SPLIT: Final = (1 << 32) - 1
+"""Bytes of tar-split data, compressed: what a skippable frame holds."""
 
 FOOTER_SIZE: Final = 64
 """Bytes of the footer's payload."""
@@ -33,6 +36,7 @@ FOOTER_FRAME_SIZE: Final = SKIPPABLE_HEADER + FOOTER_SIZE
 """Bytes at the end of a blob that hold the footer."""
 
 _POSITION: Final = re.compile(r"([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19})", re.ASCII)
+_TAR_SPLIT: Final = re.compile(r"([0-9]{1,19}):([0-9]{1,19}):([0-9]{1,19})", re.ASCII)
 _FOOTER: Final = struct.Struct("<7Q8s")
 _OLD_FOOTER: Final = struct.Struct("<4Q8s")
 _MAGIC: Final = b"GNUlInUx"
@@ -43,11 +47,40 @@ _PAIRS: Final = (
     (OLD_POSITION, OLD_CHECKSUM),
 )
 
-ANNOTATIONS: Final = frozenset(name for pair in _PAIRS for name in pair)
-"""The names of every annotation that says where a TOC is."""
+ANNOTATIONS: Final = frozenset({TAR_SPLIT_POSITION, *(name for pair in _PAIRS for name in pair)})
+"""The names of every annotation that says where a TOC, or tar-split data, is."""
 
 _TYPE: Final = 1  # a TOC as CRFS has it
 _MAX_OFFSET: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class TarSplitLocation:
+    """Where the compressed tar-split data is; its digest stands in the TOC.
+
+    Attributes:
+        offset: of its first byte in the blob, behind the skippable frame's header.
+        length: bytes in the blob.
+        decoded_length: bytes when decoded.
+
+    Raises:
+        FormatError: by the constructor, when this cannot be.
+    """
+
+    offset: int
+    length: int
+    decoded_length: int
+
+    def __post_init__(self) -> None:
+        if not (
+            SKIPPABLE_HEADER <= self.offset <= _MAX_OFFSET
+            and 0 < self.length <= MAX_TAR_SPLIT
+            and 0 < self.decoded_length <= _MAX_OFFSET
+        ):
+            raise FormatError(
+                "zstd:chunked tar-split data",
+                f"impossible position {self.offset}:{self.length}:{self.decoded_length}",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +92,7 @@ class TocLocation:
         length: bytes in the blob.
         decoded_length: bytes when decoded.
         digest: sha256 of the bytes in the blob; None: known from the footer only.
+        tar_split: where the tar-split data is; None: the blob has none.
 
     Raises:
         FormatError: by the constructor, when this cannot be.
@@ -68,6 +102,7 @@ class TocLocation:
     length: int
     decoded_length: int
     digest: Digest | None
+    tar_split: TarSplitLocation | None = None
 
     def __post_init__(self) -> None:
         if not SKIPPABLE_HEADER <= self.offset <= _MAX_OFFSET:
@@ -132,8 +167,25 @@ def parse_annotations(annotations: Mapping[str, str], blob_size: int) -> TocLoca
             raise FormatError(
                 "zstd:chunked annotations", f"the TOC lies behind the blob's {blob_size} bytes"
             )
-        return location
+        tar_split = _parse_tar_split(annotations.get(TAR_SPLIT_POSITION))
+        if tar_split is not None and tar_split.offset + tar_split.length > blob_size:
+            raise FormatError(
+                "zstd:chunked annotations",
+                f"the tar-split data lies behind the blob's {blob_size} bytes",
+            )
+        return replace(location, tar_split=tar_split)
     return None
+
+
+def _parse_tar_split(position: str | None) -> TarSplitLocation | None:
+    if position is None:
+        return None
+    match = _TAR_SPLIT.fullmatch(position)
+    if match is None:
+        raise FormatError(
+            "zstd:chunked annotations", f"impossible tar-split position {position[:80]!r}"
+        )
+    return TarSplitLocation(*map(int, match.groups()))
 
 
 def _parse_pair(position: str | None, digest: str | None) -> TocLocation | None:
@@ -155,12 +207,16 @@ def serialize_annotations(location: TocLocation) -> dict[str, str]:
     """Give the annotations that say where a TOC is; `location.digest` is not None."""
     position = f"{location.offset}:{location.length}:{location.decoded_length}:{_TYPE}"
     digest = str(location.digest)
-    return {
+    annotations = {
         LAZYIMG_DIGEST: digest,
         LAZYIMG_POSITION: position,
         CHECKSUM: digest,
         POSITION: position,
     }
+    split = location.tar_split
+    if split is not None:
+        annotations[TAR_SPLIT_POSITION] = f"{split.offset}:{split.length}:{split.decoded_length}"
+    return annotations
 
 
 def parse_footer(data: bytes) -> TocLocation:
@@ -179,17 +235,24 @@ def parse_footer(data: bytes) -> TocLocation:
     payload = data[-layout.size :]
     if not data.endswith(serialize_skippable(payload)):
         raise FormatError("zstd:chunked footer", "not in a skippable frame")
-    offset, length, decoded_length, kind, *_tar_split, magic = layout.unpack(payload)
+    offset, length, decoded_length, kind, *tar_split, magic = layout.unpack(payload)
     if magic != expected:
         raise FormatError("zstd:chunked footer", f"magic is {magic!r}, expected {expected!r}")
     if kind != _TYPE:
         raise FormatError("zstd:chunked footer", f"TOC of unknown type {kind}")
-    return TocLocation(offset, length, decoded_length, None)
+    split = TarSplitLocation(*tar_split) if any(tar_split) else None
+    return TocLocation(offset, length, decoded_length, None, split)
 
 
 def serialize_footer(location: TocLocation) -> bytes:
-    """Give the footer's frame, for a blob without tar-split data."""
+    """Give the footer's frame."""
+    split = location.tar_split
     payload = _FOOTER.pack(
-        location.offset, location.length, location.decoded_length, _TYPE, 0, 0, 0, _MAGIC
+        location.offset,
+        location.length,
+        location.decoded_length,
+        _TYPE,
+        *((split.offset, split.length, split.decoded_length) if split else (0, 0, 0)),
+        _MAGIC,
     )
     return serialize_skippable(payload)

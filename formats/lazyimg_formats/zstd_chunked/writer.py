@@ -21,6 +21,7 @@ from lazyimg_formats.zstd_chunked.entries import (
     format_time,
 )
 from lazyimg_formats.zstd_chunked.location import (
+    TarSplitLocation,
     TocLocation,
     serialize_footer,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lazyimg_formats.tar.scanner import Member
+    from lazyimg_formats.tar_split import TarSplit
 
 _TYPES: Final = {kind: name for name, kind in KINDS.items()}
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
@@ -51,9 +53,15 @@ class Chunk(NamedTuple):
 
 
 class TocWriter:
-    """Takes members in the tar's order. The same members give the same bytes."""
+    """Takes members in the tar's order. The same members give the same bytes.
+
+    Attributes:
+        plain: every entry says, without our additions, what the tar's headers say. Readers of
+            tar-split data compare it with the TOC, and take nothing else.
+    """
 
     def __init__(self) -> None:
+        self.plain = True
         self._parts = bytearray(b'{"version":%d,"entries":[' % VERSION)
         self._separator = b""
 
@@ -77,30 +85,57 @@ class TocWriter:
             blob_end: where the last chunk's frames end.
             digest: sha256 of the whole file, where it is known.
         """
-        for entry in _entries(member, chunks, blob_end, digest):
+        entries = _entries(member, chunks, blob_end, digest)
+        if not _is_plain(member, entries[0]):
+            self.plain = False
+        for entry in entries:
             self._parts += self._separator
             self._parts += _ENCODER.encode(entry)
             self._separator = b","
 
-    def finish(self) -> bytes:
-        """Give the TOC."""
-        return bytes(self._parts + b"]}")
+    def finish(self, tar_split: TarSplit | None = None) -> bytes:
+        """Give the TOC, which commits to the blob's tar-split data if there will be any."""
+        if tar_split is None:
+            return bytes(self._parts + b"]}")
+        digest = str(Digest.of(tar_split.data)).encode()
+        return bytes(self._parts + b'],"tarSplitDigest":"%s"}' % digest)
 
 
-def serialize_tail(toc: bytes, blob_offset: int, level: int) -> tuple[bytes, TocLocation]:
+def serialize_tail(
+    toc: bytes, blob_offset: int, level: int, tar_split: TarSplit | None = None
+) -> tuple[bytes, TocLocation]:
     """Give what follows the last file's frame in a blob, and where the TOC is.
 
     Args:
         toc: what `TocWriter.finish` gave.
         blob_offset: bytes of the blob so far.
         level: of zstd.
+        tar_split: what the TOC commits to.
 
     Raises:
         FormatError: the TOC is larger than readers take.
     """
     data = ZstdCompressor(level=level).compress(toc)
-    location = TocLocation(blob_offset + SKIPPABLE_HEADER, len(data), len(toc), Digest.of(data))
-    return serialize_skippable(data) + serialize_footer(location), location
+    offset = blob_offset + SKIPPABLE_HEADER
+    split = None
+    frames = serialize_skippable(data)
+    if tar_split is not None:
+        split = TarSplitLocation(
+            blob_offset + len(frames) + SKIPPABLE_HEADER,
+            len(tar_split.data),
+            tar_split.decoded_length,
+        )
+        frames += serialize_skippable(tar_split.data)
+    location = TocLocation(offset, len(data), len(toc), Digest.of(data), split)
+    return frames + serialize_footer(location), location
+
+
+def _is_plain(member: Member, entry: TocEntry) -> bool:
+    """Tell whether an entry says all of what its member's header says, for every reader."""
+    times = ((member.accessed, entry.accesstime), (member.changed, entry.changetime))
+    return entry.lazyimg is None and all(
+        text is not None or time in {None, (0, 0)} for time, text in times
+    )
 
 
 def _entries(
@@ -117,8 +152,8 @@ def _entries(
         extra = Extra(extra_name, extra_link_name, extra_time, extra_xattrs)
     first = chunks[0] if chunks else Chunk(0, 0, None)
     chunked = len(chunks) > 1 or (first.length > 0 and first.digest is None)
-    if digest is None and not chunked:
-        digest = first.digest
+    if digest is None and len(chunks) == 1:
+        digest = first.digest or _zeros(first.length)
     main = TocEntry(
         _TYPES[entry.kind],
         name,
@@ -196,9 +231,10 @@ def _sha256(digest: bytes | None) -> str:
 def _chunk_digest(chunk: Chunk) -> str:
     if chunk.digest is not None:
         return _sha256(chunk.digest)
-    return _zeros_digest(chunk.length) if chunk.length <= _MAX_DIGESTED_ZEROS else ""
+    return _sha256(_zeros(chunk.length))
 
 
 @lru_cache(maxsize=256)
-def _zeros_digest(length: int) -> str:
-    return _sha256(hashlib.sha256(bytes(length)).digest())
+def _zeros(length: int) -> bytes | None:
+    """Give the sha256 of zeros; None where it takes too long."""
+    return hashlib.sha256(bytes(length)).digest() if length <= _MAX_DIGESTED_ZEROS else None

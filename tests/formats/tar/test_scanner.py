@@ -167,6 +167,11 @@ def test_global_records_have_no_effect_and_end_local_ones() -> None:
     assert (member.entry.path, member.entry.uid, member.header_offset) == (b"f", 1000, 2048)
 
 
+def test_which_member_has_global_records_before_it() -> None:
+    data = empty() + pax((b"uid", b"7"), flag=b"g") + pax((b"gid", b"7")) + empty() + empty() + END
+    assert [member.has_globals for member in scan(data)] == [False, True, False]
+
+
 def test_global_records_are_checked() -> None:
     with pytest.raises(FormatError, match="PAX record"):
         scan(extension(b"x", b"g"))

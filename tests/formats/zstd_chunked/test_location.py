@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from lazyimg_formats.zstd_chunked.location import (
     ANNOTATIONS,
     FOOTER_FRAME_SIZE,
     MAX_TOC,
+    TarSplitLocation,
     TocLocation,
     parse_annotations,
     parse_footer,
@@ -34,6 +36,8 @@ PODMAN = {
     "io.github.containers.zstd-chunked.tarsplit-position": "1208:100:200",
 }
 OLD = {name.replace("github.", ""): text for name, text in PODMAN.items()}
+TAR_SPLIT = "io.github.containers.zstd-chunked.tarsplit-position"
+SPLIT = TarSplitLocation(1208, 100, 200)
 CONTAINERD = {
     "containerd.io/snapshot/lazyimg.toc-position": "1000:200:3000:1",
     "containerd.io/snapshot/lazyimg.toc-digest": DIGEST,
@@ -43,7 +47,8 @@ CONTAINERD = {
 @pytest.mark.parametrize("annotations", [PODMAN, CONTAINERD, OLD, PODMAN | CONTAINERD | OLD])
 def test_annotations(annotations: dict[str, str]) -> None:
     location = parse_annotations(annotations | {"other": "1"}, 1500)
-    assert location == TocLocation(1000, 200, 3000, Digest.parse(DIGEST))
+    split = SPLIT if PODMAN.items() <= annotations.items() else None
+    assert location == TocLocation(1000, 200, 3000, Digest.parse(DIGEST), split)
     assert location.data_end == 992
 
 
@@ -53,8 +58,11 @@ def test_annotations_of_another_layer() -> None:
 
 def test_annotations_round_trip() -> None:
     annotations = serialize_annotations(LOCATION)
-    assert set(annotations) == {name for name in ANNOTATIONS if name in PODMAN | CONTAINERD}
     assert parse_annotations(annotations, 2000) == LOCATION
+    with_split = replace(LOCATION, tar_split=SPLIT)
+    assert set(serialize_annotations(with_split)) - set(annotations) == {TAR_SPLIT}
+    assert set(serialize_annotations(with_split)) == ANNOTATIONS - set(OLD)
+    assert parse_annotations(serialize_annotations(with_split), 2000) == with_split
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,17 @@ def test_annotations_round_trip() -> None:
             {"containerd.io/snapshot/lazyimg.toc-digest": "md5:00"},
             "digest: unknown algorithm 'md5'",
         ),
+        (
+            {TAR_SPLIT: "1208:100"},
+            "zstd:chunked annotations: impossible tar-split position '1208:100'",
+        ),
+        ({TAR_SPLIT: "7:1:1"}, "zstd:chunked tar-split data: impossible position 7:1:1"),
+        ({TAR_SPLIT: "1208:0:1"}, "zstd:chunked tar-split data: impossible position 1208:0:1"),
+        ({TAR_SPLIT: "1208:1:0"}, "zstd:chunked tar-split data: impossible position 1208:1:0"),
+        (
+            {TAR_SPLIT: f"{1 << 40}:1:1"},
+            f"zstd:chunked annotations: the tar-split data lies behind the blob's {1 << 40} bytes",
+        ),
     ],
 )
 def test_annotations_that_are_wrong(change: dict[str, str], problem: str) -> None:
@@ -120,9 +139,9 @@ def test_annotations_of_which_one_is_missing(name: str) -> None:
 
 
 def test_annotations_that_point_behind_the_blob() -> None:
-    assert parse_annotations(PODMAN, 1200) is not None
+    assert parse_annotations(CONTAINERD, 1200) is not None
     with pytest.raises(FormatError, match="the TOC lies behind the blob's 1199 bytes"):
-        parse_annotations(PODMAN, 1199)
+        parse_annotations(CONTAINERD, 1199)
 
 
 def test_decode() -> None:
@@ -156,9 +175,10 @@ def footer(*numbers: int, magic: bytes = b"GNUlInUx") -> bytes:
 
 
 def test_footer() -> None:
-    assert parse_footer(footer(1000, 200, 3000, 1, 1208, 100, 200)) == TocLocation(
-        1000, 200, 3000, None
-    )
+    expected = TocLocation(1000, 200, 3000, None, SPLIT)
+    assert parse_footer(footer(1000, 200, 3000, 1, 1208, 100, 200)) == expected
+    expected = TocLocation(1000, 200, 3000, None)
+    assert parse_footer(footer(1000, 200, 3000, 1, 0, 0, 0)) == expected
 
 
 def test_footer_of_the_older_dialect() -> None:
@@ -171,6 +191,8 @@ def test_footer_as_it_is_written() -> None:
     data = serialize_footer(LOCATION)
     assert data == footer(1000, len(DATA), len(TOC), 1, 0, 0, 0)
     assert len(data) == FOOTER_FRAME_SIZE == 72
+    data = serialize_footer(replace(LOCATION, tar_split=SPLIT))
+    assert data == footer(1000, len(DATA), len(TOC), 1, 1208, 100, 200)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +205,10 @@ def test_footer_as_it_is_written() -> None:
         ),
         (footer(1000, 200, 3000, 1, 0, 0, 0, magic=b"GnUlInUx"), None),
         (footer(0, 200, 3000, 1, 0, 0, 0), "zstd:chunked TOC: impossible position 0"),
+        (
+            footer(1000, 200, 3000, 1, 0, 1, 0),
+            "zstd:chunked tar-split data: impossible position 0:1:0",
+        ),
         (b"\x51" + footer(1000, 200, 3000, 1, 0, 0, 0)[1:], None),
         (bytes(72), None),
         (bytes(71), "zstd:chunked footer: expected 72 bytes, got 71"),

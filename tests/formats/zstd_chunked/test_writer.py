@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -15,7 +16,8 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.tar.scanner import Member
-from lazyimg_formats.zstd_chunked.location import TocLocation, parse_footer
+from lazyimg_formats.tar_split import TarSplit
+from lazyimg_formats.zstd_chunked.location import TarSplitLocation, TocLocation, parse_footer
 from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
 from lazyimg_formats.zstd_frames import iterate_frames
@@ -76,14 +78,16 @@ def test_file_of_several_chunks() -> None:
 def test_file_of_zeros() -> None:
     toc = write((member(Entry(b"f", Kind.REGULAR, size=5000)), [Chunk(5000, 100, None)], 120, None))
     (entry,) = json.loads(toc)["entries"]
-    assert (entry["chunkType"], entry["chunkSize"], entry.get("digest")) == ("zeros", 5000, None)
+    zeros = f"sha256:{hashlib.sha256(bytes(5000)).hexdigest()}"
+    assert (entry["chunkType"], entry["chunkSize"]) == ("zeros", 5000)
+    assert entry["digest"] == entry["chunkDigest"] == zeros
     assert parse_toc(toc).table.span_count == 0
 
 
 def test_long_runs_of_zeros_have_no_digest() -> None:
     size = (4 << 20) + 1
     toc = write((member(Entry(b"f", Kind.REGULAR, size=size)), [Chunk(size, 8, None)], 9, None))
-    assert "chunkDigest" not in json.loads(toc)["entries"][0]
+    assert not {"digest", "chunkDigest"} & set(json.loads(toc)["entries"][0])
     assert parse_toc(toc).entries[0].size == size
 
 
@@ -166,6 +170,47 @@ def test_tail() -> None:
     assert location.decode(data) == toc
     assert parse_footer(tail[-72:]) == TocLocation(1008, len(data), len(toc), None)
     assert serialize_tail(toc, 1000, 3) == (tail, location)
+
+
+def test_tail_with_tar_split_data() -> None:
+    writer = TocWriter()
+    writer.add(member(Entry(b"f", Kind.FIFO)))
+    split = TarSplit(b"the data", 100)
+    toc = writer.finish(split)
+    digest = f"sha256:{hashlib.sha256(b'the data').hexdigest()}"
+    assert json.loads(toc)["tarSplitDigest"] == digest
+    assert [entry.path for entry in parse_toc(toc).entries] == [b"f"]
+    tail, location = serialize_tail(toc, 1000, 3, split)
+    table, data, footer = iterate_frames(tail)
+    assert table.skippable
+    assert footer.skippable
+    assert location.decode(tail[8 : table.length]) == toc
+    assert location.tar_split == TarSplitLocation(1000 + data.offset + 8, 8, 100)
+    assert tail[data.offset : footer.offset] == b"\x50\x2a\x4d\x18\x08\0\0\0the data"
+    assert replace(parse_footer(tail[-72:]), digest=location.digest) == location
+
+
+@pytest.mark.parametrize(
+    ("entry", "times", "plain"),
+    [
+        (Entry(b"f", Kind.FIFO), {}, True),
+        (Entry(b"f", Kind.FIFO), {"accessed": (0, 0), "changed": (1, 5)}, True),
+        (Entry(b"f", Kind.FIFO), {"accessed": (1 << 40, 0)}, False),
+        (Entry(b"f", Kind.FIFO), {"changed": (1 << 40, 0)}, False),
+        (Entry(b"f", Kind.FIFO, mtime=1 << 40), {}, False),
+        (Entry(b"f", Kind.FIFO, mtime=-(1 << 30), mtime_ns=1), {}, True),
+        (Entry(b"\xff", Kind.FIFO), {}, False),
+        (Entry(b"f", Kind.SYMLINK, target=b"\xff"), {}, False),
+        (Entry(b"f", Kind.FIFO, xattrs=((b"user.\xff", b""),)), {}, False),
+    ],
+)
+def test_what_every_reader_understands(
+    entry: Entry, times: dict[str, tuple[int, int]], *, plain: bool
+) -> None:
+    writer = TocWriter()
+    writer.add(member(entry, **times))
+    writer.add(member(Entry(b"other", Kind.FIFO)))
+    assert writer.plain == plain
 
 
 def test_tail_of_a_toc_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.tar.scanner import Member
 from lazyimg_formats.tar.writer import END, padding, serialize_header
+from lazyimg_formats.tar_split import TarSplit
+from tests.fakes.tar_split import assemble, decode_lines
 from tests.formats.tar.test_scanner import leading, old_sparse
 
 KIB = 1024
@@ -91,6 +93,7 @@ def test_cuts() -> None:
     kinds = [type(found) for found in cuts]
     assert kinds == [
         Gap, Member, Piece, FileEnd, Member, Gap, Member, Piece, Piece, Piece, FileEnd, Gap,
+        TarSplit,
     ]  # fmt: skip
     content = data[2048 : 2048 + 300 * KIB]
     assert [found for found in cuts if isinstance(found, FileEnd)] == [
@@ -98,6 +101,17 @@ def test_cuts() -> None:
         FileEnd(hashlib.sha256(content).digest()),
     ]
     assert join(cuts) == data
+
+
+def test_the_tar_split_data_gives_the_tar_again() -> None:
+    data = pack(5, 0, 300 * KIB) + bytes(5120)
+    contents = {
+        b"f0": data[512:517],
+        b"f2": data[2048 : 2048 + 300 * KIB],
+    }
+    for step in (1 << 20, 70_001):
+        (split,) = [found for found in cut(data, step) if isinstance(found, TarSplit)]
+        assert assemble(decode_lines(*split), contents) == data
 
 
 def test_headers_share_frames_of_at_most_128_kib() -> None:
@@ -112,7 +126,7 @@ def test_headers_share_frames_of_at_most_128_kib() -> None:
 def test_sparse_file() -> None:
     data = old_sparse([(4096, 10), (1 << 20, 5)], 2 << 20, b"x" * 15) + END
     cuts = cut(data)
-    assert [type(found) for found in cuts] == [
+    assert [type(found) for found in cuts] == [  # and no tar-split data
         Gap, Member, Hole, Piece, Hole, Piece, Hole, FileEnd, Gap,
     ]  # fmt: skip
     assert cuts[2] == Hole(4096)

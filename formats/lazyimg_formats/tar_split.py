@@ -1,0 +1,161 @@
+"""tar-split: what a tar has besides its files' bytes, so that it can be put together again.
+
+One JSON object a line, in the tar's order:
+
+    {"type":2,"payload":BASE64,"position":N}                  raw bytes: padding, headers, the end
+    {"type":1,"name":NAME,"size":N,"payload":BASE64,"position":N}    a member; CRC-64 of its bytes
+
+The raw bytes before a member are one line: what pads the member before it, then its own headers,
+extended ones included. Every member has its line; one without bytes has no size and no checksum.
+
+Not every tar can be written so: tar-split has no sparse files, no global headers, no two members
+of one name, and takes a link with a size for one with bytes. `TarSplitWriter.problem` says so.
+
+Source: github.com/vbatts/tar-split, tar/storage and tar/asm; Go's hash/crc64, ISO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from fastcrc.crc64 import go_iso
+from zstandard import ZstdCompressor
+
+from lazyimg_formats.layer import Kind
+from lazyimg_formats.tar.header import BLOCK
+
+if TYPE_CHECKING:
+    from lazyimg_formats.tar.scanner import Member
+
+MAX_SEGMENT: Final = 4 << 20
+"""Bytes between two members' payloads; more has no honest tar, and readers hold it in memory."""
+
+_FILE: Final = 1
+_SEGMENT: Final = 2
+_LEVEL: Final = 3
+
+
+class TarSplit(NamedTuple):
+    """The lines, compressed with zstd, and how many bytes they are when decoded."""
+
+    data: bytes
+    decoded_length: int
+
+
+class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    type: int
+    name: str = ""
+    name_raw: bytes = b""
+    size: int = 0
+    payload: bytes | None
+    position: int
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def checksum(data: bytes | memoryview, before: int = 0) -> int:
+    """Give the CRC-64 of a file's bytes.
+
+    Args:
+        data: its next bytes.
+        before: what the bytes before them have.
+    """
+    return go_iso(data, before)
+
+
+class TarSplitWriter:
+    """Takes a tar in its order, and all of it. The same tar gives the same bytes.
+
+    Attributes:
+        problem: why this tar cannot be written; "" as long as it can.
+    """
+
+    def __init__(self) -> None:
+        self.problem = ""
+        self._raw = bytearray()
+        self._padding = 0  # of the last member's bytes, at the start of `_raw`
+        self._names: set[bytes] = set()
+        self._position = 0
+        self._length = 0
+        self._compressor = ZstdCompressor(level=_LEVEL).compressobj()
+        self._parts: list[bytes] = []
+
+    def add_raw(self, data: bytes | memoryview) -> None:
+        """Take bytes that are not a file's."""
+        if self.problem:
+            return
+        self._raw += data
+        if len(self._raw) > MAX_SEGMENT:
+            self._give_up(f"over {MAX_SEGMENT} bytes between two files")
+
+    def add_member(self, member: Member, crc: int = 0) -> None:
+        """Take a member, when its headers and all its bytes have gone by.
+
+        Args:
+            member: as the scanner gave it.
+            crc: `checksum` of its bytes.
+        """
+        entry = member.entry
+        key = b"/".join(part for part in entry.path.split(b"/") if part not in {b"", b"."})
+        if self.problem or (problem := _find_problem(member, repeated=key in self._names)):
+            self._give_up(self.problem or problem)
+            return
+        self._names.add(key)
+        self._write(_Line(type=_SEGMENT, payload=bytes(self._raw), position=self._position))
+        self._raw.clear()
+        self._padding = -entry.size % BLOCK
+        try:
+            name, name_raw = entry.path.decode(), b""
+        except UnicodeDecodeError:
+            name, name_raw = "", entry.path
+        payload = crc.to_bytes(8, "big") if entry.size else None
+        line = _Line(
+            type=_FILE,
+            name=name,
+            name_raw=name_raw,
+            size=entry.size,
+            payload=payload,
+            position=self._position,
+        )
+        self._write(line)
+
+    def finish(self) -> TarSplit | None:
+        """Give the data; None where there is a problem, or nothing to say. Ends the tar."""
+        end = self._raw[self._padding :]
+        if 0 < len(self._raw) < self._padding or end.strip(b"\0"):
+            self._give_up("something follows its end")
+        if self.problem:
+            return None
+        if self._raw:
+            self._write(_Line(type=_SEGMENT, payload=bytes(self._raw), position=self._position))
+        if not self._length:
+            return None
+        self._parts.append(self._compressor.flush())
+        return TarSplit(b"".join(self._parts), self._length)
+
+    def _write(self, line: _Line) -> None:
+        text = _ENCODER.encode(line) + b"\n"
+        self._position += 1
+        self._length += len(text)
+        self._parts.append(self._compressor.compress(text))
+
+    def _give_up(self, problem: str) -> None:
+        self.problem = problem
+        self._raw.clear()
+        self._names.clear()
+        self._parts.clear()
+
+
+def _find_problem(member: Member, *, repeated: bool) -> str:
+    entry = member.entry
+    if repeated:
+        return f"two members are {entry.path[:80]!r}"
+    if member.regions is not None:
+        return f"{entry.path[:80]!r} is sparse"
+    if entry.kind is not Kind.REGULAR and entry.size:
+        return f"{entry.path[:80]!r} has a size, and no bytes"
+    if member.has_globals:
+        return "it has a global extended header"
+    return ""
