@@ -21,7 +21,8 @@ Rules:
   - A flight that fails is forgotten and every fill that joined it fails; the next one tries again.
     When only some of its spans are corrupt, it fails only the fills that need those.
     Of several sources of a device, the one added last is asked first, then the others; one that
-    gave no answer, or none in time, is asked last from then on.
+    gave no answer, or none in time, is asked last from then on. One whose bytes are wrong is told,
+    and asked again as long as it has other hosts to get them from.
   - Cancelling a fill leaves the flights it shares alone. A flight that nobody waits for any more is
     cancelled while it waits for its turn or for the blob; once it decodes, it ends by itself.
   - When a reader's deadline passes, the flights it still waits for are forgotten: others may wait

@@ -14,6 +14,7 @@ from lazyimg.fill.assembly import Assembly, assemble_shared
 from lazyimg.fill.budget import Budget, Priority, Ticket
 from lazyimg.fill.decode import decode_spans
 from lazyimg.fill.device import Device, Flight, Source
+from lazyimg.fill.local import read_local
 from lazyimg.fill.plan import (
     block_ceil,
     block_floor,
@@ -84,7 +85,7 @@ class _Wish:
 class Engine:
     """Makes ranges of devices present.
 
-    All methods but `size` are called in one event loop.
+    All methods but `size` and `local` are called in one event loop.
     """
 
     def __init__(self, *, limits: FillLimits) -> None:
@@ -127,6 +128,20 @@ class Engine:
         """Give a device's bytes, or None if there is no such device. Any thread may ask."""
         device = self._devices.get(name)
         return None if device is None else device.table.size
+
+    def local(
+        self, name: str, offset: int, length: int, ahead: int = 0
+    ) -> bytes | memoryview | None:
+        """Give a range's bytes if they are in memory, checked, else None. Any thread may ask.
+
+        Args:
+            name: the device.
+            offset: first byte, a multiple of `BLOCK_SIZE`.
+            length: bytes, a multiple of it. Less is given where only zeros follow.
+            ahead: bytes that are welcome where they cost nothing.
+        """
+        device = self._devices.get(name)
+        return None if device is None else read_local(device, self._recent, offset, length, ahead)
 
     def fetched(self, name: str) -> int:
         """Give the bytes of blobs that were fetched for a device since it was added."""
@@ -313,7 +328,8 @@ class Engine:
         table, spans = flight.device.table, flight.spans
         failed: dict[int, LazyimgError] = {}
         sources = flight.device.sources_to_ask()
-        for source in sources:
+        while sources:
+            source = sources.pop(0)
             bad: Mapping[int, LazyimgError]
             flight.source = source
             try:
@@ -323,12 +339,14 @@ class Engine:
                 bad = dict.fromkeys(spans, error)
             else:
                 flight.cancellable, flight.source = False, None
-                if source is sources[-1]:  # else it may fetch once more
+                if not sources:  # else it may fetch once more
                     self._budget.fetched(flight.ticket)
                 bad, prepared = await self._work(_decode, source.table, spans, blobs, decoded)
                 if prepared is not None:
                     return prepared
                 flight.cancellable = True
+                if _distrust(source, blobs, bad):
+                    sources.insert(0, source)
             failed = {**bad, **failed}
             if self._closed:
                 break
@@ -413,6 +431,13 @@ def _raise_failure(device: Device, flights: Sequence[Flight], needed: range) -> 
         for span, failure in flight.failed.items():
             if span in needed:
                 raise failure
+
+
+def _distrust(source: Source, blobs: _Blobs, bad: Mapping[int, LazyimgError]) -> bool:
+    """Tell a source which of its answers were wrong; gives whether to ask it again."""
+    wrong = [part for part, _ in blobs if not bad.keys().isdisjoint(part.spans)]
+    again = [source.blob.distrust(part.offset, part.length) for part in wrong]  # all are told
+    return any(again)
 
 
 def _decode(

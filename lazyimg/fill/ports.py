@@ -16,6 +16,21 @@ class BlobReader(Protocol):
         """
         ...
 
+    def peek(self, offset: int, length: int) -> bytes | None:
+        """Give the same bytes as `read` if they are in this machine's memory, else None.
+
+        Duties: wait for nothing, not even a disk; raise nothing. Any thread may call.
+        """
+        ...
+
+    def distrust(self, offset: int, length: int) -> bool:
+        """Take note that what `read` gave for this range is not what it should be.
+
+        Returns:
+            Whether reading again may give other bytes.
+        """
+        ...
+
 
 class Sink(Protocol):
     """A device as a transport sees it: where filled bytes go."""

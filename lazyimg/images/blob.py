@@ -31,3 +31,11 @@ class RemoteBlob:
     async def read(self, offset: int, length: int) -> bytes:
         """Give exactly `length` bytes at `offset`; raises LazyimgError."""
         return await self._repository.read_blob(self._descriptor, offset, length)
+
+    def peek(self, offset: int, length: int) -> bytes | None:  # noqa: ARG002 - nothing is at hand
+        """Give nothing: a repository has to be asked."""
+        return None
+
+    def distrust(self, offset: int, length: int) -> bool:
+        """Note that what `read` gave is wrong; gives whether reading again may give better."""
+        return self._repository.distrust(self._descriptor, offset, length)

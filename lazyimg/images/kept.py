@@ -43,6 +43,10 @@ class KeptConfigs:
         """Ask the source."""
         return await self._source.read_blob(descriptor, offset, length)
 
+    def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:
+        """Tell the source."""
+        return self._source.distrust(descriptor, offset, length)
+
     async def stream_blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         """Give the whole blob: the file that is kept, or the source's, which is kept then.
 

@@ -5,19 +5,26 @@
         descriptor, data = await repository.fetch_manifest(reference.target)
 
 Repositories of one client and one access share tokens and redirects; those of another access
-never do.
+never do. What is known of a host's health is shared by all.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from lazyimg.registry.connection import Connection
 from lazyimg.registry.credentials import find_credential
+from lazyimg.registry.endpoints import Endpoints
+from lazyimg.registry.health import Health
+from lazyimg.registry.hosts import find_endpoints
 from lazyimg.registry.ports import Access
 from lazyimg.registry.repository import Repository
 from lazyimg.registry.retry import RetryPolicy
+from lazyimg.registry.traffic import Traffic
 from lazyimg.registry.transport import Transport, TransportLimits
 from lazyimg.registry.upload import DEFAULT_CHUNK
 
@@ -25,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lazyimg.registry.auth import Credential
+    from lazyimg.registry.hosts import Endpoint
+    from lazyimg.registry.proxies import ProxyRules
     from lazyimg_formats.oci.reference import Reference
 
 
@@ -38,6 +47,8 @@ class RegistryClient:
         policy: RetryPolicy | None = None,
         environ: Mapping[str, str] | None = None,
         chunk_size: int = DEFAULT_CHUNK,
+        proxies: ProxyRules | None = None,
+        mirror_timeout: float | None = None,
     ) -> None:
         """Open nothing yet.
 
@@ -46,11 +57,17 @@ class RegistryClient:
             policy: of tries.
             environ: variables that say where credentials are; the process's own by default.
             chunk_size: bytes of one piece of an upload.
+            proxies: which requests go through a proxy.
+            mirror_timeout: seconds without a byte after which a mirror is given up; None: as the
+                limits say for every host.
         """
-        self._transport = Transport(limits or TransportLimits())
+        self._transport = Transport(limits or TransportLimits(), proxies)
         self._policy = policy or RetryPolicy()
         self._environ = os.environ if environ is None else environ
         self._chunk_size = chunk_size
+        self._mirror_timeout = mirror_timeout
+        self._health = Health(time.monotonic)
+        self._traffic: dict[str, Traffic] = {}
         self._repositories: dict[tuple[str, Access], Repository] = {}
 
     async def __aenter__(self) -> Self:
@@ -67,10 +84,33 @@ class RegistryClient:
         """Give the repository of a reference; its tag and digest do not matter. Asks nobody."""
         key = (reference.name, access)
         if key not in self._repositories:
-
-            async def find() -> Credential | None:
-                return await find_credential(reference.name, access, self._environ)
-
-            connection = Connection(reference, access, self._transport, find, self._policy)
-            self._repositories[key] = Repository(connection, self._chunk_size)
+            endpoints = Endpoints(
+                reference.name,
+                partial(find_endpoints, reference, access, self._mirror_timeout),
+                partial(self._connect, reference, access),
+                self._health,
+                self._policy,
+            )
+            self._repositories[key] = Repository(reference, endpoints, self._chunk_size)
         return self._repositories[key]
+
+    def traffic(self) -> dict[str, Traffic]:
+        """Give what was counted since the start, for each host."""
+        return self._traffic
+
+    def cools(self, host: str) -> float:
+        """Give the seconds for which a host is not asked because it failed; 0: it is."""
+        return self._health.cools(host)
+
+    def _connect(self, reference: Reference, access: Access, endpoint: Endpoint) -> Connection:
+        if endpoint.is_own:
+            name, shown = reference.name, access
+        else:  # what was given for the registry is not shown to others
+            name = f"{endpoint.host}/{reference.repository}"
+            shown = replace(access, username="", password="")
+
+        async def find() -> Credential | None:
+            return await find_credential(name, shown, self._environ)
+
+        traffic = self._traffic.setdefault(endpoint.host, Traffic())
+        return Connection(reference, endpoint, self._transport, find, self._policy, traffic=traffic)

@@ -1,7 +1,7 @@
-"""Requests to one repository: where it is, authorized, refusals as errors, tried again.
+"""Requests to one repository at one host: authorized, refusals as errors, tried again.
 
-The origin is ``https://host``; for a host on the loopback interface that does not speak TLS it is
-``http://host``; with `Access.plain_http` it is always that.
+Where an endpoint does not say, the origin is ``https://host``; for a host on the loopback
+interface that does not speak TLS it is ``http://host``; with `Route.plain_http` it is always that.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lazyimg.errors import (
     RegistryError,
 )
 from lazyimg.registry.auth import MAX_TOKEN_REPLY, Authenticator, parse_challenges
+from lazyimg.registry.proxies import is_loopback
 from lazyimg.registry.redact import printable, redact_url
 from lazyimg.registry.retry import (
     RETRYABLE_STATUSES,
@@ -31,10 +32,10 @@ from lazyimg.registry.retry import (
     plan_retry,
     retry,
 )
+from lazyimg.registry.traffic import Traffic
 from lazyimg.registry.transport import (
     NotTlsError,
     Transport,
-    is_loopback,
     read_body,
     same_origin,
 )
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from lazyimg.registry.auth import Credential
-    from lazyimg.registry.ports import Access
+    from lazyimg.registry.hosts import Endpoint
+    from lazyimg.registry.transport import Route
     from lazyimg_formats.oci.reference import Reference
 
 T = TypeVar("T")
@@ -59,24 +61,39 @@ _FORM: Final = "application/x-www-form-urlencoded"
 
 
 class Connection:
-    """One repository with one access: its origin, its tokens."""
+    """One repository at one host with one access: its origin, its tokens.
+
+    Args:
+        reference: names registry and repository.
+        endpoint: the host to ask.
+        transport: sends requests.
+        find_credential: gives what to show this host.
+        policy: of tries.
+        traffic: counts what goes over it.
+    """
 
     def __init__(
         self,
         reference: Reference,
-        access: Access,
+        endpoint: Endpoint,
         transport: Transport,
         find_credential: Callable[[], Awaitable[Credential | None]],
         policy: RetryPolicy,
+        *,
+        traffic: Traffic | None = None,
     ) -> None:
         self.reference = reference
-        self.access = access
+        self.endpoint = endpoint
         self.transport = transport
+        self.traffic = traffic or Traffic()
         self._policy = policy
-        self._origin: URL | None = None
-        self._finding_origin = asyncio.Lock()
+        self._root = endpoint.root
+        self._finding_root = asyncio.Lock()
         self._authenticator = Authenticator(
-            reference.name, find_credential, _Tokens(transport, access, reference), time.monotonic
+            reference.name,
+            find_credential,
+            _Tokens(transport, endpoint.route, endpoint.host),
+            time.monotonic,
         )
 
     async def url(self, path: str) -> URL:
@@ -85,25 +102,27 @@ class Connection:
         Raises:
             RegistryError: a loopback registry cannot be asked whether it speaks TLS.
         """
-        return (await self.origin()) / "v2" / self.reference.repository / path
+        url = (await self.root()) / self.reference.repository / path
+        namespace = self.endpoint.namespace
+        return url.with_query({"ns": namespace}) if namespace else url
 
-    async def origin(self) -> URL:
-        """Give scheme, host and port of the registry; raises as `url`."""
-        async with self._finding_origin:
-            if self._origin is None:
-                self._origin = await self._find_origin()
-            return self._origin
+    async def root(self) -> URL:
+        """Give the URL of the registry's API; raises as `url`."""
+        async with self._finding_root:
+            if self._root is None:
+                self._root = await self._find_origin() / "v2"
+            return self._root
 
     async def _find_origin(self) -> URL:
         host = self.reference.host
         plain, secure = URL(f"http://{host}"), URL(f"https://{host}")
-        if self.access.plain_http:
+        if self.endpoint.route.plain_http:
             return plain
         if not is_loopback(secure.host or ""):
             return secure
         try:
             async with self.transport.send(
-                "GET", secure / "v2/", self.access, headers={}, follow=False
+                "GET", secure / "v2/", self.endpoint.route, headers={}, follow=False
             ):
                 return secure
         except NotTlsError:
@@ -132,14 +151,34 @@ class Connection:
             CorruptError: the registry says that a digest does not fit.
             RegistryError: any other status, or no answer.
         """
+        with self.traffic.request():
+            async with self._open(
+                method, url, what=what, expect=expect, scopes=scopes,
+                headers=headers, data=data, follow=follow,
+            ) as response:  # fmt: skip
+                yield response
+
+    @asynccontextmanager
+    async def _open(
+        self,
+        method: str,
+        url: URL,
+        *,
+        what: str,
+        expect: Container[int],
+        scopes: tuple[str, ...],
+        headers: Mapping[str, str] | None,
+        data: bytes | None,
+        follow: bool,
+    ) -> AsyncIterator[ClientResponse]:
         sent = dict(headers or {})
-        ours = same_origin(url, await self.origin())
+        ours = same_origin(url, await self.root())
         authorization = await self._authenticator.header(scopes) if ours else ""
         for renewed in (False, True):
             if authorization:
                 sent["Authorization"] = authorization
             async with self.transport.send(
-                method, url, self.access, headers=sent, data=data, follow=follow
+                method, url, self.endpoint.route, headers=sent, data=data, follow=follow
             ) as response:
                 if response.status in expect:
                     yield response
@@ -148,7 +187,7 @@ class Connection:
                 challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
                 refused = response.status == 401 or (response.status == 403 and authorization)
                 if renewed or not local or not refused:
-                    raise await refusal(response, what, self.reference.registry, local=local)
+                    raise await refusal(response, what, self.endpoint.host, local=local)
             authorization = await self._authenticator.renew(scopes, challenges, authorization)
 
     async def retry(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -166,10 +205,10 @@ class Connection:
 class _Tokens:
     """The authorization service, over HTTP."""
 
-    def __init__(self, transport: Transport, access: Access, reference: Reference) -> None:
+    def __init__(self, transport: Transport, route: Route, registry: str) -> None:
         self._transport = transport
-        self._access = access
-        self._registry = reference.registry
+        self._route = route
+        self._registry = registry
 
     async def fetch_token(
         self, realm: str, query: Sequence[tuple[str, str]], authorization: str
@@ -194,7 +233,7 @@ class _Tokens:
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None
     ) -> bytes:
         async with self._transport.send(
-            method, url, self._access, headers=headers, data=data, follow=method == "GET"
+            method, url, self._route, headers=headers, data=data, follow=method == "GET"
         ) as response:
             if response.status == 200:
                 return await read_body(response, MAX_TOKEN_REPLY)

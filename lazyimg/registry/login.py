@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import AccessDeniedError, BadReferenceError, NotFoundError, RegistryError
 from lazyimg.registry.auth import Credential
 from lazyimg.registry.connection import Connection
+from lazyimg.registry.hosts import find_endpoints, own_endpoint
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.transport import Transport, TransportLimits
 from lazyimg_formats.errors import FormatError
@@ -43,10 +45,13 @@ async def check_credential(registry: str, access: Access) -> None:
     async def find() -> Credential:
         return Credential(access.username, access.password)
 
-    connection = Connection(reference, access, transport, find, RetryPolicy())
+    endpoint = (await asyncio.to_thread(find_endpoints, reference, access))[-1]
+    if not endpoint.is_own:  # a mirror stands in for the registry: these are not for it
+        endpoint = own_endpoint(reference, access)
+    connection = Connection(reference, endpoint, transport, find, RetryPolicy())
     try:
-        origin = await connection.origin()
-        async with connection.open("GET", origin / "v2/", what=registry, expect={200}, scopes=()):
+        root = await connection.root()
+        async with connection.open("GET", root / "", what=registry, expect={200}, scopes=()):
             pass
     except AccessDeniedError as error:
         raise AccessDeniedError(

@@ -24,6 +24,7 @@ class Access:
         plain_http: allow HTTP without TLS to a registry that is not on the loopback interface.
         insecure: do not verify certificates.
         ca_file: further root certificates (PEM).
+        hosts_dir: directory of hosts.toml files, as containerd has them; None: there are none.
     """
 
     authfile: Path | None = None
@@ -32,6 +33,7 @@ class Access:
     plain_http: bool = False
     insecure: bool = False
     ca_file: Path | None = None
+    hosts_dir: Path | None = None
 
     def __repr__(self) -> str:
         """Leave the password out: this may reach a log."""
@@ -60,6 +62,14 @@ class ImageSource(Protocol):
 
         Duties: authenticate, and retry what may be retried. The caller sets the deadline by
         cancelling.
+        """
+        ...
+
+    def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:
+        """Take note that what `read_blob` gave for this range is not what it should be.
+
+        Returns:
+            Whether asking again may give other bytes: they came from one of several hosts.
         """
         ...
 

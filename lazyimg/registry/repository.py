@@ -8,11 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import AccessDeniedError, CorruptError, NotFoundError, RegistryError
+from lazyimg.errors import (
+    AccessDeniedError,
+    CorruptError,
+    LazyimgError,
+    NotFoundError,
+    RegistryError,
+)
 from lazyimg.registry.auth import pull_scope, push_scope
+from lazyimg.registry.endpoints import worst
 from lazyimg.registry.ranges import ByteRange, plan_range, take_range
 from lazyimg.registry.redirects import RedirectCache
 from lazyimg.registry.transport import read_body, same_origin
@@ -36,10 +45,19 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from lazyimg.registry.connection import Connection
+    from lazyimg.registry.endpoints import Endpoints
     from lazyimg.registry.ports import ImageSource
+    from lazyimg_formats.oci.digest import Hasher
+    from lazyimg_formats.oci.reference import Reference
 
 PIECE: Final = 1 << 20
 """Bytes that a streamed blob is handed out in."""
+
+SMALL: Final = 1 << 16
+"""Bytes of a blob up to which it is handed out in one piece, when it has been verified."""
+
+MAX_ANSWERS_KNOWN: Final = 1024
+"""Ranges whose mirror is remembered, in case that they turn out to be wrong."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,30 +67,42 @@ _REDIRECTED: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class Repository:
-    """An ImageSource and ImageTarget over HTTP."""
+    """An ImageSource and ImageTarget over HTTP.
 
-    def __init__(self, connection: Connection, chunk_size: int = DEFAULT_CHUNK) -> None:
-        self._connection = connection
-        self._repository = connection.reference.repository
-        self._pull = (pull_scope(self._repository),)
-        self._push = (push_scope(self._repository),)
+    Args:
+        reference: names it.
+        endpoints: the hosts that serve it.
+        chunk_size: bytes of one piece of an upload.
+    """
+
+    def __init__(
+        self, reference: Reference, endpoints: Endpoints, chunk_size: int = DEFAULT_CHUNK
+    ) -> None:
+        self.reference = reference
+        self._endpoints = endpoints
+        self._pull = (pull_scope(reference.repository),)
+        self._push = (push_scope(reference.repository),)
         self._redirects = RedirectCache()
+        self._answered: OrderedDict[tuple[Digest, int, int], Connection] = OrderedDict()
         self._chunk_size = chunk_size
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return self._connection.reference.name
+        return self.reference.name
 
     async def fetch_manifest(self, reference: Digest | str) -> tuple[Descriptor, bytes]:
-        """Give a manifest or index; see ImageSource."""
-        separator = "@" if isinstance(reference, Digest) else ":"
-        what = f"{self.name}{separator}{reference}"
+        """Give a manifest or index; see ImageSource.
 
-        async def fetch() -> tuple[str, str, bytes]:
-            async with self._connection.open(
+        A tag is asked of hosts that may resolve it; a digest, and what is under it, of any.
+        """
+        by_digest = isinstance(reference, Digest)
+        what = f"{self.name}{'@' if by_digest else ':'}{reference}"
+
+        async def fetch(connection: Connection) -> tuple[Descriptor, bytes]:
+            async with connection.open(
                 "GET",
-                await self._connection.url(f"manifests/{reference}"),
+                await connection.url(f"manifests/{reference}"),
                 what=what,
                 expect={200},
                 scopes=self._pull,
@@ -80,15 +110,16 @@ class Repository:
                 follow=True,
             ) as response:
                 data = await read_body(response, MAX_DOCUMENT)
-                return response.content_type, response.headers.get(_DIGEST, ""), data
+                content_type = response.content_type
+                said = response.headers.get(_DIGEST, "")
+            if isinstance(reference, Digest):
+                digest = reference
+            else:
+                digest = parse_digest(what, said) if said else Digest.of(data)
+            check_digest(what, data, digest)
+            return describe_document(what, data, content_type, digest), data
 
-        content_type, said, data = await self._connection.retry(fetch)
-        if isinstance(reference, Digest):
-            digest = reference
-        else:
-            digest = parse_digest(what, said) if said else Digest.of(data)
-        check_digest(what, data, digest)
-        return describe_document(what, data, content_type, digest), data
+        return await self._endpoints.ask("pull" if by_digest else "resolve", what, fetch)
 
     async def read_blob(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
         """Give a part of a blob; see ImageSource."""
@@ -97,45 +128,111 @@ class Repository:
             raise ValueError(f"{offset}+{length} is not inside a blob of {descriptor.size} bytes")
         if not length:
             return b""
+        wanted = ByteRange(offset, end, descriptor.size)
 
-        async def read() -> bytes:
-            async with self._open_range(
-                descriptor.digest, ByteRange(offset, end, descriptor.size)
-            ) as pieces:
-                return b"".join([piece async for piece in pieces])
+        async def read(connection: Connection) -> bytes:
+            async with self._open_range(connection, descriptor.digest, wanted) as pieces:
+                data = b"".join([piece async for piece in pieces])
+            connection.traffic.received += length
+            self._note_answered(connection, descriptor.digest, offset, length)
+            return data
 
-        return await self._connection.retry(read)
+        return await self._endpoints.ask("pull", self._subject(descriptor), read)
+
+    def _subject(self, descriptor: Descriptor) -> str:
+        return f"{self.name}@{descriptor.digest}"
+
+    def _note_answered(
+        self, connection: Connection, digest: Digest, offset: int, length: int
+    ) -> None:
+        if connection.endpoint.final:
+            return
+        self._answered[digest, offset, length] = connection
+        if len(self._answered) > MAX_ANSWERS_KNOWN:
+            self._answered.popitem(last=False)
+
+    def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:
+        """Ask another host for this blob from now on, if a mirror gave the range; see the port."""
+        connection = self._answered.pop((descriptor.digest, offset, length), None)
+        if connection is None:
+            return False
+        self._wrong(connection, self._subject(descriptor), f"wrong bytes at {offset}")
+        return True
 
     async def stream_blob(self, descriptor: Descriptor) -> AsyncGenerator[bytes]:
-        """Give a whole blob; see ImageSource. Close the generator when it is not used up."""
-        what, size = f"{self.name}@{descriptor.digest}", descriptor.size
+        """Give a whole blob; see ImageSource. Close the generator when it is not used up.
+
+        A small one is handed out when it has been verified, so that another host can be asked for
+        it before.
+        """
+        if descriptor.size <= SMALL:
+            whole = await self._endpoints.ask(
+                "pull",
+                self._subject(descriptor),
+                lambda connection: self._read_whole(connection, descriptor),
+            )
+            if whole:
+                yield whole
+            return
+        what = self._subject(descriptor)
         hasher = descriptor.digest.hasher()
-        attempt = 1
-        while hasher.size < size or not size:
-            try:
-                rest = ByteRange(hasher.size, size, size)
-                async with (
-                    self._open_range(descriptor.digest, rest) as pieces,
-                    aclosing(_gather(pieces)) as gathered,
-                ):
-                    async for piece in gathered:
-                        await asyncio.to_thread(hasher.update, piece)
-                        attempt = 1
-                        yield piece
-                break
-            except RegistryError as error:
-                await self._connection.wait(attempt, error)
+        connection, attempt = None, 1
+        while hasher.size < descriptor.size:
+            failure: LazyimgError | None = None
+            for connection in await self._endpoints.candidates("pull", what):
+                try:
+                    async with aclosing(self._stream(connection, descriptor, hasher)) as pieces:
+                        async for piece in pieces:
+                            attempt, failure = 1, None
+                            yield piece
+                    break
+                except LazyimgError as error:
+                    failure = worst(failure, connection, error)
+                    if not self._endpoints.note_failure(connection, what, error):
+                        raise
+            else:
+                await self._endpoints.wait(attempt, failure)
                 attempt += 1
         if not hasher.matches():
-            raise CorruptError(what, f"its bytes have digest {hasher.digest()}")
+            raise self._wrong(connection, what, f"its bytes have digest {hasher.digest()}")
+
+    def _wrong(self, connection: Connection | None, what: str, problem: str) -> CorruptError:
+        error = CorruptError(what, problem)
+        if connection is not None:
+            self._endpoints.note_failure(connection, what, error)
+        return error
+
+    async def _stream(
+        self, connection: Connection, descriptor: Descriptor, hasher: Hasher
+    ) -> AsyncGenerator[bytes]:
+        """Give what `hasher` has not seen of a blob."""
+        rest = ByteRange(hasher.size, descriptor.size, descriptor.size)
+        async with (
+            self._open_range(connection, descriptor.digest, rest) as pieces,
+            aclosing(_gather(pieces)) as gathered,
+        ):
+            async for piece in gathered:
+                connection.traffic.received += len(piece)
+                await asyncio.to_thread(hasher.update, piece)
+                yield piece
+
+    async def _read_whole(self, connection: Connection, descriptor: Descriptor) -> bytes:
+        wanted = ByteRange(0, descriptor.size, descriptor.size)
+        async with self._open_range(connection, descriptor.digest, wanted) as pieces:
+            data = b"".join([piece async for piece in pieces])
+        connection.traffic.received += len(data)
+        digest = Digest.of(data, descriptor.digest.algorithm)
+        if digest != descriptor.digest:
+            raise CorruptError(self._subject(descriptor), f"its bytes have digest {digest}")
+        return data
 
     @asynccontextmanager
     async def _open_range(
-        self, digest: Digest, wanted: ByteRange
+        self, connection: Connection, digest: Digest, wanted: ByteRange
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         what, start, end = f"{self.name}@{digest}", wanted.start, wanted.end
         headers = {} if wanted.is_whole else {"Range": f"bytes={start}-{end - 1}"}
-        async with self._open_blob(digest, what, headers) as response:
+        async with self._open_blob(connection, digest, what, headers) as response:
             skip = plan_range(what, response.status, response.headers, wanted)
             last = response.status == 206 or end == wanted.size
             body = response.content.iter_any()
@@ -144,18 +241,20 @@ class Repository:
 
     @asynccontextmanager
     async def _open_blob(
-        self, digest: Digest, what: str, headers: Mapping[str, str]
+        self, connection: Connection, digest: Digest, what: str, headers: Mapping[str, str]
     ) -> AsyncIterator[ClientResponse]:
-        connection, key = self._connection, str(digest)
+        endpoint, key = connection.endpoint, f"{connection.endpoint.host} {digest}"
         url = self._redirects.find(key, time.time())
         if url is not None:
+            route = replace(endpoint.route, client=(), headers=())
             try:
-                async with connection.transport.send(
-                    "GET", url, connection.access, headers=headers
-                ) as response:
-                    if response.status in _FOUND:
-                        yield response
-                        return
+                with connection.traffic.request():
+                    async with connection.transport.send(
+                        "GET", url, route, headers=headers
+                    ) as response:
+                        if response.status in _FOUND:
+                            yield response
+                            return
             except RegistryError:
                 self._redirects.drop(key)
                 raise
@@ -176,40 +275,41 @@ class Repository:
 
     async def has_blob(self, digest: Digest) -> bool:
         """Tell whether a blob is there; see ImageTarget."""
+        connection = await self._endpoints.target()
 
         async def ask() -> bool:
-            async with self._connection.open(
+            async with connection.open(
                 "HEAD",
-                await self._connection.url(f"blobs/{digest}"),
+                await connection.url(f"blobs/{digest}"),
                 what=f"{self.name}@{digest}",
                 expect={200, 404, *_REDIRECTED},  # a signed URL is never asked by HEAD
                 scopes=self._pull,
             ) as response:
                 return response.status != 404
 
-        return await self._connection.retry(ask)
+        return await connection.retry(ask)
 
     async def mount_blob_from(self, source: ImageSource, descriptor: Descriptor) -> bool:
         """Take a blob over from another repository of this registry; see ImageTarget."""
         if not isinstance(source, Repository):
             return False
-        theirs, ours = source._connection, self._connection  # noqa: SLF001 - of this class
-        if theirs.reference.registry != ours.reference.registry:
+        theirs, ours = source.reference, self.reference
+        if theirs.registry != ours.registry:
             return False
-        if theirs.reference.repository == ours.reference.repository:
+        if theirs.repository == ours.repository:
             return await self.has_blob(descriptor.digest)
-        scopes = (*self._push, pull_scope(theirs.reference.repository))
+        scopes = (*self._push, pull_scope(theirs.repository))
+        uploader = Uploader(await self._endpoints.target(), scopes)
         try:
-            return await Uploader(ours, scopes).mount(
-                descriptor.digest, theirs.reference.repository
-            )
+            return await uploader.mount(descriptor.digest, theirs.repository)
         except (AccessDeniedError, NotFoundError) as error:  # the other one may be out of reach
             logger.debug("%s takes nothing over: %s", self.name, error)
             return False
 
     async def push_blob(self, chunks: AsyncIterable[bytes], digest: Callable[[], Digest]) -> int:
         """Take in a blob; see ImageTarget."""
-        return await Uploader(self._connection, self._push, self._chunk_size).push(chunks, digest)
+        connection = await self._endpoints.target()
+        return await Uploader(connection, self._push, self._chunk_size).push(chunks, digest)
 
     async def push_manifest(
         self, data: bytes, media_type: str, tag: str | None = None
@@ -217,11 +317,12 @@ class Repository:
         """Take in a manifest or index; see ImageTarget."""
         digest = Digest.of(data)
         what = f"{self.name}:{tag}" if tag else f"{self.name}@{digest}"
+        connection = await self._endpoints.target()
 
         async def put() -> str:
-            async with self._connection.open(
+            async with connection.open(
                 "PUT",
-                await self._connection.url(f"manifests/{tag or digest}"),
+                await connection.url(f"manifests/{tag or digest}"),
                 what=what,
                 expect={200, 201, 202},
                 scopes=self._push,
@@ -230,7 +331,7 @@ class Repository:
             ) as response:
                 return response.headers.get(_DIGEST, "")
 
-        said = await self._connection.retry(put)
+        said = await connection.retry(put)
         if said:
             check_digest(what, data, parse_digest(what, said))
         return Descriptor(media_type=media_type, digest=digest, size=len(data))

@@ -11,25 +11,23 @@ A connection belongs to its request until the answer's body has been read or lef
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import socket
 import ssl
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from yarl import URL
 
 from lazyimg.errors import ConfigurationError, RegistryError
+from lazyimg.registry.proxies import ProxyRules, is_loopback, parse_proxy
 from lazyimg.registry.redact import redact_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
-
-    from lazyimg.registry.ports import Access
 
 USER_AGENT: Final = "lazyimg"
 
@@ -59,23 +57,48 @@ class NotTlsError(RegistryError):
     """The other side does not speak TLS."""
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a host, without port, is this machine's loopback interface."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How one host, and where it redirects to, is reached.
+
+    Attributes:
+        plain_http: allow HTTP without TLS beyond the loopback interface.
+        insecure: do not verify certificates.
+        ca_files: further root certificates (PEM).
+        client: certificates and keys to show; a key of None is in the certificate's file.
+        headers: sent with each request to the host itself.
+        connect_timeout: seconds until TCP and TLS are up; None: as the transport's limits say.
+        read_timeout: seconds without a byte from the other side; None: likewise.
+        proxy: URL of a proxy; "": as the transport's rules say.
+    """
+
+    plain_http: bool = False
+    insecure: bool = False
+    ca_files: tuple[Path, ...] = ()
+    client: tuple[tuple[Path, Path | None], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    connect_timeout: float | None = None
+    read_timeout: float | None = None
+    proxy: str = ""
+
+    def __repr__(self) -> str:
+        """Leave out what may hold secrets."""
+        return f"Route(plain_http={self.plain_http!r}, insecure={self.insecure!r})"
 
 
 class Transport:
-    """Sends requests to any host over one pool of connections; close it when done."""
+    """Sends requests to any host over one pool of connections; close it when done.
 
-    def __init__(self, limits: TransportLimits) -> None:
+    Args:
+        limits: of connections and time.
+        proxies: which requests go through a proxy.
+    """
+
+    def __init__(self, limits: TransportLimits, proxies: ProxyRules | None = None) -> None:
         self._limits = limits
+        self._proxies = proxies or ProxyRules()
         self._session: aiohttp.ClientSession | None = None
-        self._contexts: dict[tuple[Path | None, bool], ssl.SSLContext] = {}
+        self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -88,7 +111,7 @@ class Transport:
         self,
         method: str,
         url: URL,
-        access: Access,
+        route: Route,
         *,
         headers: Mapping[str, str],
         data: bytes | None = None,
@@ -99,7 +122,7 @@ class Transport:
         Args:
             method: of HTTP.
             url: the registry's, or one that it gave.
-            access: what is allowed with this host.
+            route: how this host is reached; its client certificates and headers are its own.
             headers: Authorization among them goes to `url`'s origin only.
             data: body of the request.
             follow: whether to follow redirects (GET only).
@@ -110,7 +133,7 @@ class Transport:
         """
         async with _translated(url):
             for _ in range(self._limits.redirects + 1):
-                response = await self._send_once(method, url, access, headers, data)
+                response = await self._send_once(method, url, route, headers, data)
                 async with response:
                     if not follow or response.status not in _REDIRECTS:
                         yield response
@@ -118,6 +141,7 @@ class Transport:
                     target = _redirect_target(response)
                 if not same_origin(url, target):
                     headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+                    route = replace(route, client=(), headers=())
                 url = target
         raise RegistryError(redact_url(url), f"over {self._limits.redirects} redirects")
 
@@ -125,23 +149,35 @@ class Transport:
         self,
         method: str,
         url: URL,
-        access: Access,
+        route: Route,
         headers: Mapping[str, str],
         data: bytes | None,
     ) -> aiohttp.ClientResponse:
-        if url.scheme == "http" and not access.plain_http and not is_loopback(url.host or ""):
+        if url.scheme == "http" and not route.plain_http and not is_loopback(url.host or ""):
             raise RegistryError(
                 redact_url(url), "is plain HTTP", "allow that with --plain-http where it is right"
             )
-        context = await self._context(access) if url.scheme == "https" else True
+        context = await self._context(route) if url.scheme == "https" else True
+        proxy = route.proxy or self._proxies.find(url)
+        through = parse_proxy(proxy) if proxy else None
+        limits = self._limits
+        sent: list[tuple[str, str]] = [("Accept-Encoding", "identity"), *route.headers]
+        sent += headers.items()
         try:
             return await self._open_session().request(
                 method,
                 url.with_user(None),  # nobody's credentials come out of a URL
-                headers={"Accept-Encoding": "identity", **headers},
+                headers=sent,
                 data=data,
                 ssl=context,
                 allow_redirects=False,
+                proxy=None if through is None else through.with_user(None),
+                proxy_auth=_proxy_credential(through),
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    sock_connect=route.connect_timeout or limits.connect_timeout,
+                    sock_read=route.read_timeout or limits.read_timeout,
+                ),
             )
         except (aiohttp.InvalidURL, UnicodeError) as error:  # the latter: a host's name
             raise RegistryError(redact_url(url), "is an impossible URL") from error
@@ -153,9 +189,6 @@ class Transport:
                 connector=aiohttp.TCPConnector(
                     limit=limits.connections, limit_per_host=limits.connections_per_host
                 ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=limits.connect_timeout, sock_read=limits.read_timeout
-                ),
                 headers={"User-Agent": USER_AGENT},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -164,26 +197,39 @@ class Transport:
             )
         return self._session
 
-    async def _context(self, access: Access) -> ssl.SSLContext:
-        key = (access.ca_file, access.insecure)
+    async def _context(self, route: Route) -> ssl.SSLContext:
+        key = (route.ca_files, route.client, route.insecure)
         if key not in self._contexts:
-            self._contexts[key] = await asyncio.to_thread(_make_context, *key)
+            self._contexts[key] = await asyncio.to_thread(_make_context, route)
         return self._contexts[key]
 
 
-def _make_context(ca_file: Path | None, insecure: bool) -> ssl.SSLContext:  # noqa: FBT001 - a key
+def _make_context(route: Route) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if ca_file is not None:
+    for file in route.ca_files:
         try:
-            context.load_verify_locations(cafile=ca_file)
+            context.load_verify_locations(cafile=file)
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
-                str(ca_file), "holds no certificates that can be read (PEM)"
+                str(file), "holds no certificates that can be read (PEM)"
             ) from error
-    if insecure:
+    for certificate, key in route.client:
+        try:
+            context.load_cert_chain(certificate, key, password="")
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                str(certificate), "holds, with its key, no certificate that can be read (PEM)"
+            ) from error
+    if route.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _proxy_credential(proxy: URL | None) -> aiohttp.BasicAuth | None:
+    if proxy is None or not proxy.user:
+        return None
+    return aiohttp.BasicAuth(proxy.user, proxy.password or "", encoding="utf-8")
 
 
 def same_origin(one: URL, other: URL) -> bool:
@@ -226,6 +272,14 @@ async def _translated(url: URL) -> AsyncIterator[None]:
         ) from error
     except (aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
         raise NotTlsError(what, "does not speak TLS as expected") from error
+    except aiohttp.ClientProxyConnectionError as error:
+        raise RegistryError(
+            what, f"the proxy {error.host} cannot be reached: {_reason(error)}", retryable=True
+        ) from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise RegistryError(
+            what, f"the proxy answers {error.status}", retryable=error.status >= 500
+        ) from error
     except aiohttp.ClientConnectorDNSError as error:
         missing = getattr(error.os_error, "errno", None) == socket.EAI_NONAME
         raise RegistryError(

@@ -59,7 +59,7 @@ class Uploader:
             url = await self._connection.url("blobs/uploads/")
             async with self._connection.open(
                 "POST",
-                url.with_query({"mount": str(digest), "from": repository}),
+                url.extend_query({"mount": str(digest), "from": repository}),
                 what=self._what,
                 expect={201, 202},
                 scopes=self._scopes,

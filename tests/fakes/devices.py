@@ -140,6 +140,9 @@ class MemoryBlob:
         reads: (offset, length) of every read that began.
         fault: called before a read answers; may raise.
         gate: a read answers only while it is set.
+        at_hand: `peek` gives it.
+        mirrors: how often it says that reading again may help.
+        distrusted: (offset, length) of what turned out to be wrong.
     """
 
     data: bytes
@@ -147,6 +150,9 @@ class MemoryBlob:
     fault: Callable[[int, int], None] = lambda _offset, _length: None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    at_hand: bool = False
+    mirrors: int = 0
+    distrusted: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -157,6 +163,16 @@ class MemoryBlob:
         await self.gate.wait()
         self.fault(offset, length)
         return self.data[offset : offset + length]
+
+    def peek(self, offset: int, length: int) -> bytes | None:
+        return self.data[offset : offset + length] if self.at_hand else None
+
+    def distrust(self, offset: int, length: int) -> bool:
+        self.distrusted.append((offset, length))
+        if not self.mirrors:
+            return False
+        self.mirrors -= 1
+        return True
 
 
 @dataclass(eq=False)

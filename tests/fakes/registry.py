@@ -37,6 +37,7 @@ from lazyimg_formats.oci.documents import (
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
 NAME = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<rest>.+)")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -50,6 +51,8 @@ class Asked:
     path: str
     range: str
     authorized: bool
+    namespace: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 0
     sent: int = 0
 
@@ -169,6 +172,8 @@ class FakeRegistry:
             request.path,
             request.headers.get("Range", ""),
             "Authorization" in request.headers,
+            request.query.get("ns", ""),
+            request.headers,
         )
         self.asked.append(asked)
         fault = self._take_fault(request)
@@ -410,6 +415,13 @@ async def _spoil(request: web.Request, response: web.Response, fault: Fault) -> 
     await cut.prepare(request)
     await cut.write(body + b"x")
     return cut
+
+
+def name_mirrors(directory: Path, registry: str, *mirrors: str, more: str = "") -> None:
+    """Write the hosts.toml of a registry: `mirrors` are host:port or tables, `more` goes first."""
+    tables = [one if "[" in one else f'[host."http://{one}"]\n' for one in mirrors]
+    (directory / registry).mkdir(parents=True, exist_ok=True)
+    (directory / registry / "hosts.toml").write_text(more + "\n" + "\n".join(tables))
 
 
 @asynccontextmanager

@@ -230,6 +230,17 @@ async def test_corrupt_neighbour_fails_only_those_who_need_it(engine: Engine) ->
     assert blob.reads[1:] == [(15_000, 5000)] * 2
 
 
+async def test_source_with_other_hosts_is_asked_again(engine: Engine) -> None:
+    device = aligned_device(2)
+    blob, sink = FaultyBlob(device.blob, ["corrupt", "corrupt"]), MemorySink()
+    blob.mirrors = 2
+    engine.add_device(device.table, blob)
+    await engine.fill(device.name, 0, 8192, sink)
+    assert sink.agrees(device.content)
+    assert len(blob.reads) == 3
+    assert blob.distrusted == blob.reads[:2]
+
+
 async def test_spans_that_one_source_has_damaged_come_from_another(engine: Engine) -> None:
     device = aligned_device(4)
     damaged = bytearray(device.blob)

@@ -32,6 +32,9 @@ class Source:
     async def read_blob(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
         return DATA[offset : offset + length]
 
+    def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:
+        return (offset, length) == (1, 2)
+
     async def stream_blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         self.streamed += 1
         yield DATA[:5]
@@ -87,3 +90,9 @@ async def test_disk_that_fails(tmp_path: Path) -> None:
     (tmp_path / Digest.of(DATA).hex).mkdir()
     with pytest.raises(StorageError, match="cannot be read: Is a directory"):
         await stream(KeptConfigs(Source(), tmp_path), descriptor())
+
+
+def test_wrong_bytes_are_the_source_s_business(tmp_path: Path) -> None:
+    kept = KeptConfigs(Source(), tmp_path)
+    assert kept.distrust(descriptor(), 1, 2)
+    assert not kept.distrust(descriptor(), 0, 2)

@@ -19,6 +19,7 @@ from lazyimg.errors import (
 )
 from lazyimg.registry.auth import Credential, pull_scope
 from lazyimg.registry.connection import Connection
+from lazyimg.registry.hosts import own_endpoint
 from lazyimg.registry.ports import Access
 from lazyimg.registry.retry import RegistryBusyError, RetryPolicy
 from lazyimg.registry.transport import Transport, TransportLimits
@@ -38,7 +39,7 @@ class Setup:
         self.transport = Transport(TransportLimits())
         self.connection = Connection(
             Reference(host, "a/b"),
-            access or Access(),
+            own_endpoint(Reference(host, "a/b"), access or Access()),
             self.transport,
             self.find,
             RetryPolicy(attempts=2, first_delay=0.001),
@@ -95,12 +96,14 @@ class TestOrigin:
     ) -> None:
         access = Access(plain_http=plain_http)
         setup = Setup("x.example")
-        connection = Connection(reference, access, setup.transport, setup.find, RetryPolicy())
+        connection = Connection(
+            reference, own_endpoint(reference, access), setup.transport, setup.find, RetryPolicy()
+        )
         assert str(await connection.url("x")) == expected
 
     async def test_loopback_without_tls(self, registry: FakeRegistry, setup: Setup) -> None:
         for _ in range(2):
-            assert str(await setup.connection.origin()) == f"http://{registry.host}"
+            assert str(await setup.connection.root()) == f"http://{registry.host}/v2"
         assert registry.asked == []
 
     async def test_loopback_with_tls(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from yarl import URL
 from lazyimg.errors import CorruptError, NotFoundError, RegistryError
 from lazyimg.registry.auth import pull_scope, push_scope
 from lazyimg.registry.connection import Connection
+from lazyimg.registry.hosts import own_endpoint
 from lazyimg.registry.ports import Access
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.transport import Transport, TransportLimits
@@ -43,7 +44,7 @@ async def uploader(registry: FakeRegistry) -> AsyncIterator[Uploader]:
         return None
 
     reference = Reference(registry.host, "a/b")
-    connection = Connection(reference, Access(), transport, nobody, FAST)
+    connection = Connection(reference, own_endpoint(reference, Access()), transport, nobody, FAST)
     yield Uploader(connection, (push_scope("a/b"), pull_scope("c/d")), CHUNK)
     await transport.close()
 

@@ -1,0 +1,269 @@
+"""Mirrors before the registry: order, fail-over, who is left alone, and who sees what."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import AccessDeniedError, ConfigurationError, NotFoundError, RegistryError
+from lazyimg.registry import endpoints
+from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.ports import Access
+from lazyimg.registry.retry import RetryPolicy
+from lazyimg_formats.oci.reference import Reference
+from tests.fakes.registry import FakeRegistry, name_mirrors, run_registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from lazyimg.registry.repository import Repository
+    from lazyimg_formats.oci.documents import Descriptor
+
+BLOB = bytes(range(256)) * 1000
+FAST = RetryPolicy(attempts=3, first_delay=0.001, max_delay=0.01)
+REFUSED = "127.0.0.1:1"
+
+
+@dataclass
+class Setup:
+    """A registry, its mirror (which has the same blob), and who reads them."""
+
+    directory: Path
+    origin: FakeRegistry
+    mirror: FakeRegistry
+    client: RegistryClient
+    blob: Descriptor
+
+    def repository(self, *mirrors: str, more: str = "", access: Access | None = None) -> Repository:
+        name_mirrors(self.directory, self.origin.host, *(mirrors or [self.mirror.host]), more=more)
+        chosen = access or Access(hosts_dir=self.directory)
+        return self.client.repository(Reference(self.origin.host, "a/b"), chosen)
+
+    async def read(self, repository: Repository, offset: int = 1000) -> None:
+        assert await repository.read_blob(self.blob, offset, 500) == BLOB[offset : offset + 500]
+
+
+@asynccontextmanager
+async def run_setup(directory: Path) -> AsyncIterator[Setup]:
+    async with (
+        run_registry() as origin,
+        run_registry() as mirror,
+        RegistryClient(policy=FAST, environ={}, mirror_timeout=0.2) as client,
+    ):
+        for registry in (origin, mirror):
+            blob = registry.add_blob("a/b", BLOB)
+            registry.add_image("a/b", "1", {b"z": b"tar"})
+        yield Setup(directory, origin, mirror, client, blob)
+
+
+@pytest.fixture
+async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+    async with run_setup(tmp_path) as made:
+        yield made
+
+
+class TestOrder:
+    async def test_mirror_is_asked_and_told_for_whom(self, setup: Setup) -> None:
+        repository = setup.repository()
+        await setup.read(repository)
+        await repository.fetch_manifest("1")
+        assert not setup.origin.asked
+        assert {one.namespace for one in setup.mirror.asked} == {setup.origin.host}
+
+    async def test_tags_are_asked_of_those_who_may_resolve_them(self, setup: Setup) -> None:
+        repository = setup.repository(
+            f'[host."http://{setup.mirror.host}"]\ncapabilities = ["pull"]\n'
+        )
+        descriptor, _ = await repository.fetch_manifest("1")
+        assert not setup.mirror.asked
+        setup.origin.asked.clear()
+        await repository.fetch_manifest(descriptor.digest)
+        assert setup.mirror.asked
+        assert not setup.origin.asked
+
+    async def test_pushes_go_to_the_registry(self, setup: Setup) -> None:
+        repository = setup.repository()
+        assert await repository.has_blob(setup.blob.digest)
+        await repository.push_manifest(b"{}", "application/vnd.oci.image.manifest.v1+json", "2")
+        assert not setup.mirror.asked
+        assert {one.namespace for one in setup.origin.asked} == {""}
+
+    async def test_pushes_go_to_a_mirror_that_says_it_takes_them(self, setup: Setup) -> None:
+        repository = setup.repository(
+            f'[host."http://{setup.mirror.host}"]\ncapabilities = ["push"]\n'
+        )
+        assert await repository.has_blob(setup.blob.digest)
+        assert not setup.origin.asked
+        await setup.read(repository)  # which is no reason to read from it
+        assert len(setup.mirror.asked) == 1
+
+    async def test_mirror_in_place_of_the_registry(self, setup: Setup) -> None:
+        more = f'server = "http://{setup.mirror.host}"'
+        repository = setup.repository(f'[host."http://{REFUSED}"]\n', more=more)
+        await setup.read(repository)
+        setup.mirror.fail("status", status=404)
+        with pytest.raises(NotFoundError):
+            await setup.read(repository)
+        assert not setup.origin.asked
+
+    async def test_headers_of_a_host_are_sent_to_it(self, setup: Setup) -> None:
+        await setup.read(
+            setup.repository(
+                f'[host."http://{setup.mirror.host}"]\n'
+                f'[host."http://{setup.mirror.host}".header]\nx-who = ["me", "you"]\n'
+            )
+        )
+        headers = setup.mirror.asked[-1].headers
+        assert headers.getall("X-Who") == ["me", "you"]  # type: ignore[attr-defined]
+
+
+class TestFailures:
+    @pytest.mark.parametrize("status", [400, 403, 404, 429, 500, 503])
+    async def test_registry_is_asked_when_a_mirror_refuses(self, setup: Setup, status: int) -> None:
+        setup.mirror.fail("status", status=status, times=100)
+        repository = setup.repository()
+        await setup.read(repository)
+        assert len(setup.mirror.asked) == 1
+        await setup.read(repository, 3)
+        assert len(setup.mirror.asked) == 1  # it is left alone for a while
+
+    @pytest.mark.parametrize("kind", ["reset", "hang", "half"])
+    async def test_registry_is_asked_when_a_mirror_breaks_off(
+        self, setup: Setup, kind: str
+    ) -> None:
+        setup.mirror.fail(kind, times=100)
+        repository = setup.repository()
+        await setup.read(repository)
+        asked = len(setup.mirror.asked)
+        assert asked
+        await setup.read(repository, 3)
+        assert len(setup.mirror.asked) == asked
+
+    async def test_mirror_that_is_not_there(self, setup: Setup) -> None:
+        repository = setup.repository(REFUSED, setup.mirror.host)
+        await setup.read(repository)
+        assert not setup.origin.asked
+        assert setup.client.cools(REFUSED) > 0
+        assert setup.client.cools(setup.mirror.host) == 0
+        counted = setup.client.traffic()
+        assert counted[REFUSED].failures == 1
+        assert counted[setup.mirror.host].requests == 1
+        assert counted[setup.mirror.host].received == 500
+
+    async def test_what_a_mirror_lacks_does_not_count_against_the_rest(self, setup: Setup) -> None:
+        other = setup.origin.add_blob("a/b", b"other")
+        repository = setup.repository()
+        assert await repository.read_blob(other, 1, 2) == b"th"
+        await setup.read(repository)
+        assert len(setup.mirror.asked) == 2
+        assert len([one for one in setup.origin.asked if one.path != "/v2/"]) == 1
+
+    async def test_last_chance_for_a_mirror_when_the_registry_fails(self, setup: Setup) -> None:
+        setup.mirror.fail("status", status=503)
+        repository = setup.repository()
+        await setup.read(repository)
+        setup.origin.fail("status", status=503, times=100)
+        await setup.read(repository)
+        assert setup.client.cools(setup.mirror.host) == 0
+
+    async def test_no_last_chance_when_the_registry_says_no(self, setup: Setup) -> None:
+        setup.mirror.fail("status", status=503, times=2)
+        repository = setup.repository()
+        await setup.read(repository)
+        setup.origin.fail("status", status=404)
+        with pytest.raises(NotFoundError):
+            await setup.read(repository)
+        assert len(setup.mirror.asked) == 1
+
+    async def test_all_fail(self, setup: Setup) -> None:
+        setup.mirror.fail("status", status=503, times=100)
+        setup.origin.fail("status", status=502, times=100)
+        with pytest.raises(RegistryError, match="answers 502"):
+            await setup.read(setup.repository())
+        assert len(setup.mirror.asked) == FAST.attempts
+
+    async def test_wrong_document_is_asked_of_the_registry(self, setup: Setup) -> None:
+        setup.mirror.fail("wrong", path="/manifests/", times=100)
+        setup.mirror.fail("wrong", path="/blobs/", times=100)
+        repository = setup.repository()
+        assert await repository.fetch_manifest("1")
+        small = setup.mirror.add_blob("a/b", b"small")
+        setup.origin.add_blob("a/b", b"small")
+        assert [piece async for piece in repository.stream_blob(small)] == [b"small"]
+
+    async def test_stream_goes_on_at_the_next_host(self, setup: Setup) -> None:
+        setup.mirror.fail("half", times=100)
+        repository = setup.repository()
+        pieces = [piece async for piece in repository.stream_blob(setup.blob)]
+        assert b"".join(pieces) == BLOB
+        assert 0 < setup.origin.sent() < len(BLOB)
+
+    async def test_stream_that_no_host_has(self, setup: Setup) -> None:
+        for registry in (setup.mirror, setup.origin):
+            registry.fail("status", status=503, times=100)
+        with pytest.raises(RegistryError, match="answers 503"):
+            _ = [piece async for piece in setup.repository().stream_blob(setup.blob)]
+        assert len(setup.mirror.asked) == FAST.attempts
+
+    async def test_wrong_bytes_are_not_asked_for_there_again(self, setup: Setup) -> None:
+        repository = setup.repository()
+        await setup.read(repository)
+        assert repository.distrust(setup.blob, 1000, 500)
+        assert not repository.distrust(setup.blob, 1000, 500)
+        await setup.read(repository)
+        assert len(setup.mirror.asked) == 1
+        assert not repository.distrust(setup.blob, 1000, 500)  # these came from the registry
+
+
+class TestCredentials:
+    async def test_what_is_for_the_registry_is_not_shown_to_a_mirror(self, setup: Setup) -> None:
+        for registry in (setup.mirror, setup.origin):
+            registry.auth = "basic"
+            registry.users = {"me": "secret"}
+        access = Access(hosts_dir=setup.directory, username="me", password="secret")
+        await setup.read(setup.repository(access=access))
+        assert [one.authorized for one in setup.mirror.asked] == [False]
+        assert setup.origin.asked[-1].authorized
+
+    async def test_mirror_s_own_credentials(self, setup: Setup, tmp_path: Path) -> None:
+        setup.mirror.auth = "basic"
+        setup.mirror.users = {"me": "secret"}
+        authfile = tmp_path / "auth.json"
+        authfile.write_text(f'{{"auths": {{"{setup.mirror.host}": {{"auth": "bWU6c2VjcmV0"}}}}}}')
+        access = Access(hosts_dir=setup.directory, authfile=authfile)
+        await setup.read(setup.repository(access=access))
+        assert not setup.origin.asked
+
+    async def test_refusals_name_the_registry(self, setup: Setup) -> None:
+        setup.mirror.fail("reset", times=100)
+        setup.origin.auth = "basic"
+        with pytest.raises(AccessDeniedError, match="wants a user name and password"):
+            await setup.read(setup.repository())
+
+
+class TestFiles:
+    async def test_are_read_again(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(endpoints, "REFRESH", 0.0)
+        repository = setup.repository(REFUSED)
+        await setup.read(repository)
+        assert not setup.mirror.asked
+        repository = setup.repository(setup.mirror.host)
+        await setup.read(repository)
+        assert setup.mirror.asked
+
+    async def test_hosts_stay_when_their_file_is_broken(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(endpoints, "REFRESH", 0.0)
+        await setup.read(setup.repository())
+        await setup.read(setup.repository(more="server = 1"))
+        assert len(setup.mirror.asked) == 2
+        assert "its hosts stay as they were: " in caplog.text
+
+    async def test_broken_from_the_start(self, setup: Setup) -> None:
+        with pytest.raises(ConfigurationError, match="'server': expected a text"):
+            await setup.read(setup.repository(more="server = 1"))
