@@ -32,9 +32,8 @@ from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
-from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
-from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
+from lazyimg.registry.settings import apply_settings, make_client
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
@@ -90,9 +89,7 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    client = RegistryClient(
-        limits=transport_limits(config.registry), policy=retry_policy(config.registry)
-    )
+    client = make_client(config.registry)
     stack.push_async_callback(client.close)
     engine = Engine(limits=config.fill.limits())
     stack.push_async_callback(engine.close)

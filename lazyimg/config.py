@@ -188,6 +188,56 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
             extra=_PATH,
         ),
     ] = ""
+    hosts_dir: Annotated[
+        str,
+        Meta(
+            description="Mirrors and certificates: a directory with a hosts.toml for each "
+            "registry, as containerd has it. It need not exist. Empty: none.",
+            extra=_PATH,
+        ),
+    ] = "/etc/containerd/certs.d"
+    mirror_timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="How long a mirror may send nothing before the next one is asked.",
+            extra=_DURATION,
+        ),
+    ] = 10.0
+    bytes_in_flight: Annotated[
+        int,
+        Meta(
+            ge=1 << 16,
+            le=1 << 40,
+            description="What reads may have asked of one registry host and not received yet.",
+            extra=_SIZE,
+        ),
+    ] = 64 << 20
+    spool: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 50,
+            description="Disk space, below root, for blobs of hosts that send a whole blob where a "
+            "part of it was asked for. 0: what was not asked for is passed over.",
+            extra=_SIZE,
+        ),
+    ] = 1 << 30
+    proxy: Annotated[
+        str,
+        Meta(
+            description="HTTP proxy for all registries but those on the loopback interface: a URL, "
+            "or 'none'. Empty: as HTTP_PROXY and HTTPS_PROXY say.",
+        ),
+    ] = ""
+    no_proxy: Annotated[
+        list[str],
+        Meta(
+            description="Hosts that are reached without the proxy, besides those in NO_PROXY: "
+            "domains, with all below them, addresses, networks."
+        ),
+    ] = []
 
 
 class CachefilesSettings(msgspec.Struct, frozen=True, kw_only=True):

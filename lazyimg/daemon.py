@@ -270,4 +270,5 @@ def _registry_access(access: messages.Access) -> Access:
         plain_http=access.plain_http,
         insecure=access.insecure,
         ca_file=Path(access.ca_file) if access.ca_file else None,
+        hosts_dir=Path(access.hosts_dir) if access.hosts_dir else None,
     )

@@ -33,6 +33,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         plain_http: allow HTTP without TLS to a registry that is not on the loopback interface.
         insecure: do not verify certificates.
         ca_file: absolute path of further root certificates (PEM).
+        hosts_dir: absolute path of a directory of hosts.toml files, as containerd has them.
     """
 
     authfile: str = ""
@@ -41,6 +42,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     plain_http: bool = False
     insecure: bool = False
     ca_file: str = ""
+    hosts_dir: str = ""
 
     def __repr__(self) -> str:
         """Leave the password out: this may reach a log."""

@@ -155,16 +155,10 @@ async def _convert(
 ) -> Descriptor:
     from lazyimg.convert.image import convert_image  # noqa: PLC0415  not for --help
     from lazyimg.convert.transfer import Options  # noqa: PLC0415
-    from lazyimg.registry.client import RegistryClient  # noqa: PLC0415
     from lazyimg.registry.resolve import open_source, open_target  # noqa: PLC0415
-    from lazyimg.registry.settings import (  # noqa: PLC0415
-        apply_settings,
-        retry_policy,
-        transport_limits,
-    )
+    from lazyimg.registry.settings import apply_settings, make_client  # noqa: PLC0415
 
-    limits, policy = transport_limits(settings), retry_policy(settings)
-    async with RegistryClient(limits=limits, policy=policy) as client:
+    async with make_client(settings) as client:
         reading, writing = (
             apply_settings(access, location, settings) for location, access in (source, target)
         )

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from lazyimg.api.messages import InspectReply, LayerReport
 from lazyimg.cli.reference import registry_access
 from lazyimg.layers.locate import name_format
-from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_platform, resolve_image
-from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
+from lazyimg.registry.settings import apply_settings, make_client
 
 if TYPE_CHECKING:
     from lazyimg.api.messages import Access
@@ -25,7 +24,7 @@ async def fetch_description(
     Raises:
         LazyimgError: it is not there, not for this platform, or cannot be read.
     """
-    async with _client(settings) as client:
+    async with make_client(settings) as client:
         chosen = apply_settings(registry_access(access), location, settings)
         source, wanted = await open_source(location, client, chosen)
         resolved = await resolve_image(source, wanted, parse_platform(platform))
@@ -53,11 +52,7 @@ async def fetch_raw(location: Location, access: Access, settings: RegistrySettin
     Raises:
         LazyimgError: it is not there, or cannot be read.
     """
-    async with _client(settings) as client:
+    async with make_client(settings) as client:
         chosen = apply_settings(registry_access(access), location, settings)
         source, wanted = await open_source(location, client, chosen)
         return (await source.fetch_manifest(wanted))[1]
-
-
-def _client(settings: RegistrySettings) -> RegistryClient:
-    return RegistryClient(limits=transport_limits(settings), policy=retry_policy(settings))

@@ -133,7 +133,15 @@ def check_platform(text: str) -> str:
         raise UsageError("--platform", error.problem) from error
 
 
-ACCESS_FLAGS = ("authfile", "creds", "plain_http", "insecure", "tls_verify", "ca_file")
+ACCESS_FLAGS = (
+    "authfile",
+    "creds",
+    "plain_http",
+    "insecure",
+    "tls_verify",
+    "ca_file",
+    "hosts_dir",
+)
 
 
 def access_options(function: Function) -> Function:
@@ -151,6 +159,13 @@ def access_options(function: Function) -> Function:
 def add_access_flags(function: Any, prefix: str, *, hidden: bool) -> Any:
     """Add the flags for registries with `prefix` (such as ``src-``) in their names."""
     for option in (
+        click.option(
+            f"--{prefix}hosts-dir",
+            metavar="DIR",
+            type=click.Path(exists=True, file_okay=False),
+            help="Mirrors and certificates: hosts.toml files, as containerd has them.",
+            hidden=hidden,
+        ),
         click.option(
             f"--{prefix}ca-file",
             metavar="FILE",
@@ -215,4 +230,5 @@ def read_access(flags: dict[str, Any]) -> Access:
         plain_http=flags["plain_http"],
         insecure=flags["insecure"] or flags["tls_verify"],
         ca_file=os.path.abspath(flags["ca_file"]) if flags["ca_file"] else "",  # noqa: PTH100
+        hosts_dir=os.path.abspath(flags["hosts_dir"]) if flags["hosts_dir"] else "",  # noqa: PTH100
     )

@@ -60,6 +60,7 @@ def registry_access(access: Access) -> RegistryAccess:
         plain_http=access.plain_http,
         insecure=access.insecure,
         ca_file=_path(access.ca_file),
+        hosts_dir=_path(access.hosts_dir),
     )
 
 

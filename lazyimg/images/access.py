@@ -16,6 +16,7 @@ class _Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
     plain_http: bool = False
     insecure: bool = False
     ca_file: str = ""
+    hosts_dir: str = ""
 
 
 def serialize_access(access: Access) -> bytes:
@@ -23,7 +24,7 @@ def serialize_access(access: Access) -> bytes:
     return msgspec.json.encode(
         _Recorded(
             str(access.authfile or ""), access.plain_http, access.insecure,
-            str(access.ca_file or ""),
+            str(access.ca_file or ""), str(access.hosts_dir or ""),
         )
     )  # fmt: skip
 
@@ -40,4 +41,5 @@ def parse_access(data: bytes) -> Access:
         plain_http=recorded.plain_http,
         insecure=recorded.insecure,
         ca_file=Path(recorded.ca_file) if recorded.ca_file else None,
+        hosts_dir=Path(recorded.hosts_dir) if recorded.hosts_dir else None,
     )

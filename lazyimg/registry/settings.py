@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.proxies import NO_PROXY, ProxyRules, parse_proxy
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.transport import TransportLimits
 from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lazyimg.config import RegistrySettings
     from lazyimg.registry.ports import Access
     from lazyimg_formats.oci.reference import Location
@@ -30,6 +35,26 @@ def retry_policy(settings: RegistrySettings) -> RetryPolicy:
     return RetryPolicy(attempts=settings.retries + 1)
 
 
+def make_client(
+    settings: RegistrySettings, environ: Mapping[str, str] | None = None
+) -> RegistryClient:
+    """Give a client as the settings, and the process's environment, have it.
+
+    Raises:
+        ConfigurationError: the settings' proxy is none.
+    """
+    if settings.proxy not in {"", NO_PROXY}:
+        parse_proxy(settings.proxy)
+    variables = os.environ if environ is None else environ
+    return RegistryClient(
+        limits=transport_limits(settings),
+        policy=retry_policy(settings),
+        environ=variables,
+        proxies=ProxyRules.of(variables, settings.proxy, settings.no_proxy),
+        mirror_timeout=settings.mirror_timeout,
+    )
+
+
 def apply_settings(access: Access, location: Location, settings: RegistrySettings) -> Access:
     """Give a request's access, completed with what the settings say of its registry."""
     if not isinstance(location, RegistryLocation):
@@ -43,4 +68,5 @@ def apply_settings(access: Access, location: Location, settings: RegistrySetting
         plain_http=access.plain_http or not names.isdisjoint(settings.plain_http),
         insecure=access.insecure or not names.isdisjoint(settings.insecure),
         ca_file=access.ca_file or (Path(settings.ca_file) if settings.ca_file else None),
+        hosts_dir=access.hosts_dir or (Path(settings.hosts_dir) if settings.hosts_dir else None),
     )

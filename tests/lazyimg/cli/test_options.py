@@ -32,6 +32,7 @@ NOTHING = {
     "insecure": False,
     "tls_verify": False,
     "ca_file": None,
+    "hosts_dir": None,
 }
 
 
@@ -96,7 +97,11 @@ def access_of(*arguments: str) -> Access:
 def test_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("ca.pem").touch()
-    access = access_of("--authfile", "auth.json", "--ca-file", "ca.pem", "--creds", "u:p")
+    Path("hosts").mkdir()
+    access = access_of(
+        "--authfile", "auth.json", "--ca-file", "ca.pem", "--creds", "u:p", "--hosts-dir", "hosts"
+    )
+    assert access.hosts_dir == str(tmp_path / "hosts")
     assert access.authfile == str(tmp_path / "auth.json")
     assert access.ca_file == str(tmp_path / "ca.pem")
     assert (access.username, access.password) == ("u", "p")

@@ -43,7 +43,13 @@ def test_bad_reference() -> None:
 
 def test_access_for_the_registry_client() -> None:
     access = Access(
-        authfile="/a", username="u", password="p", plain_http=True, insecure=True, ca_file="/c"
+        authfile="/a",
+        username="u",
+        password="p",
+        plain_http=True,
+        insecure=True,
+        ca_file="/c",
+        hosts_dir="/h",
     )
     assert registry_access(access) == RegistryAccess(
         authfile=Path("/a"),
@@ -52,6 +58,7 @@ def test_access_for_the_registry_client() -> None:
         plain_http=True,
         insecure=True,
         ca_file=Path("/c"),
+        hosts_dir=Path("/h"),
     )
     assert registry_access(Access()) == RegistryAccess()
 

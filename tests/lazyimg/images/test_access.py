@@ -17,6 +17,7 @@ EVERYTHING = Access(
     plain_http=True,
     insecure=True,
     ca_file=Path("/etc/ca.pem"),
+    hosts_dir=Path("/etc/hosts.d"),
 )
 
 
@@ -34,6 +35,7 @@ def test_name_and_password_are_not_recorded() -> None:
         plain_http=True,
         insecure=True,
         ca_file=Path("/etc/ca.pem"),
+        hosts_dir=Path("/etc/hosts.d"),
     )
 
 

@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from lazyimg.config import RegistrySettings
+from lazyimg.errors import ConfigurationError, RegistryError
 from lazyimg.registry.ports import Access
-from lazyimg.registry.settings import apply_settings, retry_policy, transport_limits
-from lazyimg_formats.oci.reference import parse_location
+from lazyimg.registry.settings import (
+    apply_settings,
+    make_client,
+    retry_policy,
+    transport_limits,
+)
+from lazyimg_formats.oci.reference import RegistryLocation, parse_location
 
 
 def test_limits_and_policy() -> None:
@@ -19,15 +25,35 @@ def test_limits_and_policy() -> None:
     assert retry_policy(settings).attempts == 1
 
 
+async def test_client_uses_the_proxy() -> None:
+    settings = RegistrySettings(proxy="http://127.0.0.1:1", retries=0, plain_http=["registry.test"])
+    location = parse_location("registry.test/app")
+    assert isinstance(location, RegistryLocation)
+    async with make_client(settings, {}) as client:
+        repository = client.repository(
+            location.reference, apply_settings(Access(), location, settings)
+        )
+        with pytest.raises(RegistryError, match=r"the proxy 127\.0\.0\.1 cannot be reached"):
+            await repository.fetch_manifest("1")
+
+
+def test_proxy_that_is_none() -> None:
+    with pytest.raises(ConfigurationError, match="expected the URL of an HTTP proxy"):
+        make_client(RegistrySettings(proxy="socks5://secret"), {})
+
+
 def test_files_of_the_settings_unless_given() -> None:
-    settings = RegistrySettings(authfile="/auth", ca_file="/ca")
+    settings = RegistrySettings(authfile="/auth", ca_file="/ca", hosts_dir="/hosts")
     reference = parse_location("registry.test/app")
     assert apply_settings(Access(), reference, settings) == Access(
-        authfile=Path("/auth"), ca_file=Path("/ca")
+        authfile=Path("/auth"), ca_file=Path("/ca"), hosts_dir=Path("/hosts")
     )
-    given = Access(authfile=Path("/mine"), ca_file=Path("/own"))
+    given = Access(authfile=Path("/mine"), ca_file=Path("/own"), hosts_dir=Path("/theirs"))
     assert apply_settings(given, reference, settings) == given
-    assert apply_settings(Access(), reference, RegistrySettings()) == Access()
+    assert apply_settings(Access(), reference, RegistrySettings(hosts_dir="")) == Access()
+    assert apply_settings(Access(), reference, RegistrySettings()) == Access(
+        hosts_dir=Path("/etc/containerd/certs.d")
+    )
     assert apply_settings(Access(), parse_location("oci:dir"), settings) == Access()
 
 
