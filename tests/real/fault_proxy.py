@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
@@ -32,10 +33,8 @@ from tests.real.counting_proxy import Counts, is_end_to_end, pass_on, running_pr
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import aiohttp
-
 GONE_SECONDS: Final = 1.0
-"""For how long everybody's connections are refused after `Fault.GONE`."""
+"""For how long the requests that the rule fits are reset after `Fault.GONE`."""
 
 _ABORT: Final = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST
 
@@ -134,22 +133,18 @@ class FaultProxy:
     ) -> web.StreamResponse:
         """Answer one request, in the proxy's thread."""
         self._loop = asyncio.get_running_loop()
-        fault = self._choose(request.raw_path)
-        if fault is not None:
+        rule = next((rule for rule in self.rules if rule.fits(request.raw_path)), None)
+        if rule is not None and self._loop.time() < self._gone_until:
+            return abort(request)
+        try:
+            if rule is None or self.chance.random() >= rule.share:
+                self.passed += 1
+                return await pass_on(session, origin, request, counts)
+            fault = self.chance.choice(list(rule.faults))
             self.done[fault] += 1
             return await self._fail(fault, session, origin, request)
-        if self._loop.time() < self._gone_until:
+        except aiohttp.ClientConnectionResetError:  # who asked has gone
             return abort(request)
-        self.passed += 1
-        return await pass_on(session, origin, request, counts)
-
-    def _choose(self, path: str) -> Fault | None:
-        for rule in self.rules:
-            if rule.fits(path):
-                if self.chance.random() < rule.share:
-                    return self.chance.choice(list(rule.faults))
-                return None
-        return None
 
     async def _fail(
         self, fault: Fault, session: aiohttp.ClientSession, origin: str, request: web.BaseRequest

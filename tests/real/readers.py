@@ -97,9 +97,18 @@ class Readers:
 
 @contextmanager
 def running_readers(
-    mount: Path, reference: Path, *, processes: int, reads: int | None = None, seed: int = 0
+    mount: Path,
+    reference: Path,
+    *,
+    processes: int,
+    reads: int | None = None,
+    seed: int = 0,
+    pause: float = 0.0,
 ) -> Iterator[Readers]:
-    """Start processes that do `reads` in all, or read until they are stopped; kill what is left."""
+    """Start processes that do `reads` in all, or read until they are stopped; kill what is left.
+
+    Each waits for `pause` seconds after each read.
+    """
     each = None if reads is None else -(-reads // processes)
     started = []
     try:
@@ -109,6 +118,7 @@ def running_readers(
                 "reference": str(reference),
                 "reads": each,
                 "seed": seed * 1000 + number,
+                "pause": pause,
             }
             started.append(
                 subprocess.Popen(
@@ -157,6 +167,7 @@ class Reader:
         self.report = Report()
         self.stopped = False
         self._left = settings["reads"]
+        self._pause = settings["pause"]
         self._chance = random.Random(settings["seed"])  # noqa: S311 - offsets
         self._files = list(open_files(settings["mount"], settings["reference"]))
         self._sizes = [size for _, size, _, _ in self._files]
@@ -174,6 +185,8 @@ class Reader:
             name, size, here, there = chance.choices(self._files, self._sizes)[0]
             length = min(1 << chance.randrange(MAX_LENGTH.bit_length()), size)
             self._read(name, chance.randrange(size - length + 1), length, here, there)
+            if self._pause:
+                time.sleep(self._pause)
 
     def _read(self, name: str, offset: int, length: int, here: int, there: int) -> None:
         report = self.report
