@@ -100,10 +100,14 @@ class Catalog:
         size = self._bootstraps.get(cookie)
         return self._devices.get(cookie) if size is None else size
 
-    def local(self, cookie: str, offset: int, length: int) -> memoryview | None:
-        """Give the bytes of a bootstrap's range, fewer at its end; None for what is not mapped."""
+    def local(
+        self, cookie: str, offset: int, length: int, ahead: int = 0
+    ) -> bytes | memoryview | None:
+        """Give the bytes of a range that are in memory, fewer at the end; None if they are not."""
         data = self._maps.get(cookie)
-        return None if data is None else memoryview(data)[offset : offset + length]
+        if data is None:
+            return self._engine.local(cookie, offset, length, ahead)
+        return memoryview(data)[offset : offset + max(length, ahead)]
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         """Make a range present: both numbers are multiples of `BLOCK_SIZE`.

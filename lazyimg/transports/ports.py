@@ -19,11 +19,13 @@ class Filler(Protocol):
         """
         ...
 
-    def local(self, cookie: str, offset: int, length: int) -> bytes | memoryview | None:
+    def local(
+        self, cookie: str, offset: int, length: int, ahead: int = 0
+    ) -> bytes | memoryview | None:
         """Give the bytes of a range that need no fetching, or None if they do.
 
         The range may reach past the object's end: less than `length` bytes means zeros from
-        there on.
+        there on. Up to `ahead` bytes may be given instead of `length`.
 
         Duties: as `size`; the bytes are verified and stay valid until the object is removed.
         """

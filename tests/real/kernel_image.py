@@ -104,9 +104,9 @@ class MemoryFiller:
         data = self.bootstraps.get(cookie, self.devices.get(cookie))
         return None if data is None else len(data)
 
-    def local(self, cookie: str, offset: int, length: int) -> memoryview | None:
+    def local(self, cookie: str, offset: int, length: int, ahead: int = 0) -> memoryview | None:
         data = self.bootstraps.get(cookie)
-        return None if data is None else memoryview(data)[offset : offset + length]
+        return None if data is None else memoryview(data)[offset : offset + max(length, ahead)]
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         async with self.arrived:

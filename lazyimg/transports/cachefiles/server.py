@@ -302,9 +302,8 @@ class Server:
         return True
 
     def _local(self, read: PendingRead) -> bytes | memoryview | None:
-        rest = read.object.size - read.offset
-        wanted = max(read.length, min(rest, LOCAL_WINDOW))
-        return self._filler.local(read.object.cookie, read.offset, wanted)
+        ahead = min(read.object.size - read.offset, LOCAL_WINDOW)
+        return self._filler.local(read.object.cookie, read.offset, read.length, ahead)
 
     # The event loop.
 

@@ -49,10 +49,10 @@ class Filler:
         sizes = {DEVICE.decode(): len(self.device), BOOTSTRAP.decode(): len(self.bootstrap)}
         return sizes.get(cookie)
 
-    def local(self, cookie: str, offset: int, length: int) -> memoryview | None:
+    def local(self, cookie: str, offset: int, length: int, ahead: int = 0) -> memoryview | None:
         if cookie != BOOTSTRAP.decode():
             return None
-        return memoryview(self.bootstrap)[offset : offset + length]
+        return memoryview(self.bootstrap)[offset : offset + max(length, ahead)]
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         assert cookie == DEVICE.decode()
