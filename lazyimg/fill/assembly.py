@@ -1,9 +1,8 @@
-"""Decoded spans to whole blocks of a device, in page-aligned memory. Runs in worker threads."""
+"""Decoded spans to whole blocks of a device. Runs in worker threads."""
 
 from __future__ import annotations
 
-import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lazyimg.fill.plan import known_range, parts_in, plan_segments
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -11,11 +10,18 @@ from lazyimg_formats.device_table import BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from lazyimg.fill.ports import Sink
     from lazyimg_formats.device_table import DeviceTable
 
 
-def assemble(table: DeviceTable, start: int, stop: int, decoded: Mapping[int, bytes]) -> memoryview:
-    """Give the bytes of a range of whole blocks, page-aligned.
+ZEROS: Final = memoryview(bytes(1 << 20))
+"""To be written where there are no others."""
+
+
+def gather(
+    table: DeviceTable, start: int, stop: int, decoded: Mapping[int, bytes]
+) -> list[memoryview]:
+    """Give the bytes of a range of whole blocks, as parts that follow each other. Copies nothing.
 
     Args:
         table: the device.
@@ -23,12 +29,20 @@ def assemble(table: DeviceTable, start: int, stop: int, decoded: Mapping[int, by
         stop: the range's end.
         decoded: each span that the range needs.
     """
-    view = memoryview(mmap.mmap(-1, stop - start))  # starts as zeros
+    parts: list[memoryview] = []
     for extent, first, last in parts_in(table, start, stop):
+        parts += _zeros(first - start)
         inner = extent.inner_offset + first - extent.device_offset
-        source = memoryview(decoded[extent.span])
-        view[first - start : last - start] = source[inner : inner + last - first]
-    return view
+        parts.append(memoryview(decoded[extent.span])[inner : inner + last - first])
+        start = last
+    parts += _zeros(stop - start)
+    return parts
+
+
+def _zeros(length: int) -> Iterator[memoryview]:
+    while length:
+        yield ZEROS[:length]
+        length -= min(length, len(ZEROS))
 
 
 def edge_fragments(
@@ -56,7 +70,7 @@ def assemble_shared(table: DeviceTable, block: int, fragments: Mapping[int, byte
     Raises:
         ValueError: a part is missing.
     """
-    view = memoryview(mmap.mmap(-1, BLOCK_SIZE))
+    view = memoryview(bytearray(BLOCK_SIZE))
     for extent, start, stop in parts_in(table, block, block + BLOCK_SIZE):
         data = fragments.get(start, b"")
         if len(data) != stop - start:
@@ -102,14 +116,13 @@ class Assembly:
             for segment in plan_segments(table, run, table.extents_of(run), batch)
         )
 
-    def next_batch(self) -> list[tuple[int, memoryview]]:
-        """Give the next (device offset, whole blocks) to write."""
-        pieces = []
+    def write_batch(self, sink: Sink) -> int:
+        """Write the next batch, in this thread; gives its bytes."""
         size = 0
         for start, stop in self._segments:
-            pieces.append((start, assemble(self._table, start, stop, self.decoded)))
+            sink.write_now(start, gather(self._table, start, stop, self.decoded))
             size += stop - start
             if size >= self._batch:
-                return pieces
+                return size
         self.ended = True
-        return pieces
+        return size

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, RegistryError
-from lazyimg.fill.assembly import Assembly, assemble_shared
+from lazyimg.fill.assembly import ZEROS, Assembly, assemble_shared
 from lazyimg.fill.budget import Budget, Priority, Ticket
 from lazyimg.fill.decode import decode_spans
 from lazyimg.fill.device import Device, Flight, Source
@@ -37,15 +36,13 @@ if TYPE_CHECKING:
     from lazyimg_formats.device_table import DeviceTable
 
 _BATCH: Final = 2 << 20
-"""Bytes of a device after which a flight writes what it has assembled: it holds at most twice."""
-
-_ZEROS: Final = memoryview(mmap.mmap(-1, 1 << 20)).toreadonly()
+"""Bytes of a device that a worker writes in one go: others want it too."""
 
 _MANY_EXTENTS: Final = 512
 """Extents of one step from which on planning its rest is work for a thread."""
 
 _Blobs = list[tuple["BlobRange", bytes]]
-_Prepared = tuple[Assembly, list[tuple[int, memoryview]]]
+_Begun = tuple[Assembly, int]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -254,11 +251,7 @@ class Engine:
         table = device.table
         ranges = plan_blob_ranges(table, spans, self.limits)
         decoded = sum(table.span_length(span) for span in spans)
-        extents = table.extents_of(spans)
-        last = table.extent(extents[-1])
-        stretch = last.device_offset + last.length - table.extent(extents[0]).device_offset
-        assembled = min(block_ceil(stretch) + BLOCK_SIZE, 2 * _BATCH)
-        memory = sum(part.length for part in ranges) + decoded + assembled
+        memory = sum(part.length for part in ranges) + decoded
         flight = Flight(device, spans, wish.sink, Ticket(wish.priority, memory))
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.add(flight)
@@ -306,24 +299,20 @@ class Engine:
         have = {span: data for span in spans if (data := self._recent.get(name, span)) is not None}
         flight.ticket.fetching = len(have) < len(spans)
         await self._budget.admit(flight.ticket)
-        assembly, batch = await self._obtain(flight, have)
+        assembly, written = await self._obtain(flight, have)
         self._budget.fetched(flight.ticket)
         self.counters.decoded += sum(map(len, assembly.decoded.values()))
+        self.counters.written += written
         flight.runs, flight.fragments = assembly.runs, assembly.fragments
-        self._remember(flight, assembly.decoded)
-        while True:
-            for offset, blocks in batch:
-                await self._write(flight.sink, offset, blocks)
-            if assembly.ended:
-                break
-            batch = await self._work(assembly.next_batch)
+        while not assembly.ended:
+            self.counters.written += await self._work(assembly.write_batch, flight.sink)
         device.note_written(flight)
 
-    async def _obtain(self, flight: Flight, decoded: dict[int, bytes]) -> _Prepared:
-        """Decode what is not in `decoded`, from as many sources as it takes.
+    async def _obtain(self, flight: Flight, decoded: dict[int, bytes]) -> _Begun:
+        """Decode what is not in `decoded`, from as many sources as it takes; begin to write.
 
-        Spans that no source has are the flight's `failed`. Nothing has been written when it
-        raises, which it does when no span is good.
+        Spans that no source has are the flight's `failed`. It raises when no span is good, or when
+        the sink takes nothing.
         """
         table, spans = flight.device.table, flight.spans
         failed: dict[int, LazyimgError] = {}
@@ -341,9 +330,9 @@ class Engine:
                 flight.cancellable, flight.source = False, None
                 if not sources:  # else it may fetch once more
                     self._budget.fetched(flight.ticket)
-                bad, prepared = await self._work(_decode, source.table, spans, blobs, decoded)
-                if prepared is not None:
-                    return prepared
+                bad, begun = await self._work(self._decode, flight, source, blobs, decoded)
+                if begun is not None:
+                    return begun
                 flight.cancellable = True
                 if _distrust(source, blobs, bad):
                     sources.insert(0, source)
@@ -355,7 +344,7 @@ class Engine:
             raise failed.get(spans[0]) or NotFoundError(f"device {table.name}", "has been removed")
         flight.failed = {span: failed[span] for span in missing}
         flight.cancellable = False
-        return await self._work(_prepare, table, list(plan_runs(sorted(decoded))), decoded)
+        return await self._work(self._begin, flight, list(plan_runs(sorted(decoded))), decoded)
 
     async def _fetch(self, flight: Flight, source: Source, have: Mapping[int, bytes]) -> _Blobs:
         blobs = []
@@ -372,6 +361,23 @@ class Engine:
                 )
             blobs.append((part, data))
         return blobs
+
+    def _decode(
+        self, flight: Flight, source: Source, blobs: _Blobs, decoded: dict[int, bytes]
+    ) -> tuple[dict[int, CorruptError], _Begun | None]:
+        """Add to `decoded`; give the bad spans, or begin to write. In a worker."""
+        failed: dict[int, CorruptError] = {}
+        for part, data in blobs:
+            good, bad = decode_spans(source.table, part.spans, part.offset, data)
+            decoded.update(good)
+            failed.update(bad)
+        return failed, None if failed else self._begin(flight, [flight.spans], decoded)
+
+    def _begin(self, flight: Flight, runs: Sequence[range], decoded: dict[int, bytes]) -> _Begun:
+        """Write the first batch of what is good. In a worker."""
+        assembly = Assembly(flight.device.table, runs, decoded, _BATCH)
+        self._remember(flight, decoded)
+        return assembly, assembly.write_batch(flight.sink)
 
     def _remember(self, flight: Flight, decoded: Mapping[int, bytes]) -> None:
         """Keep what a reader may want next; of a prefetch, what the next piece shares with it."""
@@ -407,8 +413,8 @@ class Engine:
             await self._write_zeros(start, last, sink)
 
     async def _write_zeros(self, start: int, stop: int, sink: Sink) -> None:
-        for offset in range(start, stop, len(_ZEROS)):
-            await self._write(sink, offset, _ZEROS[: stop - offset])
+        for offset in range(start, stop, len(ZEROS)):
+            await self._write(sink, offset, ZEROS[: stop - offset])
 
     async def _write(self, sink: Sink, offset: int, data: memoryview) -> None:
         await sink.write(offset, data)
@@ -438,20 +444,3 @@ def _distrust(source: Source, blobs: _Blobs, bad: Mapping[int, LazyimgError]) ->
     wrong = [part for part, _ in blobs if not bad.keys().isdisjoint(part.spans)]
     again = [source.blob.distrust(part.offset, part.length) for part in wrong]  # all are told
     return any(again)
-
-
-def _decode(
-    table: DeviceTable, spans: range, blobs: _Blobs, decoded: dict[int, bytes]
-) -> tuple[dict[int, CorruptError], _Prepared | None]:
-    """Add to `decoded`; give the bad spans, or what to write if there are none."""
-    failed: dict[int, CorruptError] = {}
-    for part, data in blobs:
-        good, bad = decode_spans(table, part.spans, part.offset, data)
-        decoded.update(good)
-        failed.update(bad)
-    return failed, None if failed else _prepare(table, [spans], decoded)
-
-
-def _prepare(table: DeviceTable, runs: Sequence[range], decoded: dict[int, bytes]) -> _Prepared:
-    assembly = Assembly(table, runs, decoded, _BATCH)
-    return assembly, assembly.next_batch()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class BlobReader(Protocol):
@@ -40,5 +43,16 @@ class Sink(Protocol):
 
         Duties: when it returns, a reader can see the bytes; raise StorageError when the disk
         is full or fails. `data` is not kept.
+        """
+        ...
+
+    def write_now(self, offset: int, parts: Sequence[memoryview]) -> None:
+        """Write as `write` does, in the calling thread, which waits for the disk.
+
+        Called by the engine's workers, so that what they have decoded needs no other thread.
+
+        Args:
+            offset: see `write`.
+            parts: what follows each other from there on; together whole blocks.
         """
         ...

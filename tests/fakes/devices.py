@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 from dataclasses import dataclass, field
@@ -192,9 +193,12 @@ class MemorySink:
     fault: Callable[[int, int], None] = lambda _offset, _length: None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
+        with contextlib.suppress(RuntimeError):
+            self.loop = asyncio.get_running_loop()
 
     async def write(self, offset: int, data: memoryview) -> None:
         assert offset % BLOCK_SIZE == 0
@@ -208,6 +212,11 @@ class MemorySink:
         self.data += bytes(max(0, end - len(self.data)))
         self.data[offset:end] = data
         self.blocks.update(range(offset // BLOCK_SIZE, end // BLOCK_SIZE))
+
+    def write_now(self, offset: int, parts: Sequence[memoryview]) -> None:
+        assert self.loop is not None
+        data = memoryview(b"".join(parts))
+        asyncio.run_coroutine_threadsafe(self.write(offset, data), self.loop).result()
 
     def has(self, offset: int, length: int) -> bool:
         """Say whether a range of whole blocks was written."""

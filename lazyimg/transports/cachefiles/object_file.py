@@ -20,7 +20,7 @@ from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE
 from lazyimg_formats.device_table import BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lazyimg.transports.cachefiles.space import CacheSpace
 
@@ -51,24 +51,32 @@ class ObjectFile:
         self._users = 0
         self._closed = False
 
-    def write(self, offset: int, length: int, data: bytes | memoryview, buffer: memoryview) -> None:
-        """Write `data`, then zeros up to `length` bytes, at `offset`, through `buffer`.
+    def write(self, offset: int, parts: Sequence[bytes | memoryview], buffer: memoryview) -> None:
+        """Write `parts`, which follow each other from `offset` on, through `buffer`.
 
         Raises:
             OSError: EBADF after `close`; ENOBUFS when the object is not ready or space is short.
             ValueError: the range is not a whole number of blocks.
         """
+        length = sum(map(len, parts))
         if (offset | length) & _BLOCK_MASK:
             raise ValueError(f"{length} bytes at {offset} are not whole blocks")
         self._enter()
         try:
-            for start in range(0, length, len(buffer)):
-                size = min(len(buffer), length - start)
-                piece = data[start : start + size]
-                buffer[: len(piece)] = piece
-                if len(piece) < size:
-                    buffer[len(piece) : size] = bytes(size - len(piece))
-                self._write_buffer(offset + start, buffer[:size])
+            filled = 0
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    piece = view[: len(buffer) - filled]
+                    buffer[filled : filled + len(piece)] = piece
+                    filled += len(piece)
+                    view = view[len(piece) :]
+                    if filled == len(buffer):
+                        self._write_buffer(offset, buffer)
+                        offset += filled
+                        filled = 0
+            if filled:
+                self._write_buffer(offset, buffer[:filled])
         finally:
             self._leave()
 

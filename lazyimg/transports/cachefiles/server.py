@@ -294,7 +294,7 @@ class Server:
         if data is None:
             return False
         try:
-            file.write(read.offset, _blocks(read, data), data, self._buffer)
+            file.write(read.offset, [data, bytes(_blocks(read, data) - len(data))], self._buffer)
         except OSError as error:
             if error.errno != ENOBUFS:  # else: not ready yet, or no space. A task may wait
                 raise

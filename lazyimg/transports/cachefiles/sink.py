@@ -8,30 +8,34 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from lazyimg.errors import KernelError
 from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer, when_ready
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lazyimg.transports.cachefiles.space import CacheSpace
 
 WRITE_THREADS: Final = 4
-"""How many writes of fetched bytes go to the disk at a time."""
+"""How many writes of fetched bytes go to the disk at a time, in these threads and in others."""
 
 
 class WriterPool:
-    """The threads that write fetched bytes, and a page-aligned buffer for each."""
+    """Threads that write fetched bytes, and the page-aligned buffers of all who do."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="cachefiles-write")
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(WRITE_THREADS):
             self._buffers.put(new_buffer())
+        self._closed = False
 
     async def run(
         self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
     ) -> None:
         """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
         call = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._write, file, name, space, offset, data
+            self._executor, self.write, file, name, space, offset, [data]
         )
         try:
             await asyncio.shield(call)
@@ -42,18 +46,29 @@ class WriterPool:
             call.exception()  # seen: the cancellation goes first
             raise
 
-    def _write(
-        self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
+    def write(
+        self,
+        file: ObjectFile,
+        name: str,
+        space: CacheSpace,
+        offset: int,
+        parts: Sequence[memoryview],
     ) -> None:
+        """Write `parts` to `file` in this thread, as soon as a buffer is free."""
         buffer = self._buffers.get()
         try:
-            when_ready(lambda: file.write(offset, len(data), data, buffer), name, space)
+            if self._closed:
+                raise KernelError(name, "is not written any more: the transport has stopped")
+            when_ready(lambda: file.write(offset, parts, buffer), name, space)
         finally:
             self._buffers.put(buffer)
 
     def close(self) -> None:
-        """Wait for the writes in hand and end the threads."""
+        """Wait for the writes in hand, refuse any more, and end the threads."""
         self._executor.shutdown(wait=True)
+        self._closed = True
+        for buffer in [self._buffers.get() for _ in range(WRITE_THREADS)]:
+            self._buffers.put(buffer)
 
 
 class ObjectSink:
@@ -81,3 +96,7 @@ class ObjectSink:
             KernelError: the object was closed meanwhile.
         """
         await self._writers.run(self._file, self._name, self._space, offset, data)
+
+    def write_now(self, offset: int, parts: Sequence[memoryview]) -> None:
+        """Write whole blocks in this thread; raises as `write` does."""
+        self._writers.write(self._file, self._name, self._space, offset, parts)

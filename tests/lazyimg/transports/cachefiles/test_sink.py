@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from errno import ENOBUFS
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,41 @@ async def test_write(pool: WriterPool, tmp_path: Path) -> None:
     data = os.urandom(3 * BLOCK)
     await sink_of(file, pool, tmp_path).write(BLOCK, memoryview(data))
     assert os.pread(file.fd, 1 << 20, 0) == bytes(BLOCK) + data
+
+
+async def test_write_in_the_caller_s_thread(pool: WriterPool, tmp_path: Path) -> None:
+    file = SlowFile()
+    sink_of(file, pool, tmp_path).write_now(
+        BLOCK, [memoryview(b"x" * BLOCK), memoryview(b"y" * BLOCK)]
+    )
+    assert os.pread(file.fd, 1 << 20, 0) == bytes(BLOCK) + b"x" * BLOCK + b"y" * BLOCK
+
+
+async def test_stopping_waits_for_writes_of_other_threads_and_refuses_more(
+    pool: WriterPool, tmp_path: Path
+) -> None:
+    file = SlowFile()
+    sink = sink_of(file, pool, tmp_path)
+    block = [memoryview(b"x" * BLOCK)]
+    with ThreadPoolExecutor(2 * WRITE_THREADS) as threads:
+        calls = [
+            threads.submit(sink.write_now, number * BLOCK, block)
+            for number in range(2 * WRITE_THREADS)
+        ]
+        await asyncio.to_thread(file.full.wait)
+        await asyncio.to_thread(pool.close)
+        assert file.inside == 0
+        results = [call.exception() for call in calls]
+    written = os.pread(file.fd, 1 << 20, 0)
+    for number, result in enumerate(results):
+        found = written[number * BLOCK : (number + 1) * BLOCK]
+        if result is None:
+            assert found == b"x" * BLOCK
+        else:
+            assert str(result) == "object: is not written any more: the transport has stopped"
+            assert not any(found)
+    with pytest.raises(KernelError, match="the transport has stopped"):
+        sink.write_now(0, block)
 
 
 async def test_writes_go_on_together_but_not_too_many(pool: WriterPool, tmp_path: Path) -> None:
