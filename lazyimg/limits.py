@@ -10,6 +10,19 @@ MIB: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BuildLimits:
+    """What the process may take that turns the indexes of an image's layers into its bootstrap.
+
+    Attributes:
+        memory: bytes of data (RLIMIT_DATA); its code comes on top. 100,000 entries take a third.
+        seconds: of the processor (RLIMIT_CPU).
+    """
+
+    memory: int = 448 * MIB
+    seconds: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FillLimits:
     """What fills may take, and how they shape requests to a registry.
 

@@ -1,16 +1,19 @@
 """Indexes of layers -> bootstrap and device tables, in a process of its own.
 
 Run as ``python -m lazyimg.images.build``: a BuildRequest as JSON on standard input, a BuildReply
-on standard output. The parent calls `build_image`.
+on standard output. The parent calls `build_image`. An index may lie about everything, so the child
+limits its own memory and time (`lazyimg.limits.BuildLimits`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import resource
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,6 +22,7 @@ from lazyimg.host.files import write_file
 from lazyimg.images.merge import merge_layers
 from lazyimg.layers.locate import IndexLocation  # noqa: TC001 - msgspec reads the annotation
 from lazyimg.layers.parse import parse_index
+from lazyimg.limits import MIB, BuildLimits
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.erofs.tree import Device
 from lazyimg_formats.erofs.writer import serialize_image
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lazyimg_formats.layer import LayerIndex
+
+
+_LIMITS: Final = BuildLimits()
+_TOO_LARGE: Final = f"takes over {_LIMITS.memory // MIB} MiB of memory to build"
+_REMEDY: Final = "convert it again, or report it to its owner"
 
 
 class LayerSource(msgspec.Struct, frozen=True):
@@ -78,7 +87,8 @@ async def build_image(what: str, request: BuildRequest) -> BuildReply:
         request: what to build it from.
 
     Raises:
-        CorruptError: an index breaks its format, or the layers contradict each other.
+        CorruptError: an index breaks its format, the layers contradict each other, or the image
+            takes more than `BuildLimits` to build.
         StorageError: the disk is full or fails.
         LazyimgError: the child died.
     """
@@ -98,12 +108,16 @@ async def build_image(what: str, request: BuildRequest) -> BuildReply:
             process.kill()
             await process.wait()
         raise
+    if process.returncode == -signal.SIGXCPU:
+        raise CorruptError(what, f"takes over {_LIMITS.seconds} s to build", _REMEDY)
+    if process.returncode == -signal.SIGSEGV:  # msgspec, where there is no memory
+        raise CorruptError(what, _TOO_LARGE, _REMEDY)
     if process.returncode != 0:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
         raise LazyimgError(what, f"its build ended with {process.returncode}: {last}")
     reply = msgspec.json.decode(output, type=BuildReply)
     if reply.corrupt:
-        raise CorruptError(what, reply.corrupt, "convert it again, or report it to its owner")
+        raise CorruptError(what, reply.corrupt, _REMEDY)
     if reply.storage:
         raise StorageError(what, reply.storage)
     return reply
@@ -149,11 +163,22 @@ def _parse(layer: LayerSource) -> LayerIndex:
         raise FormatError(f"layer {layer.name}", str(error)) from error
 
 
+def _limit(kind: int, most: int) -> None:
+    """Lower a limit of this process, as far as it is not lower already."""
+    soft, hard = resource.getrlimit(kind)
+    soft = most if soft == resource.RLIM_INFINITY else min(soft, most)
+    resource.setrlimit(kind, (soft, hard))
+
+
 def main() -> None:
     """Answer one request on standard input."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
     try:
         reply = build(request)
+    except MemoryError:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # there must be some for the answer
+        reply = BuildReply(corrupt=_TOO_LARGE)
     except FormatError as error:
         reply = BuildReply(corrupt=str(error))
     except OSError as error:
@@ -162,4 +187,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _limit(resource.RLIMIT_DATA, _LIMITS.memory)
+    _limit(resource.RLIMIT_CPU, _LIMITS.seconds)
     main()

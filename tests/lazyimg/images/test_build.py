@@ -211,6 +211,37 @@ async def test_child_that_dies(
     assert str(caught.value) == "reg/app: its build ended with 3: MemoryError: no more"
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGXCPU, "takes over 300 s to build"),
+        (signal.SIGSEGV, "takes over 448 MiB of memory to build"),
+    ],
+)
+async def test_child_that_meets_its_limits(
+    number: signal.Signals,
+    said: str,
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = f"cat > /dev/null; ulimit -c 0; kill -{number} $$"
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
+    with pytest.raises(CorruptError) as caught:
+        await build_image("reg/app", workshop.request)
+    assert str(caught.value) == (f"reg/app: {said}; convert it again, or report it to its owner")
+
+
+async def test_answer_without_memory(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_much(_request: BuildRequest) -> BuildReply:
+        raise MemoryError
+
+    monkeypatch.setattr(build_module, "build", build_much)
+    assert answer(workshop.request, monkeypatch) == BuildReply(
+        corrupt="takes over 448 MiB of memory to build"
+    )
+
+
 async def test_child_ends_with_its_caller(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

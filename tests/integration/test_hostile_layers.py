@@ -1,0 +1,136 @@
+"""Layers that lie: refused, soon and in bounded memory, by the real process that builds images."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import zstandard
+
+from lazyimg.errors import CorruptError
+from lazyimg.images.build import BuildRequest, LayerSource, build_image
+from lazyimg.layers.locate import IndexLocation
+from lazyimg_formats.erofs.reader import Image
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.zstd_chunked.location import MAX_TOC
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lazyimg.images.build import BuildReply
+
+MEMORY: Final = 512 << 20  # bytes, of any process
+SECONDS: Final = 400.0
+HUGE: Final = 1 << 40
+FILE: Final = {"type": "reg", "mode": 0o644, "digest": "sha256:" + "0" * 64}
+
+
+async def build(directory: Path, toc: bytes, *, decoded_length: int | None = None) -> BuildReply:
+    """Build an image of one layer, whose index is these bytes; check what that took."""
+    stored = zstandard.ZstdCompressor(level=1).compress(toc)
+    index, bootstraps = directory / "index", directory / "bootstraps"
+    index.write_bytes(stored)
+    bootstraps.mkdir(exist_ok=True)
+    length = len(toc) if decoded_length is None else decoded_length
+    location = IndexLocation("zstd:chunked", HUGE, len(stored), length, str(Digest.of(stored)))
+    layer = LayerSource("layer", location, str(index), str(directory / "table"))
+    begun = time.monotonic()
+    try:
+        return await build_image("image", BuildRequest([layer], str(bootstraps)))
+    finally:
+        assert time.monotonic() - begun < SECONDS
+        # The largest of all children so far; in KiB.
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10 < MEMORY
+
+
+def document(*entries: dict[str, Any]) -> bytes:
+    return json.dumps({"version": 1, "entries": entries}).encode()
+
+
+def chunked(name: str, size: int, *chunks: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Give a file whose chunks are (offset in the file, bytes, offset in the blob)."""
+    entries = [{**FILE, "name": name, "size": size, "endOffset": 1000}]
+    entries += [{"type": "chunk", "name": name} for _ in chunks[1:]]
+    for entry, (file_offset, length, offset) in zip(entries, chunks, strict=True):
+        entry |= {"chunkOffset": file_offset, "chunkSize": length, "offset": offset}
+        entry |= {"chunkDigest": FILE["digest"]}
+    return entries
+
+
+@pytest.mark.parametrize(
+    ("toc", "said"),
+    [
+        (document({**FILE, "name": "a/../../etc/passwd"}), r"contains '\.\.'"),
+        (document({"type": "hardlink", "name": "a", "linkName": "../b"}), r"contains '\.\.'"),
+        (document({**FILE, "name": "a\0b"}), "NUL"),
+        (document({**FILE, "name": "n" * 256}), "over 255 bytes"),
+        (document({**FILE, "name": "d/" * 3000}), "over 4,095 bytes"),
+        (document({**FILE, "name": "a", "size": 1 << 61, "endOffset": 9}), "impossible position"),
+        (document({**FILE, "name": "a", "size": -1}), ">= 0"),
+        (document({**FILE, "name": "a", "size": 10, "offset": HUGE + 5, "endOffset": HUGE + 9}),
+         "expected between"),
+        (document({**FILE, "name": "a", "size": 10, "offset": 9, "endOffset": 5}),
+         "expected between"),
+        (document({**FILE, "name": "a", "size": 10, "offset": 5, "endOffset": 9, "digest": "x"}),
+         "expected a sha256 digest"),
+        (document(*chunked("a", 10, (0, 5, 0), (6, 4, 10))), "out of order"),
+        (document(*chunked("a", 10, (0, 5, 0), (5, 4, 10))), "has 10 bytes, its chunks 9"),
+        (document(*chunked("a", 10, (0, 5, 20), (5, 5, 10))), "expected between"),
+        (document({"type": "chunk", "name": "a"}), "without its file"),
+        (document({"type": "hardlink", "name": "a", "linkName": "b"}), "which is"),
+        (document({"type": "symlink", "name": "a", "linkName": "b"}, {**FILE, "name": "a/b/c"},
+                  {"type": "symlink", "name": "b", "linkName": "a"}, {**FILE, "name": "b/c"}),
+         "symbolic link"),
+        (b'{"version":1,"entries":' + b"[" * 100_000, "JSON|nest|recursion|Expected"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else str(value)[:20],
+)  # fmt: skip
+async def test_lies(toc: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match=said):
+        await build(tmp_path, toc)
+
+
+async def test_absolute_names_stay_inside(tmp_path: Path) -> None:
+    reply = await build(tmp_path, document({**FILE, "name": "//etc//./passwd"}))
+    image = Image((tmp_path / "bootstraps" / reply.fsid).read_bytes())
+    assert [path for path, _ in image.walk()] == [b"", b"etc", b"etc/passwd"]
+
+
+async def test_bomb_of_zeros(tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match="malformed"):
+        await build(tmp_path, bytes(MAX_TOC))
+
+
+async def test_bomb_that_says_less(tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match=f"holds {MAX_TOC} bytes, at most 1000 expected"):
+        await build(tmp_path, bytes(MAX_TOC), decoded_length=1000)
+
+
+async def test_as_many_entries_as_the_bytes_allow(tmp_path: Path) -> None:
+    """10**9 of them take more bytes than an index may have."""
+    entry = b'{"type":"dir","name":"a"},'
+    toc = b'{"version":1,"entries":[' + entry * ((MAX_TOC - 100) // len(entry))
+    with pytest.raises(CorruptError, match="takes over 448 MiB of memory to build"):
+        await build(tmp_path, toc[:-1] + b"]}")
+
+
+async def test_deep_directories_that_nobody_named(tmp_path: Path) -> None:
+    """Each short entry makes two thousand directories."""
+    entries = [{"type": "dir", "name": f"{number:x}/" + "d/" * 2000} for number in range(30_000)]
+    with pytest.raises(CorruptError, match="takes over 448 MiB of memory to build"):
+        await build(tmp_path, document(*entries))
+
+
+async def test_sparse_files_as_large_as_can_be(tmp_path: Path) -> None:
+    """What is all zeros takes one chunk of zeros, however much there is."""
+    entries = [
+        {**FILE, "name": f"f{number}", "size": 1 << 43, "chunkType": "zeros"}
+        for number in range(64)
+    ]
+    reply = await build(tmp_path, document(*entries))
+    assert reply.layers[0].size == 1 << 27
+    with pytest.raises(CorruptError, match="chunks of sparse files"):
+        await build(tmp_path, document(*entries, {**entries[0], "name": "one-more"}))
