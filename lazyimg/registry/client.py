@@ -24,12 +24,14 @@ from lazyimg.registry.hosts import find_endpoints
 from lazyimg.registry.ports import Access
 from lazyimg.registry.repository import Repository
 from lazyimg.registry.retry import RetryPolicy
+from lazyimg.registry.spool import Spool
 from lazyimg.registry.traffic import Traffic
 from lazyimg.registry.transport import Transport, TransportLimits
 from lazyimg.registry.upload import DEFAULT_CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.hosts import Endpoint
@@ -49,6 +51,7 @@ class RegistryClient:
         chunk_size: int = DEFAULT_CHUNK,
         proxies: ProxyRules | None = None,
         mirror_timeout: float | None = None,
+        spool: tuple[Path, int] | None = None,
     ) -> None:
         """Open nothing yet.
 
@@ -60,12 +63,15 @@ class RegistryClient:
             proxies: which requests go through a proxy.
             mirror_timeout: seconds without a byte after which a mirror is given up; None: as the
                 limits say for every host.
+            spool: directory for blobs of hosts that send whole ones, and how many bytes it may
+                have; None: what was not asked for is passed over.
         """
         self._transport = Transport(limits or TransportLimits(), proxies)
         self._policy = policy or RetryPolicy()
         self._environ = os.environ if environ is None else environ
         self._chunk_size = chunk_size
         self._mirror_timeout = mirror_timeout
+        self._spool = Spool(*(spool or (None, 0)))
         self._health = Health(time.monotonic)
         self._traffic: dict[str, Traffic] = {}
         self._repositories: dict[tuple[str, Access], Repository] = {}
@@ -78,6 +84,7 @@ class RegistryClient:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._spool.close()
         await self._transport.close()
 
     def repository(self, reference: Reference, access: Access = Access()) -> Repository:  # noqa: B008 - frozen
@@ -91,7 +98,9 @@ class RegistryClient:
                 self._health,
                 self._policy,
             )
-            self._repositories[key] = Repository(reference, endpoints, self._chunk_size)
+            self._repositories[key] = Repository(
+                reference, endpoints, self._spool, self._chunk_size
+            )
         return self._repositories[key]
 
     def traffic(self) -> dict[str, Traffic]:

@@ -57,6 +57,9 @@ T = TypeVar("T")
 MAX_ERROR_BODY: Final = 1 << 16
 """Bytes that are read of an answer that refuses."""
 
+TOKEN_USER: Final = "<token>"  # noqa: S105 - as credential helpers have it
+"""What the holder of an identity token is called."""
+
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -87,6 +90,7 @@ class Connection:
         self.transport = transport
         self.traffic = traffic or Traffic()
         self._policy = policy
+        self._find_credential = find_credential
         self._root = endpoint.root
         self._finding_root = asyncio.Lock()
         self._authenticator = Authenticator(
@@ -95,6 +99,15 @@ class Connection:
             _Tokens(transport, endpoint.route, endpoint.host),
             time.monotonic,
         )
+
+    async def user(self) -> str:
+        """Give the user name in the credential for this host; "" without one.
+
+        Raises:
+            ConfigurationError: the credential cannot be read.
+        """
+        credential = await self._find_credential()
+        return "" if credential is None else credential.username or TOKEN_USER
 
     async def url(self, path: str) -> URL:
         """Give the URL of ``/v2/<repository>/<path>``.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from lazyimg.errors import ConfigurationError, LazyimgError, RegistryError, StorageError
 from lazyimg.logs import Repeats
 from lazyimg.registry.retry import plan_retry, retry
+from lazyimg.registry.spool import TooFarError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -118,6 +119,8 @@ class Endpoints:
         """Learn how a host failed; tells whether another one may be asked."""
         if isinstance(error, StorageError):
             return False
+        if isinstance(error, TooFarError):
+            return True
         endpoint = connection.endpoint
         if endpoint.final:
             return isinstance(error, RegistryError) and error.retryable

@@ -83,6 +83,19 @@ class ImageSource(Protocol):
 
 
 @runtime_checkable
+class ProvingSource(ImageSource, Protocol):
+    """A repository that not everybody may read."""
+
+    async def user(self) -> str:
+        """Give the user name that the registry is shown; "" for none."""
+        ...
+
+    async def prove_blob(self, descriptor: Descriptor) -> None:
+        """Ask whether a blob may be read here; raises AccessDeniedError if not."""
+        ...
+
+
+@runtime_checkable
 class ImageTarget(Protocol):
     """One repository, to write to. Every method raises LazyimgError."""
 

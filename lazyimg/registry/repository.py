@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import (
@@ -24,6 +24,7 @@ from lazyimg.registry.auth import pull_scope, push_scope
 from lazyimg.registry.endpoints import worst
 from lazyimg.registry.ranges import ByteRange, plan_range, take_range
 from lazyimg.registry.redirects import RedirectCache
+from lazyimg.registry.spool import AHEAD, Incoming, Spool, Spooled, TooFarError
 from lazyimg.registry.transport import read_body, same_origin
 from lazyimg.registry.upload import DEFAULT_CHUNK, Uploader
 from lazyimg_formats.errors import FormatError
@@ -40,7 +41,14 @@ from lazyimg_formats.oci.documents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        AsyncIterator,
+        Callable,
+        Hashable,
+        Mapping,
+    )
 
     from aiohttp import ClientResponse
 
@@ -72,14 +80,20 @@ class Repository:
     Args:
         reference: names it.
         endpoints: the hosts that serve it.
+        spool: receives blobs of hosts that send whole ones.
         chunk_size: bytes of one piece of an upload.
     """
 
     def __init__(
-        self, reference: Reference, endpoints: Endpoints, chunk_size: int = DEFAULT_CHUNK
+        self,
+        reference: Reference,
+        endpoints: Endpoints,
+        spool: Spool,
+        chunk_size: int = DEFAULT_CHUNK,
     ) -> None:
         self.reference = reference
         self._endpoints = endpoints
+        self._spool = spool
         self._pull = (pull_scope(reference.repository),)
         self._push = (push_scope(reference.repository),)
         self._redirects = RedirectCache()
@@ -131,13 +145,48 @@ class Repository:
         wanted = ByteRange(offset, end, descriptor.size)
 
         async def read(connection: Connection) -> bytes:
-            async with self._open_range(connection, descriptor.digest, wanted) as pieces:
-                data = b"".join([piece async for piece in pieces])
-            connection.traffic.received += length
+            data = await self._read_range(connection, descriptor.digest, wanted)
             self._note_answered(connection, descriptor.digest, offset, length)
             return data
 
         return await self._endpoints.ask("pull", self._subject(descriptor), read)
+
+    async def _read_range(self, connection: Connection, digest: Digest, wanted: ByteRange) -> bytes:
+        """Read from the spool, or by a request; an answer with the whole blob is spooled."""
+        what, host = f"{self.name}@{digest}", connection.endpoint.host
+        key = (self, host, digest)
+        async with AsyncExitStack() as held:
+            async with self._spool.turn(host, key):
+                blob = self._spool.find(key)
+                if blob is None:
+                    answer = await held.enter_async_context(
+                        self._open_range(connection, digest, wanted)
+                    )
+                    if answer.response.status == 200 and not wanted.is_whole:
+                        blob = await self._spool_answer(connection, key, held, answer)
+            if blob is None:
+                data = b"".join([piece async for piece in answer.pieces(what)])
+                connection.traffic.received += len(data)
+                return data
+        if not connection.endpoint.final and wanted.end > blob.received + AHEAD:
+            raise TooFarError(what, "is on its way, but not as far", retryable=True)
+        return await blob.read(wanted.start, wanted.end - wanted.start)
+
+    async def _spool_answer(
+        self, connection: Connection, key: Hashable, held: AsyncExitStack, answer: _Answer
+    ) -> Spooled | None:
+        """Hand an answer over to the spool, with what holds it open; None if it is not taken."""
+
+        def count(size: int) -> None:
+            connection.traffic.received += size
+
+        taken = held.pop_all()
+        what, size = self.name, answer.wanted.size
+        incoming = Incoming(what, size, taken, answer.response.content.iter_any(), count)
+        blob = await self._spool.start(connection.endpoint.host, key, incoming)
+        if blob is None:
+            await held.enter_async_context(taken)
+        return blob
 
     def _subject(self, descriptor: Descriptor) -> str:
         return f"{self.name}@{descriptor.digest}"
@@ -156,6 +205,7 @@ class Repository:
         connection = self._answered.pop((descriptor.digest, offset, length), None)
         if connection is None:
             return False
+        self._spool.drop((self, connection.endpoint.host, descriptor.digest))
         self._wrong(connection, self._subject(descriptor), f"wrong bytes at {offset}")
         return True
 
@@ -208,7 +258,8 @@ class Repository:
         """Give what `hasher` has not seen of a blob."""
         rest = ByteRange(hasher.size, descriptor.size, descriptor.size)
         async with (
-            self._open_range(connection, descriptor.digest, rest) as pieces,
+            self._open_range(connection, descriptor.digest, rest) as answer,
+            aclosing(answer.pieces(self._subject(descriptor))) as pieces,
             aclosing(_gather(pieces)) as gathered,
         ):
             async for piece in gathered:
@@ -218,8 +269,8 @@ class Repository:
 
     async def _read_whole(self, connection: Connection, descriptor: Descriptor) -> bytes:
         wanted = ByteRange(0, descriptor.size, descriptor.size)
-        async with self._open_range(connection, descriptor.digest, wanted) as pieces:
-            data = b"".join([piece async for piece in pieces])
+        async with self._open_range(connection, descriptor.digest, wanted) as answer:
+            data = b"".join([piece async for piece in answer.pieces(self._subject(descriptor))])
         connection.traffic.received += len(data)
         digest = Digest.of(data, descriptor.digest.algorithm)
         if digest != descriptor.digest:
@@ -229,15 +280,12 @@ class Repository:
     @asynccontextmanager
     async def _open_range(
         self, connection: Connection, digest: Digest, wanted: ByteRange
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        what, start, end = f"{self.name}@{digest}", wanted.start, wanted.end
-        headers = {} if wanted.is_whole else {"Range": f"bytes={start}-{end - 1}"}
+    ) -> AsyncIterator[_Answer]:
+        what = f"{self.name}@{digest}"
+        headers = {} if wanted.is_whole else {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
         async with self._open_blob(connection, digest, what, headers) as response:
             skip = plan_range(what, response.status, response.headers, wanted)
-            last = response.status == 206 or end == wanted.size
-            body = response.content.iter_any()
-            async with aclosing(take_range(what, body, skip, end - start, last=last)) as pieces:
-                yield pieces
+            yield _Answer(response, wanted, skip)
 
     @asynccontextmanager
     async def _open_blob(
@@ -272,6 +320,45 @@ class Repository:
             if not same_origin(asked, response.url):
                 self._redirects.keep(key, response.url, time.time())
             yield response
+
+    async def user(self) -> str:
+        """Give the user name that the registry is shown; see ProvingSource."""
+        connection = (await self._endpoints.all())[-1]
+        return await connection.user()
+
+    async def prove_blob(self, descriptor: Descriptor) -> None:
+        """Ask whether a blob may be read here; see ProvingSource.
+
+        By HEAD, or where that is refused by a GET of one byte. To be redirected is to be allowed.
+        """
+        what = self._subject(descriptor)
+
+        async def ask(connection: Connection) -> None:
+            url = await connection.url(f"blobs/{descriptor.digest}")
+            for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
+                try:
+                    async with connection.open(
+                        method,
+                        url,
+                        what=what,
+                        expect=_FOUND | _REDIRECTED,
+                        scopes=self._pull,
+                        headers=headers,
+                    ):
+                        return
+                except (AccessDeniedError, RegistryError) as error:
+                    passing = isinstance(error, RegistryError) and error.retryable
+                    if passing or method == "GET":
+                        raise
+
+        try:
+            await self._endpoints.ask("pull", what, ask)
+        except NotFoundError as error:
+            raise AccessDeniedError(
+                what,
+                "this repository does not have the layer, so it gives no right to read it",
+                "check that the image was pushed whole",
+            ) from error
 
     async def has_blob(self, digest: Digest) -> bool:
         """Tell whether a blob is there; see ImageTarget."""
@@ -335,6 +422,25 @@ class Repository:
         if said:
             check_digest(what, data, parse_digest(what, said))
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer to a request for a range, and how many bytes of it come before the range."""
+
+    response: ClientResponse
+    wanted: ByteRange
+    skip: int
+
+    async def pieces(self, what: str) -> AsyncGenerator[bytes]:
+        """Give the range that was asked for."""
+        wanted = self.wanted
+        last = self.response.status == 206 or wanted.end == wanted.size
+        body = self.response.content.iter_any()
+        length = wanted.end - wanted.start
+        async with aclosing(take_range(what, body, self.skip, length, last=last)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 _DIGEST: Final = "Docker-Content-Digest"

@@ -36,9 +36,17 @@ def retry_policy(settings: RegistrySettings) -> RetryPolicy:
 
 
 def make_client(
-    settings: RegistrySettings, environ: Mapping[str, str] | None = None
+    settings: RegistrySettings,
+    environ: Mapping[str, str] | None = None,
+    *,
+    spool: Path | None = None,
 ) -> RegistryClient:
     """Give a client as the settings, and the process's environment, have it.
+
+    Args:
+        settings: of the configuration.
+        environ: the process's by default.
+        spool: directory for blobs of hosts that send whole ones.
 
     Raises:
         ConfigurationError: the settings' proxy is none.
@@ -52,6 +60,7 @@ def make_client(
         environ=variables,
         proxies=ProxyRules.of(variables, settings.proxy, settings.no_proxy),
         mirror_timeout=settings.mirror_timeout,
+        spool=None if spool is None else (spool, settings.spool),
     )
 
 

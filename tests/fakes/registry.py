@@ -86,6 +86,7 @@ class FakeRegistry:
         manifests: by repository and tag or digest: media type and bytes.
         auth: what it wants of a client.
         users: names and passwords; with none, tokens are given to anybody.
+        readers: who may use a repository, where not all users may (basic authorization only).
         identity_token: what a refresh token must be.
         token_lifetime: seconds, as it says and as it keeps.
         redirect: send blobs from a second host and port.
@@ -106,6 +107,7 @@ class FakeRegistry:
         self.uploads: dict[str, bytearray] = {}
         self.auth: Literal["", "basic", "token"] = ""
         self.users: dict[str, str] = {}
+        self.readers: dict[str, set[str]] = {}
         self.identity_token = "identity"
         self.token_lifetime = 300
         self.tokens: dict[str, tuple[set[str], float]] = {}
@@ -226,7 +228,7 @@ class FakeRegistry:
     def _is_authorized(self, request: web.Request, name: str) -> bool:
         scheme, _, value = request.headers.get("Authorization", "").partition(" ")
         if self.auth == "basic":
-            return scheme == "Basic" and self._knows(value)
+            return scheme == "Basic" and self._knows(value) and self._may_read(value, name)
         if self.auth == "token":
             scopes, end = self.tokens.get(value, (set[str](), 0.0))
             action = "pull" if request.method in {"GET", "HEAD"} else "push"
@@ -237,6 +239,10 @@ class FakeRegistry:
     def _knows(self, basic: str) -> bool:
         user, _, password = base64.b64decode(basic).decode().partition(":")
         return user in self.users and self.users[user] == password
+
+    def _may_read(self, basic: str, name: str) -> bool:
+        user = base64.b64decode(basic).decode().partition(":")[0]
+        return user in self.readers.get(name, self.users)
 
     def _challenge(self, request: web.Request, name: str) -> web.Response:
         if self.auth == "basic":

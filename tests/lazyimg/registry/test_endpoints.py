@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import AccessDeniedError, ConfigurationError, NotFoundError, RegistryError
-from lazyimg.registry import endpoints
+from lazyimg.registry import endpoints, spool
+from lazyimg.registry import repository as repository_module
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.ports import Access
 from lazyimg.registry.retry import RetryPolicy
@@ -52,7 +54,9 @@ async def run_setup(directory: Path) -> AsyncIterator[Setup]:
     async with (
         run_registry() as origin,
         run_registry() as mirror,
-        RegistryClient(policy=FAST, environ={}, mirror_timeout=0.2) as client,
+        RegistryClient(
+            policy=FAST, environ={}, mirror_timeout=0.2, spool=(directory / "spool", 1 << 20)
+        ) as client,
     ):
         for registry in (origin, mirror):
             blob = registry.add_blob("a/b", BLOB)
@@ -217,6 +221,92 @@ class TestFailures:
         await setup.read(repository)
         assert len(setup.mirror.asked) == 1
         assert not repository.distrust(setup.blob, 1000, 500)  # these came from the registry
+
+
+class TestWholeBlobs:
+    """Hosts that ignore ranges."""
+
+    async def test_many_reads_are_one_transfer(self, setup: Setup) -> None:
+        setup.mirror.ignore_range = True
+        repository = setup.repository()
+        await asyncio.gather(*(setup.read(repository, at) for at in range(0, 200_000, 10_000)))
+        await setup.read(repository, 77)
+        assert not setup.origin.asked
+        counted = setup.client.traffic()[setup.mirror.host]
+        assert counted.active == 0
+        asked = len(setup.mirror.asked)
+        await setup.read(repository, 250_000)
+        assert len(setup.mirror.asked) == asked
+        assert counted.received == len(BLOB)
+
+    async def test_cold_blobs_are_asked_for_once_at_a_host_known_for_it(self, setup: Setup) -> None:
+        setup.mirror.ignore_range = True
+        repository = setup.repository()
+        await setup.read(repository)
+        other = setup.mirror.add_blob("a/b", BLOB[::-1])
+        setup.mirror.asked.clear()
+        parts = await asyncio.gather(
+            *(repository.read_blob(other, at, 100) for at in range(0, 100_000, 10_000))
+        )
+        assert b"".join(parts) == b"".join(
+            BLOB[::-1][at : at + 100] for at in range(0, 100_000, 10_000)
+        )
+        assert len(setup.mirror.asked) == 1
+
+    async def test_ranges_again_once_the_mirror_is_warm(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(spool, "IDLE", 0.001)
+        setup.mirror.ignore_range = True
+        repository = setup.repository()
+        await setup.read(repository)
+        while setup.client._spool._used:  # noqa: ASYNC110 - nobody else is told
+            await asyncio.sleep(0.001)
+        setup.mirror.ignore_range = False
+        await setup.read(repository)
+        assert setup.mirror.asked[-1].sent == 500
+
+    async def test_far_ahead_another_host_is_asked(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(repository_module, "AHEAD", 0)
+        setup.mirror.ignore_range = True
+        await setup.read(setup.repository(), 200_000)
+        assert setup.origin.asked[-1].range == "bytes=200000-200499"
+        assert setup.client.cools(setup.mirror.host) == 0
+
+    async def test_breaking_off_goes_to_the_next_host(self, setup: Setup) -> None:
+        setup.mirror.ignore_range = True
+        setup.mirror.fail("half", times=100)
+        repository = setup.repository()
+        await asyncio.gather(*(setup.read(repository, at) for at in (200_000, 210_000)))
+        assert setup.origin.asked
+        assert setup.client.cools(setup.mirror.host) > 0
+
+    async def test_no_room_in_the_spool(self, setup: Setup) -> None:
+        setup.client._spool._capacity = 0
+        setup.mirror.ignore_range = True
+        repository = setup.repository()
+        await asyncio.gather(*(setup.read(repository, at) for at in (200_000, 10)))
+        assert len(setup.mirror.asked) == 2
+
+    async def test_wrong_bytes_leave_the_spool(self, setup: Setup) -> None:
+        setup.mirror.ignore_range = True
+        repository = setup.repository()
+        await setup.read(repository)
+        assert repository.distrust(setup.blob, 1000, 500)
+        await setup.read(repository)
+        assert setup.origin.asked[-1].range
+
+    async def test_reader_that_is_cancelled_leaves_the_transfer_to_the_others(
+        self, setup: Setup
+    ) -> None:
+        setup.mirror.ignore_range = True
+        repository = setup.repository()
+        tasks = [asyncio.create_task(setup.read(repository, at)) for at in (10, 20, 30)]
+        await asyncio.sleep(0.02)
+        tasks[0].cancel()
+        await asyncio.gather(*tasks[1:])
 
 
 class TestCredentials:

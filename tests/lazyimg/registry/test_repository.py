@@ -439,3 +439,50 @@ class TestAuthorization:
         await repository.push_manifest(b"{}", OCI_MANIFEST, "1")
         await repository.push_manifest(b"{}", OCI_MANIFEST, "2")
         assert registry.count("GET", "/token") == 2
+
+
+class TestProofs:
+    async def test_blob_that_may_be_read(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        await repository.prove_blob(blob)
+        assert [one.method for one in registry.asked if "/blobs/" in one.path] == ["HEAD"]
+
+    async def test_redirect_is_proof_enough(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        registry.redirect = True
+        await repository.prove_blob(blob)
+        assert not [one for one in registry.asked if one.path.startswith("/signed/")]
+
+    @pytest.mark.parametrize("status", [400, 403, 405])
+    async def test_registry_that_does_not_like_to_be_asked_by_head(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor, status: int
+    ) -> None:
+        registry.fail("status", method="HEAD", status=status, times=10)
+        await repository.prove_blob(blob)
+        assert registry.asked[-1].range == "bytes=0-0"
+        assert registry.sent() == 1
+
+    async def test_registry_that_fails(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        registry.fail("status", method="HEAD", status=503, times=10)
+        with pytest.raises(RegistryError, match="answers 503"):
+            await repository.prove_blob(blob)
+
+    async def test_refusals(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        registry.blobs["team/app"].clear()
+        with pytest.raises(AccessDeniedError, match="this repository does not have the layer"):
+            await repository.prove_blob(blob)
+        registry.auth = "basic"
+        with pytest.raises(AccessDeniedError, match="wants a user name and password"):
+            await repository.prove_blob(blob)
+
+    async def test_user(self, registry: FakeRegistry, client: RegistryClient) -> None:
+        reference = Reference(registry.host, "team/app")
+        assert await client.repository(reference).user() == ""
+        named = client.repository(reference, Access(username="me", password="secret"))
+        assert await named.user() == "me"
