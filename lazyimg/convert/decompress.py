@@ -6,13 +6,17 @@ only the media type often.
 
 from __future__ import annotations
 
-import zlib
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from zstandard import ZstdDecompressor, ZstdError
 
 from lazyimg_formats import zstd_frames
 from lazyimg_formats.errors import FormatError
+
+try:
+    from isal import isal_zlib as _inflate  # twice as fast as zlib
+except ImportError:  # no wheel for this machine
+    import zlib as _inflate  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +74,8 @@ class GzipDecompressor:
     """One or more gzip members."""
 
     def __init__(self) -> None:
-        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        self._error: Any = _inflate.error
+        self._member: Any = _inflate.decompressobj(_GZIP_WINDOW)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """See Decompressor."""
@@ -79,10 +84,10 @@ class GzipDecompressor:
             if self._member.eof:
                 if not data:
                     return
-                self._member = zlib.decompressobj(_GZIP_WINDOW)
+                self._member = _inflate.decompressobj(_GZIP_WINDOW)
             try:
-                piece = self._member.decompress(data, PIECE)
-            except zlib.error as error:
+                piece: bytes = self._member.decompress(data, PIECE)
+            except self._error as error:
                 raise FormatError("gzip", str(error)) from error
             data = self._member.unconsumed_tail or self._member.unused_data
             more = len(piece) == PIECE

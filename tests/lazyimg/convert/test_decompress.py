@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zlib
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,15 @@ def test_samples(name: str, step: int) -> None:
     assert decompress(data, step) == expected
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name.startswith("gzip")])
+def test_gzip_where_there_is_only_zlib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyimg.convert.decompress._inflate", zlib)
+    data, expected = SAMPLES[name]
+    assert decompress(data, 1000) == expected
+    with pytest.raises(FormatError, match=r"^gzip: "):
+        decompress(data[:-8] + bytes(7) + b"x", 1 << 20)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
 @pytest.mark.parametrize("make", [gzip.compress, zstd, zstd_stream, bytes])
 def test_small_steps(make: type, step: int) -> None:
@@ -123,6 +133,14 @@ def test_cut_short(name: str) -> None:
 def test_garbage_behind_it(make: type, tail: bytes) -> None:
     with pytest.raises(FormatError, match=r"^(gzip|zstd): "):
         decompress(make(TEXT[:100]) + tail, 1 << 20)
+
+
+@pytest.mark.parametrize("at", [-8, -4])
+def test_gzip_with_a_wrong_checksum_or_length(at: int) -> None:
+    damaged = bytearray(gzip.compress(TEXT))
+    damaged[at] ^= 1
+    with pytest.raises(FormatError, match=r"^gzip: "):
+        decompress(bytes(damaged), 1 << 20)
 
 
 @given(st.data())
