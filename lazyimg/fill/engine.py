@@ -25,6 +25,7 @@ from lazyimg.fill.plan import (
     widen_run,
 )
 from lazyimg.fill.recent import RecentSpans
+from lazyimg.registry.turns import URGENCY
 from lazyimg_formats.device_table import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -297,6 +298,7 @@ class Engine:
         device, spans = flight.device, flight.spans
         name = device.table.name
         have = {span: data for span in spans if (data := self._recent.get(name, span)) is not None}
+        URGENCY.set(flight.ticket)  # this task is the flight's own
         flight.ticket.fetching = len(have) < len(spans)
         await self._budget.admit(flight.ticket)
         assembly, written = await self._obtain(flight, have)

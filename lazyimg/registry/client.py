@@ -27,6 +27,7 @@ from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.spool import Spool
 from lazyimg.registry.traffic import Traffic
 from lazyimg.registry.transport import Transport, TransportLimits
+from lazyimg.registry.turns import Turns
 from lazyimg.registry.upload import DEFAULT_CHUNK
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class RegistryClient:
         self._mirror_timeout = mirror_timeout
         self._spool = Spool(*(spool or (None, 0)))
         self._health = Health(time.monotonic)
+        self._turns: dict[str, Turns] = {}
         self._traffic: dict[str, Traffic] = {}
         self._repositories: dict[tuple[str, Access], Repository] = {}
 
@@ -121,5 +123,15 @@ class RegistryClient:
         async def find() -> Credential | None:
             return await find_credential(name, shown, self._environ)
 
-        traffic = self._traffic.setdefault(endpoint.host, Traffic())
-        return Connection(reference, endpoint, self._transport, find, self._policy, traffic=traffic)
+        host, limits = endpoint.host, self._transport.limits
+        if host not in self._turns:
+            self._turns[host] = Turns(limits.connections_per_host, limits.bytes_per_host)
+        return Connection(
+            reference,
+            endpoint,
+            self._transport,
+            find,
+            self._policy,
+            traffic=self._traffic.setdefault(host, Traffic()),
+            turns=self._turns[host],
+        )

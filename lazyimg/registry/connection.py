@@ -39,6 +39,7 @@ from lazyimg.registry.transport import (
     read_body,
     same_origin,
 )
+from lazyimg.registry.turns import Turns
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.documents import parse_errors
 
@@ -73,6 +74,7 @@ class Connection:
         find_credential: gives what to show this host.
         policy: of tries.
         traffic: counts what goes over it.
+        turns: limits the reads at this host.
     """
 
     def __init__(
@@ -84,11 +86,14 @@ class Connection:
         policy: RetryPolicy,
         *,
         traffic: Traffic | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        limits = transport.limits
         self.reference = reference
         self.endpoint = endpoint
         self.transport = transport
         self.traffic = traffic or Traffic()
+        self.turns = turns or Turns(limits.connections_per_host, limits.bytes_per_host)
         self._policy = policy
         self._find_credential = find_credential
         self._root = endpoint.root

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from lazyimg.errors import ConfigurationError, LazyimgError, RegistryError, StorageError
 from lazyimg.logs import Repeats
 from lazyimg.registry.retry import plan_retry, retry
-from lazyimg.registry.spool import TooFarError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -36,6 +35,10 @@ REFRESH: Final = 30.0
 """Seconds after which the files that name the hosts are read again."""
 
 logger = logging.getLogger(__name__)
+
+
+class PassedOverError(RegistryError):
+    """Another host may answer sooner: no failure of this one."""
 
 
 class Endpoints:
@@ -119,7 +122,7 @@ class Endpoints:
         """Learn how a host failed; tells whether another one may be asked."""
         if isinstance(error, StorageError):
             return False
-        if isinstance(error, TooFarError):
+        if isinstance(error, PassedOverError):
             return True
         endpoint = connection.endpoint
         if endpoint.final:

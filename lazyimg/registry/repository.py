@@ -21,10 +21,10 @@ from lazyimg.errors import (
     RegistryError,
 )
 from lazyimg.registry.auth import pull_scope, push_scope
-from lazyimg.registry.endpoints import worst
+from lazyimg.registry.endpoints import PassedOverError, worst
 from lazyimg.registry.ranges import ByteRange, plan_range, take_range
 from lazyimg.registry.redirects import RedirectCache
-from lazyimg.registry.spool import AHEAD, Incoming, Spool, Spooled, TooFarError
+from lazyimg.registry.spool import AHEAD, Incoming, Spool, Spooled
 from lazyimg.registry.transport import read_body, same_origin
 from lazyimg.registry.upload import DEFAULT_CHUNK, Uploader
 from lazyimg_formats.errors import FormatError
@@ -159,6 +159,7 @@ class Repository:
             async with self._spool.turn(host, key):
                 blob = self._spool.find(key)
                 if blob is None:
+                    await self._take_turn(connection, held, wanted, what)
                     answer = await held.enter_async_context(
                         self._open_range(connection, digest, wanted)
                     )
@@ -169,8 +170,17 @@ class Repository:
                 connection.traffic.received += len(data)
                 return data
         if not connection.endpoint.final and wanted.end > blob.received + AHEAD:
-            raise TooFarError(what, "is on its way, but not as far", retryable=True)
+            raise PassedOverError(what, "is on its way, but not as far", retryable=True)
         return await blob.read(wanted.start, wanted.end - wanted.start)
+
+    async def _take_turn(
+        self, connection: Connection, held: AsyncExitStack, wanted: ByteRange, what: str
+    ) -> None:
+        """Wait until the host has room for a request; raises if it fails meanwhile."""
+        turn = connection.turns.turn(wanted.end - wanted.start)
+        waited, endpoint = await held.enter_async_context(turn), connection.endpoint
+        if waited and not endpoint.final and self._endpoints.health.cools(endpoint.host, what):
+            raise PassedOverError(what, f"{endpoint.host} has failed meanwhile", retryable=True)
 
     async def _spool_answer(
         self, connection: Connection, key: Hashable, held: AsyncExitStack, answer: _Answer

@@ -40,10 +40,6 @@ PIECE: Final = 1 << 20
 """Bytes that are written at a time, at least."""
 
 
-class TooFarError(RegistryError):
-    """Another host may have the bytes sooner: no failure of this one."""
-
-
 class Incoming:
     """An answer that is being received: of `size` bytes in all.
 

@@ -41,6 +41,7 @@ class TransportLimits:
     Attributes:
         connections: open at once.
         connections_per_host: open at once to one host and port.
+        bytes_per_host: that reads may have asked of one host and that have not come yet.
         connect_timeout: seconds until TCP and TLS are up.
         read_timeout: seconds without a byte from the other side.
         redirects: followed in one request.
@@ -48,6 +49,7 @@ class TransportLimits:
 
     connections: int = 128
     connections_per_host: int = 16
+    bytes_per_host: int = 64 << 20
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
     redirects: int = 10
@@ -95,7 +97,7 @@ class Transport:
     """
 
     def __init__(self, limits: TransportLimits, proxies: ProxyRules | None = None) -> None:
-        self._limits = limits
+        self.limits = limits
         self._proxies = proxies or ProxyRules()
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
@@ -132,7 +134,7 @@ class Transport:
                 what goes wrong while the answer is being read inside the context.
         """
         async with _translated(url):
-            for _ in range(self._limits.redirects + 1):
+            for _ in range(self.limits.redirects + 1):
                 response = await self._send_once(method, url, route, headers, data)
                 async with response:
                     if not follow or response.status not in _REDIRECTS:
@@ -143,7 +145,7 @@ class Transport:
                     headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
                     route = replace(route, client=(), headers=())
                 url = target
-        raise RegistryError(redact_url(url), f"over {self._limits.redirects} redirects")
+        raise RegistryError(redact_url(url), f"over {self.limits.redirects} redirects")
 
     async def _send_once(
         self,
@@ -160,7 +162,7 @@ class Transport:
         context = await self._context(route) if url.scheme == "https" else True
         proxy = route.proxy or self._proxies.find(url)
         through = parse_proxy(proxy) if proxy else None
-        limits = self._limits
+        limits = self.limits
         sent: list[tuple[str, str]] = [("Accept-Encoding", "identity"), *route.headers]
         sent += headers.items()
         try:
@@ -184,7 +186,7 @@ class Transport:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            limits = self._limits
+            limits = self.limits
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=limits.connections, limit_per_host=limits.connections_per_host

@@ -15,6 +15,8 @@ from lazyimg.registry import repository as repository_module
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.ports import Access
 from lazyimg.registry.retry import RetryPolicy
+from lazyimg.registry.transport import TransportLimits
+from lazyimg.registry.turns import URGENCY
 from lazyimg_formats.oci.reference import Reference
 from tests.fakes.registry import FakeRegistry, name_mirrors, run_registry
 
@@ -221,6 +223,34 @@ class TestFailures:
         await setup.read(repository)
         assert len(setup.mirror.asked) == 1
         assert not repository.distrust(setup.blob, 1000, 500)  # these came from the registry
+
+
+class TestTurns:
+    async def test_who_waited_at_a_host_that_fails_meanwhile_goes_on(self, setup: Setup) -> None:
+        setup.client._transport.limits = TransportLimits(connections_per_host=1)
+        setup.mirror.fail("hang", times=100)
+        repository = setup.repository()
+        await asyncio.gather(*(setup.read(repository, at) for at in range(0, 5000, 500)))
+        assert len(setup.mirror.asked) == 1
+
+    async def test_readers_go_first(self, setup: Setup) -> None:
+        setup.client._transport.limits = TransportLimits(bytes_per_host=1)
+        repository = setup.repository()
+        order: list[int] = []
+
+        async def read(priority: int) -> None:
+            URGENCY.set(Ticket(priority))
+            await setup.read(repository, priority)
+            order.append(priority)
+
+        await setup.read(repository)  # the hosts are known now
+        await asyncio.gather(*(read(priority) for priority in (3, 2, 1, 0)))
+        assert order == [3, 0, 1, 2]
+
+
+@dataclass
+class Ticket:
+    priority: int
 
 
 class TestWholeBlobs:
