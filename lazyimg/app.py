@@ -1,36 +1,40 @@
 """The daemon put together: what `lazyimg serve` runs.
 
 Start, in this order: refuse what cannot work (no root, a root in use, own mounts underneath), open
-the records, bind the kernel's cache, take away what a dead daemon left mounted, listen, say ready.
-Stop: listen no more, finish what callers began, unmount while reads are still answered, give the
-kernel its device back, close the rest. Everything that is imported is imported before ready.
+the records, bind the kernel's cache, have the service manager keep its fd, settle what the process
+before this one left (`Mounts.recover`), answer callers, say ready. Stop: listen no more, finish
+what callers began, unmount while reads are still answered, give the kernel its device back, close
+the rest. Everything that is imported is imported before ready.
+
+A process that died leaves two fds with the service manager: with "cachefiles" the next one serves
+the mounts on, before it does anything slow, since readers wait; with "api" callers have waited too.
+If that next one fails to start, it ends without undoing anything: whoever waits, waits for another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import importlib
 import logging
 import os
 import signal
 import socket
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from aiohttp import web
-
-from lazyimg.api.server import make_application
-from lazyimg.daemon import LazyimgDaemon
-from lazyimg.errors import InUseError, NotRootError, StorageError
+from lazyimg.errors import InUseError, KernelError, LazyimgError, NotRootError, StorageError
 from lazyimg.fill.engine import Engine
+from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
+from lazyimg.host.service_manager import ServiceManager
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
-from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
 from lazyimg.registry.resolve import open_source, parse_location
 from lazyimg.registry.settings import apply_settings, make_client
@@ -39,6 +43,7 @@ from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
 if TYPE_CHECKING:
     from lazyimg.config import Config
+    from lazyimg.daemon import LazyimgDaemon
     from lazyimg.images.library import SourceRecord
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg_formats.oci.digest import Digest
@@ -48,6 +53,20 @@ _log = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT: Final = 2.0
 """Seconds that callers may take to read the last answers."""
+
+CONTROL: Final = "cachefiles"
+"""The name under which the service manager keeps the kernel's control fd."""
+
+LISTENER: Final = "api"
+"""The name under which it keeps the socket of the API."""
+
+LOCK_WAIT: Final = 10.0
+"""Seconds that the process before this one may take to let go of the root directory."""
+
+BACKLOG: Final = 128
+"""Callers that may wait while one process follows another."""
+
+_LOCK_STEP: Final = 0.01  # seconds; a lock announces nothing
 
 _DIRECTORIES = ("content", "bootstraps", "tables", "mnt", "scratch")
 
@@ -62,34 +81,60 @@ def run(config: Config) -> None:
 
 
 async def _serve(config: Config) -> None:
+    manager = ServiceManager(os.environ)
+    takes_over = CONTROL in manager.names
     async with AsyncExitStack() as stack:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await start(config, stack)
+        try:
+            await start(config, stack, manager)
+            watch_supervisor(manager, stack)
+        except BaseException as error:
+            if takes_over:
+                _end_at_once(error)
+            raise
         _log.info("ready: %s", config.address)
-        _notify("READY=1")
+        manager.notify("READY=1")
         await stop.wait()
-        _notify("STOPPING=1")
+        manager.notify("STOPPING=1")
         _log.info("stopping")
 
 
-async def start(config: Config, stack: AsyncExitStack) -> None:
+def _end_at_once(error: BaseException) -> NoReturn:
+    """End without undoing anything: what is undone would fail for those who wait."""
+    if isinstance(error, LazyimgError):
+        _log.error("cannot take over: %s", error)
+    else:
+        _log.critical("cannot take over", exc_info=error)
+    logging.shutdown()
+    os._exit(getattr(error, "exit_code", 1))
+
+
+async def start(
+    config: Config, stack: AsyncExitStack, manager: ServiceManager | None = None
+) -> None:
     """Start everything; `stack` stops it, in reverse order.
+
+    Args:
+        config: the effective configuration.
+        stack: takes what is to be done at the end.
+        manager: has what a process before this one left; None: nothing.
 
     Raises:
         LazyimgError: the daemon cannot start; `stack` undoes what was begun.
     """
+    manager = manager or ServiceManager({})
     if os.geteuid() != 0:
         raise NotRootError("lazyimg serve", "mounting needs root", "run it as root")
     root = Path(config.root)
     refuse_own_mounts(config.domain_id, [root, config.cache_directory])
-    _prepare(root, config.cache_directory, stack)
+    await _prepare(root, config.cache_directory, stack, patient=bool(manager.names))
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    client = make_client(config.registry)
+    client = make_client(config.registry, spool=root / "spool")
     stack.push_async_callback(client.close)
     engine = Engine(limits=config.fill.limits())
     stack.push_async_callback(engine.close)
@@ -108,13 +153,16 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
     catalog.load()
     transport = CachefilesTransport(catalog, domain_id=config.domain_id)
     catalog.use(transport)
-    await transport.start(
-        config.cache_directory, tag=config.cachefiles.tag, limits=_cache_limits(config)
-    )
-    stack.push_async_callback(transport.stop)
+    served = await _serve_kernel(config, transport, manager, stack)
 
-    mounts = Mounts(root, config.domain_id, config.mount.read_ahead)
-    await mounts.clean()
+    await asyncio.to_thread(importlib.import_module, "lazyimg.api.server")  # others go on
+    from lazyimg.daemon import LazyimgDaemon  # noqa: PLC0415  readers come first
+    from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
+
+    listener = _bind(Path(config.address), manager, stack)
+    stack.enter_context(calls_known_by(root / "calls"))
+    mounts = Mounts(root, config.domain_id, config.mount.read_ahead, library, transport)
+    await mounts.recover(served=served)
     stack.push_async_callback(mounts.close)
     images = Images(root, library, catalog, open_image)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
@@ -125,22 +173,69 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
         prefetcher=prefetcher,
         engine=engine,
         transport=transport,
+        manager=manager,
     )
-    await _listen(config, daemon, stack)
+    await _listen(listener, daemon, stack)
 
 
-def _prepare(root: Path, cache: Path, stack: AsyncExitStack) -> None:
+async def _serve_kernel(
+    config: Config,
+    transport: CachefilesTransport,
+    manager: ServiceManager,
+    stack: AsyncExitStack,
+) -> bool:
+    """Start the transport; gives whether the mounts of the process before this one work on."""
+    limits, tag = _cache_limits(config), config.cachefiles.tag
+    kept = manager.take(CONTROL)
+    if kept is not None:
+        try:
+            await transport.start(config.cache_directory, tag=tag, limits=limits, control_fd=kept)
+        except KernelError as error:
+            _log.error("the mounts cannot be served on, they are mounted again: %s", error)
+            manager.forget(CONTROL)
+            await asyncio.to_thread(manager.wait_told)  # until it is closed, the device is busy
+            kept = None
+        else:
+            stack.push_async_callback(_stop_kernel, transport, manager)
+            return True
+    await transport.start(config.cache_directory, tag=tag, limits=limits)
+    stack.push_async_callback(_stop_kernel, transport, manager)
+    manager.keep(CONTROL, transport.control_fd)
+    return False
+
+
+async def _stop_kernel(transport: CachefilesTransport, manager: ServiceManager) -> None:
+    await transport.stop()
+    manager.forget(CONTROL)
+
+
+def watch_supervisor(manager: ServiceManager, stack: AsyncExitStack) -> None:
+    """Say it when the supervisor is gone: this process goes on, but nothing replaces it."""
+    if not manager.supervisor or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        fd = os.pidfd_open(manager.supervisor)
+    except OSError:
+        manager.lose_supervisor()
+        return
+    stack.callback(os.close, fd)
+    loop = asyncio.get_running_loop()
+
+    def lost() -> None:
+        loop.remove_reader(fd)
+        manager.lose_supervisor()
+
+    loop.add_reader(fd, lost)
+    stack.callback(loop.remove_reader, fd)
+
+
+async def _prepare(root: Path, cache: Path, stack: AsyncExitStack, *, patient: bool) -> None:
     """Make the daemon's directories, take the root for this process, remove unfinished files."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUseError(
-                str(root), "another lazyimg serves from it", "stop it, or choose another --root"
-            ) from error
+        await _lock(lock, root, LOCK_WAIT if patient else 0.0)
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o700, exist_ok=True)
@@ -153,9 +248,37 @@ def _prepare(root: Path, cache: Path, stack: AsyncExitStack) -> None:
         ) from error
 
 
-async def _listen(config: Config, daemon: LazyimgDaemon, stack: AsyncExitStack) -> None:
-    path = Path(config.address)
+async def _lock(fd: int, root: Path, wait: float) -> None:
+    """Lock an open file, within `wait` seconds.
+
+    A process that died may leave the lock to a child that it was just starting, until that execs.
+    """
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
+                raise InUseError(
+                    str(root), "another lazyimg serves from it", "stop it, or choose another --root"
+                ) from error
+        else:
+            return
+        await asyncio.sleep(_LOCK_STEP)
+
+
+def _bind(path: Path, manager: ServiceManager, stack: AsyncExitStack) -> socket.socket:
+    """Give the listening socket: the one that was kept, or a new one, which is kept then."""
+    kept = manager.take(LISTENER)
     try:
+        if kept is not None:
+            listener = socket.socket(fileno=kept)
+            if listener.getsockname() == str(path) and path.is_socket():
+                stack.callback(_unbind, path, manager)
+                stack.callback(listener.close)
+                return listener
+            listener.close()
+            manager.forget(LISTENER)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -165,11 +288,26 @@ async def _listen(config: Config, daemon: LazyimgDaemon, stack: AsyncExitStack) 
             listener.bind(str(path))
         finally:
             os.umask(mask)
-        stack.callback(path.unlink, missing_ok=True)
+        stack.callback(_unbind, path, manager)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise StorageError(
             str(path), f"cannot listen: {error.strerror or error}", "check --address"
         ) from error
+    manager.keep(LISTENER, listener.fileno())
+    return listener
+
+
+def _unbind(path: Path, manager: ServiceManager) -> None:
+    manager.forget(LISTENER)
+    path.unlink(missing_ok=True)
+
+
+async def _listen(listener: socket.socket, daemon: LazyimgDaemon, stack: AsyncExitStack) -> None:
+    from aiohttp import web  # noqa: PLC0415  readers come first
+
+    from lazyimg.api.server import make_application  # noqa: PLC0415
+
     runner = web.AppRunner(
         make_application(daemon),
         access_log=None,
@@ -179,7 +317,7 @@ async def _listen(config: Config, daemon: LazyimgDaemon, stack: AsyncExitStack) 
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener).start()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
 
 
 def _remove_stale(path: Path) -> None:
@@ -205,18 +343,3 @@ def _cache_limits(config: Config) -> CacheLimits:
         fcull=settings.fcull,
         fstop=settings.fstop,
     )
-
-
-def _notify(message: str) -> None:
-    """Tell the service manager. Source: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.connect(address)
-            channel.sendall(message.encode())
-        except OSError as error:
-            _log.warning("the service manager was not told %s: %s", message, error)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lazyimg.api.messages import PrefetchRequest
     from lazyimg.config import Config
     from lazyimg.fill.engine import Engine
+    from lazyimg.host.service_manager import ServiceManager
     from lazyimg.images.library import ChainRecord
     from lazyimg.images.mounts import Mounted, Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
@@ -55,6 +56,7 @@ class LazyimgDaemon:
         prefetcher: makes them local.
         engine: fills devices; asked for its counters.
         transport: serves the kernel; asked what is present.
+        manager: started this process.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class LazyimgDaemon:
         prefetcher: Prefetcher,
         engine: Engine,
         transport: CachefilesTransport,
+        manager: ServiceManager,
     ) -> None:
         self._config = config
         self._images = images
@@ -73,6 +76,7 @@ class LazyimgDaemon:
         self._prefetcher = prefetcher
         self._engine = engine
         self._transport = transport
+        self._manager = manager
         self._started = time.monotonic()
 
     async def mount(self, request: MountRequest) -> MountReply:
@@ -186,6 +190,8 @@ class LazyimgDaemon:
         return StatusReply(
             version=__version__,
             pid=os.getpid(),
+            supervisor=self._manager.supervisor,
+            restarts=self._manager.restarts,
             transport="cachefiles",
             root=self._config.root,
             uptime=time.monotonic() - self._started,

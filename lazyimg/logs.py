@@ -21,12 +21,10 @@ import sys
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
-
-    from lazyimg.config import LogSettings
 
 _PRIORITIES: Final = {
     logging.DEBUG: 7,
@@ -106,7 +104,21 @@ def _time(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> None:
+class LogChoice(Protocol):
+    """How to log: `lazyimg.config.LogSettings`, or the little that a small process has of it."""
+
+    @property
+    def level(self) -> str:
+        """Give what is logged: debug, info, warning or error."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """Give the form of a line: text or json."""
+        ...
+
+
+def configure_logs(settings: LogChoice, stream: TextIO | None = None) -> None:
     """Send this process's logs to `stream` (standard error) as `settings` says."""
     handler = logging.StreamHandler(stream or sys.stderr)
     journal = stream is None and _is_journal()

@@ -192,10 +192,16 @@ class MountReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests."""
+    """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests.
+
+    `pid` is the process that answers; `supervisor` the one that starts it again, or 0 if there is
+    none (any more), and `restarts` how often it has.
+    """
 
     version: str
     pid: int
+    supervisor: int = 0
+    restarts: int = 0
     transport: str
     root: str
     uptime: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,15 +30,17 @@ def command(
     """Run the daemon.
 
     It needs root, and a kernel with on-demand cachefiles (see `lazyimg doctor`). It stays in the
-    foreground and logs to standard error. SIGTERM ends it.
+    foreground and logs to standard error. SIGTERM ends it. It is two processes: a small one that
+    keeps mounts alive, and one that does the work and is started again when it dies.
     """
     config = invocation.config(
         root=str(Path(root).absolute()) if root else None,
         log__level=log_level,
         log__format=log_format,
     )
-    from lazyimg.app import run  # noqa: PLC0415  a wrong configuration is said before this is paid
-    from lazyimg.logs import configure_logs  # noqa: PLC0415
+    from lazyimg.supervisor.command import LogSettings, supervisor_command  # noqa: PLC0415
+    from lazyimg.worker import worker_command  # noqa: PLC0415
 
-    configure_logs(config.log)
-    run(config)
+    worker = worker_command(config, debug=invocation.debug)
+    command = supervisor_command(worker, LogSettings(config.log.level, config.log.format))
+    os.execv(command[0], command)  # noqa: S606  no shell is wanted

@@ -12,6 +12,7 @@ from lazyimg.cli.options import common_options, output_option, pass_invocation
 from lazyimg.cli.output import format_duration, format_size, print_facts, print_json, print_line
 
 if TYPE_CHECKING:
+    from lazyimg.api.messages import StatusReply
     from lazyimg.cli.invocation import Invocation
 
 
@@ -30,6 +31,7 @@ def command(invocation: Invocation, *, output: str) -> None:
         [
             ("version", reply.version),
             ("process", f"{reply.pid}, up {format_duration(reply.uptime)}"),
+            ("supervisor", _describe_supervisor(reply)),
             ("transport", reply.transport),
             ("root", reply.root),
             ("reads", f"{reply.reads}{failed}"),
@@ -40,3 +42,11 @@ def command(invocation: Invocation, *, output: str) -> None:
     if reply.mounts:
         print_line("")
         print_mounts(reply.mounts)
+
+
+def _describe_supervisor(reply: StatusReply) -> str:
+    if not reply.supervisor:
+        return "none: if the process dies, mounts are lost"
+    times = "1 time" if reply.restarts == 1 else f"{reply.restarts} times"
+    again = f", has started it again {times}" if reply.restarts else ""
+    return f"{reply.supervisor}{again}"

@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lazyimg.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -104,7 +108,7 @@ def find_mount(entries: list[MountEntry], path: str) -> MountEntry | None:
     return best
 
 
-def mount_at(entries: list[MountEntry], mount_point: str) -> MountEntry | None:
+def mount_at(entries: Sequence[MountEntry], mount_point: str) -> MountEntry | None:
     """Give the topmost mount whose mount point is exactly this path, or None."""
     for entry in reversed(entries):
         if entry.mount_point == mount_point:

@@ -7,10 +7,12 @@ stat(2) on a directory of ours could wait for ourselves.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from errno import (
     EBUSY,
     EEXIST,
@@ -31,16 +33,19 @@ from lazyimg.errors import (
     LazyimgError,
     NotFoundError,
     NotRootError,
+    StorageError,
     UsageError,
 )
 from lazyimg.host import mount_child
 from lazyimg.host.mount_table import MountEntry, parse_mount_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 CALL_TIMEOUT: Final = 120.0
 """Seconds for one mount or unmount, after which the child is killed."""
+
+_CALLS_PAUSE: Final = 0.02  # seconds; a lock announces nothing
 
 KILL_TIMEOUT: Final = 5.0
 """Seconds that a killed child may take to end."""
@@ -49,6 +54,71 @@ BDI: Final = Path("/sys/class/bdi")
 """Where the kernel keeps the read-ahead of each mounted file system."""
 
 _log = logging.getLogger(__name__)
+
+_calls_lock: Path | None = None
+
+
+@contextmanager
+def calls_known_by(path: Path) -> Iterator[None]:
+    """Let each call hold a shared lock on a file for as long as its process lives.
+
+    Calls outlive the process that makes them: whoever follows it waits for them by this file.
+    """
+    global _calls_lock  # noqa: PLW0603  as the mounts, it belongs to the process
+    _calls_lock = path
+    try:
+        yield
+    finally:
+        _calls_lock = None
+
+
+async def wait_for_calls() -> bool:
+    """Wait until no call is being made by any process that knows our file; False if one stays.
+
+    Raises:
+        StorageError: the file cannot be used.
+    """
+    if _calls_lock is None:
+        return True
+    fd = _open_lock(_calls_lock)
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT):
+            while not _try_lock(fd):  # noqa: ASYNC110  nothing announces it
+                await asyncio.sleep(_CALLS_PAUSE)
+    except TimeoutError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(str(path), f"cannot be opened: {error.strerror}") from error
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _input_of_call() -> Iterator[int]:
+    """Give what a call's process has as standard input: it keeps the lock until it ends."""
+    if _calls_lock is None:
+        yield asyncio.subprocess.DEVNULL
+        return
+    fd = _open_lock(_calls_lock)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def mount_erofs(
@@ -177,18 +247,19 @@ async def mount_table() -> list[MountEntry]:
 
 
 async def _call(what: str, target: Path, request: dict[str, Any]) -> None:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        mount_child.__file__,
-        json.dumps(request),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd="/",
-        start_new_session=True,  # a signal for the daemon's group is not for it
-    )
+    with _input_of_call() as given:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            mount_child.__file__,
+            json.dumps(request),
+            stdin=given,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,  # a signal for the daemon's group is not for it
+        )
     try:
         async with asyncio.timeout(CALL_TIMEOUT):
             output, errors = await child.communicate()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,11 +20,11 @@ import msgspec
 from lazyimg.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_VERSION: Final = 1
-_SCHEMA: Final = """
+_STEPS: Final = (
+    """
 CREATE TABLE image (
     reference TEXT NOT NULL,     -- canonical, with the tag or digest asked for
     platform TEXT NOT NULL,      -- os/arch[/variant]
@@ -53,7 +54,30 @@ CREATE TABLE source (            -- a blob from which a device can be filled
     access BLOB NOT NULL,        -- JSON, without secrets
     PRIMARY KEY (device, repository, blob)
 ) STRICT, WITHOUT ROWID;
-"""
+""",
+    """
+CREATE TABLE mount (             -- on users' directories
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- one may lie in an earlier one
+    directory TEXT NOT NULL UNIQUE,
+    reference TEXT NOT NULL,     -- what was asked for
+    platform TEXT NOT NULL,      -- os/arch[/variant]
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    fsid TEXT NOT NULL REFERENCES bootstrap (fsid),
+    scratch TEXT NOT NULL,       -- name below scratch/; '' where nothing can be written
+    state TEXT NOT NULL          -- MountState
+) STRICT;
+""",
+    """
+CREATE TABLE proof (             -- that a user may read a blob
+    repository TEXT NOT NULL,    -- with its registry
+    user TEXT NOT NULL,          -- name in the credential; '' for none
+    blob TEXT NOT NULL,          -- digest
+    seen REAL NOT NULL,          -- seconds since the epoch
+    PRIMARY KEY (repository, user, blob)
+) STRICT, WITHOUT ROWID;
+""",
+)
+"""What makes each version of the records from the one before; the first from nothing."""
 
 _CHAIN: Final = "SELECT fsid, size, layers FROM chain JOIN bootstrap USING (fsid) "
 
@@ -95,6 +119,31 @@ class ImageRecord(msgspec.Struct, frozen=True):
     platform: str
     digest: str
     fsid: str
+
+
+class MountState(StrEnum):
+    """How far a mount on a user's directory is: what is not MOUNTED was being done."""
+
+    MOUNTING = "mounting"
+    MOUNTED = "mounted"
+    UNMOUNTING = "unmounting"
+    DETACHING = "detaching"
+
+
+class MountRecord(msgspec.Struct, frozen=True):
+    """A mount on a user's directory.
+
+    Attributes:
+        directory: absolute.
+        image: what is mounted.
+        scratch: name of the directory that takes what is written; "" for a read-only mount.
+        state: recorded before and after what is done.
+    """
+
+    directory: str
+    image: ImageRecord
+    scratch: str
+    state: MountState
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
@@ -143,15 +192,15 @@ class Library:
 
     def _create(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in {0, _VERSION}:
+        if not 0 <= version <= len(_STEPS):
             raise StorageError(
                 str(self._path),
-                f"has records of version {version}, this lazyimg knows {_VERSION}",
+                f"has records of version {version}, this lazyimg knows {len(_STEPS)}",
                 "use the lazyimg that wrote them, or another root",
             )
-        if version == 0:
-            script = f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
-            self._db.executescript(script)
+        if version < len(_STEPS):
+            steps = "".join(_STEPS[version:])
+            self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {len(_STEPS)}; COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
@@ -246,3 +295,57 @@ class Library:
                 (device,),
             ).fetchall()
         return [SourceRecord(*row) for row in rows]
+
+    def proofs(self, repository: str, user: str) -> dict[str, float]:
+        """Give when a user was last seen to read each blob of a repository, since the epoch."""
+        with self._transaction(write=False) as db:
+            return dict(
+                db.execute(
+                    "SELECT blob, seen FROM proof WHERE repository = ? AND user = ?",
+                    (repository, user),
+                )
+            )
+
+    def add_proofs(self, repository: str, user: str, blobs: Iterable[str], seen: float) -> None:
+        """Record that a user may read blobs of a repository, seen at a time since the epoch."""
+        with self._transaction(write=True) as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO proof VALUES (?, ?, ?, ?)",
+                [(repository, user, blob, seen) for blob in blobs],
+            )
+
+    def mounts(self) -> list[MountRecord]:
+        """Give the mounts on users' directories, the oldest first."""
+        with self._transaction(write=False) as db:
+            rows = db.execute(
+                "SELECT directory, reference, platform, digest, fsid, scratch, state FROM mount"
+                " ORDER BY number"
+            ).fetchall()
+        return [
+            MountRecord(directory, ImageRecord(*image), scratch, MountState(state))
+            for directory, *image, scratch, state in rows
+        ]
+
+    def add_mount(self, record: MountRecord) -> None:
+        """Record a mount; whatever was recorded of its directory is forgotten."""
+        image = record.image
+        with self._transaction(write=True) as db:
+            db.execute("DELETE FROM mount WHERE directory = ?", (record.directory,))
+            db.execute(
+                "INSERT INTO mount (directory, reference, platform, digest, fsid, scratch, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.directory, image.reference, image.platform, image.digest, image.fsid,
+                    record.scratch, record.state,
+                ),
+            )  # fmt: skip
+
+    def set_mount(self, directory: str, state: MountState) -> None:
+        """Record how far a mount is."""
+        with self._transaction(write=True) as db:
+            db.execute("UPDATE mount SET state = ? WHERE directory = ?", (state, directory))
+
+    def remove_mount(self, directory: str) -> None:
+        """Forget a mount."""
+        with self._transaction(write=True) as db:
+            db.execute("DELETE FROM mount WHERE directory = ?", (directory,))

@@ -1,8 +1,4 @@
-"""The mounts of images: one of the kernel's for each image, under ROOT/mnt, held by its users.
-
-A user's directory is a bind mount of it, or an overlay on top of it; a prefetch holds it without a
-directory. The last one to let go unmounts it. The kernel takes an image's name once in a domain,
-so there can never be two.
+"""Images on users' directories: bind mounts of the kernel's mounts, or overlays on top of them.
 
 Rules:
   - the daemon itself never looks into a mount, nor at a user's directory, which may lie in one:
@@ -11,7 +7,13 @@ Rules:
     or took too long, the mount table says whether it came about;
   - what somebody else has unmounted already is as good as unmounted here, and what somebody else
     has mounted is never unmounted;
-  - an image that somebody mounted by hand is shown under ROOT/mnt too, and used from there.
+  - each step is recorded before it is done, so that `recover` knows what a process that died was
+    doing: a mount that it had not finished is undone, an unmount is finished.
+
+What `recover` finds after a worker died while the supervisor kept the kernel's fd: mounts that
+work, which are taken over. After both died, or a reboot: dead ones or none; what was recorded is
+mounted again in its place, with what had been written to it. Who was in a dead mount keeps it, and
+the kernel refuses to mount the image again until they are gone.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
+from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
 from lazyimg.host.mount_table import mount_at
+from lazyimg.images.kernel_mounts import KernelMounts, make_directory
+from lazyimg.images.library import ImageRecord, MountRecord, MountState
+from lazyimg.images.service import Image
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from lazyimg.host.mount_table import MountEntry
-    from lazyimg.images.service import Image
+    from lazyimg.images.kernel_mounts import Objects
+    from lazyimg.images.library import Library
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +67,18 @@ class Mounts:
         root: the daemon's directory; has mnt/ and scratch/.
         domain_id: in which all images are mounted.
         read_ahead: bytes.
+        library: keeps the records.
+        objects: knows the cache's files.
     """
 
-    def __init__(self, root: Path, domain_id: str, read_ahead: int) -> None:
+    def __init__(
+        self, root: Path, domain_id: str, read_ahead: int, library: Library, objects: Objects
+    ) -> None:
         self._root = root.resolve()  # as the mount table has it
         self._domain_id = domain_id
-        self._read_ahead = read_ahead
+        self._library = library
+        self._kernel = KernelMounts(self._root, domain_id, read_ahead, objects)
         self._mounted: dict[str, Mounted] = {}
-        self._held: set[str] = set()  # fsids that are mounted under mnt/
-        self._users: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def list(self) -> list[Mounted]:
@@ -102,16 +111,26 @@ class Mounts:
                 raise InUseError(
                     directory, f"{other} is mounted there", f"lazyimg umount {directory}"
                 )
-            lower = await self._hold(image)
             scratch = self._root / "scratch" / uuid4().hex if read_write else None
             mounted = Mounted(image, directory, scratch)
             try:
-                await _put(lower, mounted)
+                await asyncio.to_thread(self._library.add_mount, _record(mounted))
+                await self._put(mounted)
             except BaseException:
-                await asyncio.shield(self._take_back(mounted))
+                await asyncio.shield(self._undo(mounted))
                 raise
-            self._mounted[directory] = mounted
         return mounted
+
+    async def _put(self, mounted: Mounted) -> None:
+        """Mount what is recorded as being mounted."""
+        lower = await self._kernel.hold(mounted.image.chain)
+        try:
+            await _show(lower, mounted)
+            await self._note(mounted.directory, MountState.MOUNTED)
+        except BaseException:
+            await asyncio.shield(self._take_back(mounted))
+            raise
+        self._mounted[mounted.directory] = mounted
 
     async def unmount(self, directory: str, *, lazy: bool) -> Mounted:
         """Take an image off a directory.
@@ -122,40 +141,51 @@ class Mounts:
         """
         async with self._locks[directory]:
             mounted = self.find(directory)
-            scratch = mounted.scratch
+            await self._note(directory, MountState.UNMOUNTING)
             try:
-                await _unmount_ours(mounted)
-            except NotFoundError:
-                _log.warning("%s: was unmounted by somebody else", directory)
-                scratch = None  # who is still in it has its files until the next start
-            except InUseError as error:
-                if not lazy or isinstance(error, _CoveredError):
-                    raise
-                await host.unmount(Path(directory), lazy=True)
-                del self._mounted[directory]
-                return mounted  # who is in it keeps the kernel's mount, and its scratch directory
-            del self._mounted[directory]
-            if scratch is not None:
-                await asyncio.to_thread(_remove_tree, scratch)
-            await self._release(mounted.image)
+                await self._take_off(mounted, lazy=lazy)
+            except BaseException:
+                await asyncio.shield(self._note(directory, MountState.MOUNTED))
+                raise
         return mounted
+
+    async def _take_off(self, mounted: Mounted, *, lazy: bool) -> None:
+        directory, scratch = mounted.directory, mounted.scratch
+        try:
+            await _unmount_ours(mounted)
+        except NotFoundError:
+            _log.warning("%s: was unmounted by somebody else", directory)
+            scratch = None  # who is still in it has its files until all is over
+        except InUseError as error:
+            if not lazy or isinstance(error, _CoveredError):
+                raise
+            await self._note(directory, MountState.DETACHING)
+            await host.unmount(Path(directory), lazy=True)
+            del self._mounted[directory]
+            await self._forget(directory)
+            return  # who is in it keeps the kernel's mount, and its scratch directory
+        del self._mounted[directory]
+        if scratch is not None:
+            await asyncio.to_thread(_remove_tree, scratch)
+        await self._forget(directory)
+        await self._kernel.release(mounted.image.chain.fsid)
 
     async def _forget_gone(self, directory: str) -> bool:
         """Whether somebody else has unmounted a directory; then it is forgotten."""
         if any(mount.mount_point == directory for mount in await host.mount_table()):
             return False
         _log.warning("%s: was unmounted by somebody else", directory)
-        await self._release(self._mounted.pop(directory).image)
+        await self._kernel.release(self._mounted.pop(directory).image.chain.fsid)
         return True
 
     @asynccontextmanager
     async def hold(self, image: Image) -> AsyncIterator[Path]:
         """Keep an image mounted, out of users' sight."""
-        path = await self._hold(image)
+        path = await self._kernel.hold(image.chain)
         try:
             yield path
         finally:
-            await asyncio.shield(self._release(image))
+            await asyncio.shield(self._kernel.release(image.chain.fsid))
 
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
@@ -164,29 +194,103 @@ class Mounts:
                 await self.unmount(directory, lazy=True)
             except LazyimgError as error:
                 _log.warning("%s", error)
-        for fsid in sorted(self._held):
-            try:
-                await host.unmount(self._root / "mnt" / fsid, lazy=True)
-            except LazyimgError as error:
-                _log.warning("%s", error)
+        await self._kernel.close()
 
-    async def clean(self) -> None:
-        """Take away what a daemon that died left mounted: nobody can serve it any more.
+    async def recover(self, *, served: bool) -> None:
+        """Make the mount table and the records agree, before anything else is mounted.
+
+        Args:
+            served: the mounts of the process before this one work; otherwise they are dead.
 
         Raises:
-            LazyimgError: the kernel refuses.
+            LazyimgError: the kernel refuses, or the records cannot be used.
         """
+        if not await host.wait_for_calls():
+            _log.warning("a mount or unmount of the process before this one does not end")
+        if served:
+            await self._adopt(await asyncio.to_thread(self._library.mounts))
+        else:
+            await self._mount_again()
+
+    async def _adopt(self, records: Sequence[MountRecord]) -> None:
+        entries = await host.mount_table()
+        for record in records:
+            mounted = await self._describe(record)
+            if mounted is not None and await self._is_kept(record.state, mounted, entries):
+                self._mounted[record.directory] = mounted
+                await self._note(record.directory, MountState.MOUNTED)
+            else:
+                await self._forget(record.directory)
+        used = [mounted.image.chain.fsid for mounted in self._mounted.values()]
+        await self._kernel.adopt(entries, used)
+        if used:
+            _log.info("%d mounts were taken over", len(used))
+
+    async def _is_kept(
+        self, state: MountState, mounted: Mounted, entries: Sequence[MountEntry]
+    ) -> bool:
+        """Finish or undo what was begun with a mount; gives whether it is there to stay."""
+        directory, scratch = mounted.directory, mounted.scratch
+        ours = [
+            entry for entry in entries if entry.mount_point == directory and _is_of(entry, mounted)
+        ]
+        try:
+            if ours and state is MountState.UNMOUNTING:
+                await _unmount_ours(mounted)
+            elif ours and state in {MountState.MOUNTING, MountState.DETACHING}:
+                await host.unmount(Path(directory), lazy=True)
+            elif ours:
+                return True
+        except LazyimgError as error:
+            _log.warning("%s: it stays mounted: %s", directory, error)
+            return True
+        if state is MountState.MOUNTED:
+            _log.warning("%s: was unmounted by somebody else", directory)
+        elif scratch is not None and state is not MountState.DETACHING:
+            await asyncio.to_thread(_remove_tree, scratch)
+        return False
+
+    async def _describe(self, record: MountRecord) -> Mounted | None:
+        image = record.image
+        chain = await asyncio.to_thread(self._library.chain_of, image.fsid)
+        if chain is None:
+            _log.warning("%s: %s is not known any more", record.directory, image.reference)
+            return None
+        scratch = self._root / "scratch" / record.scratch if record.scratch else None
+        known = Image(image.reference, image.digest, image.platform, chain)
+        return Mounted(known, record.directory, scratch)
+
+    async def _mount_again(self) -> None:
+        """Detach what is dead, and put what is recorded in its place."""
         stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
         for target in reversed(stale):
             _log.warning("%s: left by a daemon that died; unmounted", target)
             with suppress(NotFoundError):  # it went with one that it was propagated from
                 await host.unmount(Path(target), lazy=True)
+        records = await asyncio.to_thread(self._library.mounts)
+        wanted = [record for record in records if record.state is MountState.MOUNTED]
         try:
-            await asyncio.to_thread(self._remove_leftovers)
+            kept = {record.scratch for record in wanted}
+            await asyncio.to_thread(self._remove_leftovers, kept)
         except OSError as error:
             raise StorageError(
                 str(error.filename), f"cannot be removed: {error.strerror}", "remove it"
             ) from error
+        for record in records:
+            mounted = await self._describe(record) if record in wanted else None
+            if mounted is None:
+                await self._forget(record.directory)
+                continue
+            try:
+                await self._put(mounted)
+            except LazyimgError as error:
+                await self._forget(record.directory)
+                _log.error(
+                    "%s: %s is not mounted again: %s",
+                    mounted.directory, mounted.image.reference, error,
+                )  # fmt: skip
+            else:
+                _log.warning("%s: %s is mounted again", mounted.directory, record.image.reference)
 
     def _is_ours(self, mount: MountEntry) -> bool:
         if mount.fs_type == "erofs":
@@ -194,68 +298,12 @@ class Mounts:
         upper = mount.super_option("upperdir") or ""
         return mount.fs_type == "overlay" and upper.startswith(f"{self._root}/scratch/")
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, kept: set[str]) -> None:
         for path in (self._root / "mnt").iterdir():
             path.rmdir()
         for path in (self._root / "scratch").iterdir():
-            shutil.rmtree(path)
-
-    async def _hold(self, image: Image) -> Path:
-        fsid = image.chain.fsid
-        path = self._root / "mnt" / fsid
-        async with self._locks[fsid]:
-            if fsid not in self._held:
-                _make_directory(path)
-                try:
-                    await self._mount_first(fsid, path)
-                except BaseException:
-                    await asyncio.shield(_take_off(path))
-                    raise
-                self._held.add(fsid)
-            self._users[fsid] += 1
-        return path
-
-    async def _release(self, image: Image) -> None:
-        """Unmount an image that nobody uses any more; if that fails, the next user finds it."""
-        fsid = image.chain.fsid
-        path = self._root / "mnt" / fsid
-        async with self._locks[fsid]:
-            self._users[fsid] -= 1
-            if self._users[fsid]:
-                return
-            del self._users[fsid]
-            try:
-                await host.unmount(path)
-            except NotFoundError:
-                _log.warning("%s: was unmounted by somebody else", path)
-            except LazyimgError as error:
-                _log.warning("%s; it stays until it is used again, or the daemon ends", error)
-                return
-            self._held.discard(fsid)
-            _remove_mount_point(path)
-
-    async def _mount_first(self, fsid: str, path: Path) -> None:
-        """Mount an image, or show the mount that somebody made by hand here as well."""
-        try:
-            await host.mount_erofs(
-                fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
-            )
-        except InUseError:
-            entries = await host.mount_table()
-            found = [entry for entry in entries if self._is_whole(entry, fsid)]
-            found = [entry for entry in found if mount_at(entries, entry.mount_point) is entry]
-            if not found:
-                raise
-            _log.info("%s: mounted by hand on %s, used from there", fsid, found[0].mount_point)
-            await host.bind_mount(Path(found[0].mount_point), path)
-            shown = mount_at(await host.mount_table(), str(path))
-            if shown is None or not self._is_whole(shown, fsid):  # a mount above it hides it
-                raise KernelError(fsid, f"is out of reach on {found[0].mount_point}") from None
-
-    def _is_whole(self, mount: MountEntry, fsid: str) -> bool:
-        """Whether a mount shows the whole of an image."""
-        options = (mount.super_option("fsid"), mount.super_option("domain_id"))
-        return mount.root == "/" and options == (fsid, self._domain_id)
+            if path.name not in kept:
+                shutil.rmtree(path)
 
     async def _take_back(self, mounted: Mounted) -> None:
         """Undo a mount on a user's directory that may, or may not, have come about."""
@@ -265,13 +313,33 @@ class Mounts:
                 await host.unmount(Path(mounted.directory), lazy=True)
         except LazyimgError as error:
             _log.warning("%s: %s", mounted.directory, error)
+        await self._kernel.release(mounted.image.chain.fsid)
+
+    async def _undo(self, mounted: Mounted) -> None:
+        """Remove what is left of a mount that did not come about."""
         if mounted.scratch is not None:
             await asyncio.to_thread(_remove_tree, mounted.scratch)
-        await self._release(mounted.image)
+        await self._forget(mounted.directory)
+
+    async def _note(self, directory: str, state: MountState) -> None:
+        await asyncio.to_thread(self._library.set_mount, directory, state)
+
+    async def _forget(self, directory: str) -> None:
+        await asyncio.to_thread(self._library.remove_mount, directory)
 
 
 class _CoveredError(InUseError):
     """Somebody has mounted something else on top of a mount of ours."""
+
+
+def _record(mounted: Mounted) -> MountRecord:
+    image = mounted.image
+    return MountRecord(
+        mounted.directory,
+        ImageRecord(image.reference, image.platform, image.digest, image.chain.fsid),
+        mounted.scratch.name if mounted.scratch else "",
+        MountState.MOUNTING,
+    )
 
 
 def _is_of(mount: MountEntry, mounted: Mounted) -> bool:
@@ -301,41 +369,19 @@ async def _unmount_ours(mounted: Mounted) -> None:
     await host.unmount(Path(directory))
 
 
-async def _take_off(path: Path) -> None:
-    """Undo a mount under ROOT/mnt that may, or may not, have come about."""
-    try:
-        if mount_at(await host.mount_table(), str(path)) is not None:
-            await host.unmount(path, lazy=True)
-    except LazyimgError as error:
-        _log.warning("%s: %s", path, error)
-    _remove_mount_point(path)
-
-
-async def _put(lower: Path, mounted: Mounted) -> None:
+async def _show(lower: Path, mounted: Mounted) -> None:
     """Show an image's mount on a user's directory."""
     directory, scratch = Path(mounted.directory), mounted.scratch
     if scratch is None:
         await host.bind_mount(lower, directory)
         return
-    upper, work = scratch / "upper", scratch / "work"
+    upper, work = scratch / "upper", scratch / f"work-{uuid4().hex}"  # a dead one is used yet
+    new = not upper.exists()
     for path in (scratch, upper, work):
-        _make_directory(path)
-    upper.chmod(0o755)  # it becomes the root's mode, whatever the umask
+        make_directory(path)
+    if new:
+        upper.chmod(0o755)  # it becomes the root's mode, whatever the umask
     await host.mount_overlay([lower], upper, work, directory)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise StorageError(str(path), f"cannot be made: {error.strerror}") from error
-
-
-def _remove_mount_point(path: Path) -> None:
-    try:
-        path.rmdir()
-    except OSError as error:  # the next start tries again
-        _log.warning("%s: cannot be removed: %s", path, error.strerror)
 
 
 def _remove_tree(path: Path) -> None:

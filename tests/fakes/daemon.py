@@ -49,11 +49,15 @@ class FakeDaemon:
     Attributes:
         requests: what it was asked, in order.
         mounts: what is mounted, by directory.
+        supervisor: what status says of it.
+        restarts: likewise.
     """
 
     def __init__(self) -> None:
         self.requests: list[msgspec.Struct] = []
         self.mounts: dict[str, MountReport] = {}
+        self.supervisor = 41
+        self.restarts = 3
 
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount IMAGE."""
@@ -132,6 +136,8 @@ class FakeDaemon:
         return StatusReply(
             version="0.1.0",
             pid=42,
+            supervisor=self.supervisor,
+            restarts=self.restarts,
             transport="cachefiles",
             root="/var/lib/lazyimg",
             uptime=3725.0,

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError
 from lazyimg.host.mount_table import MountEntry
+from lazyimg.images import kernel_mounts
+from lazyimg.images import mounts as images_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import pytest
 
 
 @dataclass
@@ -32,6 +36,7 @@ class FakeMounts:
         overlays: upper and work directories, by mount point.
         read_ahead: in KiB, by fsid.
         listed: what else is in the mount table.
+        calls_end: whether calls of another process end in time.
     """
 
     table: list[tuple[str, str, str]] = field(default_factory=list)
@@ -44,7 +49,18 @@ class FakeMounts:
     overlays: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     read_ahead: dict[str, int | None] = field(default_factory=dict)
     listed: list[MountEntry] = field(default_factory=list)
+    calls_end: bool = True
     _detached: list[str] = field(default_factory=list)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
+        """Stand for the module where images are mounted."""
+        for module in (images_mounts, kernel_mounts):
+            monkeypatch.setattr(module, "host", self)
+        return self
+
+    async def wait_for_calls(self) -> bool:
+        await self._enter("wait_for_calls")
+        return self.calls_end
 
     @property
     def points(self) -> list[str]:

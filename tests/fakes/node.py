@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import KernelError
 from lazyimg.fill.engine import Engine
-from lazyimg.images import mounts as mounts_module
 from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
@@ -34,7 +33,7 @@ from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.registry import FakeRegistry, run_registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
     import pytest
@@ -62,6 +61,10 @@ class MemoryTransport:
         self.sinks: dict[str, MemorySink] = {}
         self.failures: dict[str, Exception] = {}
         self.counters = Counters()
+        self.control_fd = -1
+
+    def linked(self, cookies: Iterable[str]) -> set[str]:
+        return set(cookies)
 
     @property
     def closed(self) -> bool:
@@ -110,7 +113,7 @@ class Node:
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
-        self.mounts = Mounts(self.root, "lazyimg", 1 << 20)
+        self.mounts = Mounts(self.root, "lazyimg", 1 << 20, self.library, self.transport)
         self.prefetcher = Prefetcher(
             self.root,
             self.mounts,
@@ -142,8 +145,7 @@ class Node:
 @asynccontextmanager
 async def run_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     """Run a registry and a node whose builds run in a thread."""
-    host = FakeMounts()
-    monkeypatch.setattr(mounts_module, "host", host)
+    host = FakeMounts().install(monkeypatch)
     async with (
         run_registry() as registry,
         RegistryClient(environ={}, policy=RetryPolicy(attempts=1)) as client,

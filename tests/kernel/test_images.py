@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +21,9 @@ import pytest
 
 from tests.real.debian_images import DebianImages, debian_images
 from tests.real.docker_registry import Registry, running_registry
-from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below
 from tests.real.oci_layout import LayoutWriter
-from tests.real.tree_manifest import differences, read_tree
+from tests.real.tree_manifest import Tree, differences, read_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,17 @@ def layers(lazyimg: Lazyimg, reference: str) -> list[dict[str, Any]]:
     return found
 
 
+def expected_tree(images: DebianImages, tag: str) -> Tree:
+    """Return umoci's tree, with what containerd and podman do and umoci does not."""
+    tree = images.tree(tag)
+    if tag == "nginx":
+        for name in ("first-name", "second-name", "below/third-name"):  # the links' headers say so
+            tree[f"opt/{name}"] = replace(tree[f"opt/{name}"], mode="0644")
+        empty = replace(tree["opt/not-annotated"], xattrs={"user.gone": ""})
+        tree["opt/not-annotated"] = empty
+    return tree
+
+
 def start_python(root: Path) -> str:
     """Start the program in a root; as one that starts a container would, from another process."""
     command = ["chroot", str(root), "python3", "-c", PROGRAM]
@@ -88,7 +100,7 @@ def test_mounted_tree_equals_what_umoci_unpacks(
 ) -> None:
     with lazyimg.serving():
         lazyimg.verb("mount", f"{registry.address}/{tag}", target)
-        assert differences(images.tree(tag), read_tree(target)) == []
+        assert differences(expected_tree(images, tag), read_tree(target)) == []
         lazyimg.verb("umount", target)
 
 
@@ -100,7 +112,7 @@ def test_mount_by_hand_equals(
         assert command == f"mount -t erofs none -o fsid={fsid},domain_id=lazyimg DIR"
         subprocess.run([*shlex.split(command)[:-1], str(target)], check=True, timeout=60)
         try:
-            assert differences(images.tree("nginx"), read_tree(target)) == []
+            assert differences(expected_tree(images, "nginx"), read_tree(target)) == []
         finally:
             subprocess.run(["umount", str(target)], check=True, timeout=60)
 
@@ -211,7 +223,7 @@ def test_prefetched_image_needs_no_registry(
             assert 0.8 * size < going.counts.sent() <= 1.1 * size
     with lazyimg.serving():
         lazyimg.verb("mount", reference, target)
-        assert differences(images.tree("nginx"), read_tree(target)) == []
+        assert differences(expected_tree(images, "nginx"), read_tree(target)) == []
         (mount,) = lazyimg.status()["mounts"]
         assert mount["present"] == mount["size"]
 
@@ -291,17 +303,16 @@ def test_stop_with_a_mount_in_use_leaves_nothing_hanging(
     assert mounts_below(target.parent) == []
 
 
-def test_killed_daemon_is_cleaned_up_after_by_the_next_one(
+def test_mounts_of_a_killed_daemon_are_made_again_by_the_next_one(
     registry: Registry, lazyimg: Lazyimg, target: Path
 ) -> None:
     reference = f"{registry.address}/python"
     with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
         lazyimg.verb("mount", reference, target)
-        daemon.kill()
+        kill_all(daemon)
     assert mounts_below(target.parent) == [str(target)]
     with lazyimg.serving():
-        assert mounts_below(target.parent) == []
-        lazyimg.verb("mount", reference, target)
+        assert mounts_below(target.parent) == [str(target)]
         assert start_python(target) == '"it runs"'
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import socket
 import stat
+import subprocess
+import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +25,20 @@ from lazyimg.errors import (
     DaemonUnavailableError,
     InUseError,
     KernelBusyError,
+    KernelError,
     NotRootError,
     RegistryError,
     StorageError,
 )
-from lazyimg.images import mounts as mounts_module
-from lazyimg.images.library import Library
+from lazyimg.host import service_manager
+from lazyimg.host.service_manager import ServiceManager
+from lazyimg.images.library import (
+    ChainRecord,
+    ImageRecord,
+    Library,
+    MountRecord,
+    MountState,
+)
 from lazyimg.transports.cachefiles.space import CacheLimits
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
@@ -34,8 +46,9 @@ from tests.fakes.node import DIRECTORIES, MemoryTransport
 from tests.fakes.registry import run_registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Iterator
+
+FSID = "f" * 64
 
 
 class Started:
@@ -43,22 +56,40 @@ class Started:
 
     Attributes:
         events: what was done to the transport, and the end of each mount, in order.
+        failure: raised when the device is opened.
+        cannot_restore: raised when it is taken over.
     """
 
     def __init__(self, host: FakeMounts) -> None:
         self.host = host
         self.events: list[Any] = []
         self.failure: Exception | None = None
+        self.cannot_restore: Exception | None = None
+        self.device = tempfile.TemporaryFile()  # noqa: SIM115 - stands for the kernel's
 
     def transport(self, filler: Any, *, domain_id: str) -> MemoryTransport:
         started = self
 
         class Transport(MemoryTransport):
-            async def start(self, directory: Path, *, tag: str, limits: CacheLimits) -> None:
+            async def start(
+                self,
+                directory: Path,
+                *,
+                tag: str,
+                limits: CacheLimits,
+                control_fd: int | None = None,
+            ) -> None:
                 assert directory.is_dir()
-                started.events.append(("start", directory, tag, limits, domain_id))
-                if started.failure is not None:
-                    raise started.failure
+                if control_fd is None:
+                    started.events.append(("start", directory, tag, limits, domain_id))
+                    if started.failure is not None:
+                        raise started.failure
+                    self.control_fd = started.device.fileno()
+                else:
+                    started.events.append(("restore", os.fstat(control_fd).st_ino))
+                    os.close(control_fd)
+                    if started.cannot_restore is not None:
+                        raise started.cannot_restore
 
             async def stop(self) -> None:
                 started.events.append(("stop", list(started.host.points)))
@@ -67,12 +98,13 @@ class Started:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     started = Started(FakeMounts())
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(mounts_module, "host", started.host)
+    started.host.install(monkeypatch)
     monkeypatch.setattr(app, "CachefilesTransport", started.transport)
-    return started
+    yield started
+    started.device.close()
 
 
 @pytest.fixture
@@ -320,7 +352,7 @@ def serve_until(
     """Run a daemon of nothing, which gets a signal when it is ready; give what happened."""
     happened: list[str] = []
 
-    async def begin(_: Config, stack: AsyncExitStack) -> None:
+    async def begin(_: Config, stack: AsyncExitStack, __: ServiceManager) -> None:
         happened.append("started")
         stack.callback(happened.append, "stopped")
         asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
@@ -360,3 +392,251 @@ def test_service_manager_that_is_gone(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
     assert serve_until(monkeypatch, config, signal.SIGTERM) == ["started", "stopped"]
     assert "the service manager was not told READY=1: [Errno 2]" in caplog.text
+
+
+# What a process that died left.
+
+
+class Manager:
+    """A service manager with a real socket: what it keeps, and hands to the next process."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._channel.bind(str(directory / "notify"))
+        self._environment = {"NOTIFY_SOCKET": str(directory / "notify")}
+        self._monkeypatch = monkeypatch
+        self.kept: dict[str, int] = {}
+
+    def receive(self) -> list[str]:
+        """Do what it was told; gives that."""
+        told: list[str] = []
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._channel, 1000, 4)
+            except BlockingIOError:
+                return told
+            lines = data.decode().splitlines()
+            told.append(lines[0])
+            if "FDSTORE=1" in lines:
+                (self.kept[lines[-1].removeprefix("FDNAME=")],) = fds
+            elif "FDSTOREREMOVE=1" in lines:
+                os.close(self.kept.pop(lines[-1].removeprefix("FDNAME=")))
+            else:
+                for fd in fds:
+                    os.close(fd)
+
+    def next(self, **variables: str) -> ServiceManager:
+        """Give what the next process sees of it."""
+        self.receive()
+        handed = [(name, os.dup(fd)) for name, fd in self.kept.items()]
+        self._monkeypatch.setattr(service_manager, "take_handed", lambda _: handed)
+        return ServiceManager(self._environment | variables)
+
+    def close(self) -> None:
+        for fd in self.kept.values():
+            os.close(fd)
+        self._channel.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    manager = Manager(tmp_path, monkeypatch)
+    yield manager
+    manager.close()
+
+
+def leave_a_mount(config: Config, started: Started) -> None:
+    """Do to records and mount table what a process does that mounts an image and is killed."""
+    root = tmp(config)
+    (root / "mnt" / FSID).mkdir(parents=True)
+    (root / "scratch").mkdir()
+    library = Library(root / "library.sqlite")
+    library.add_chain("key", ChainRecord(FSID, 4096, []))
+    image = ImageRecord("reg.test/app:1", "linux/amd64", "sha256:aa", FSID)
+    library.add_mount(MountRecord("/one", image, "", MountState.MOUNTED))
+    library.close()
+    started.host.table = [
+        (f"{root}/mnt/{FSID}", "erofs in lazyimg", FSID),
+        ("/one", "bind", FSID),
+    ]
+
+
+def leave_a_socket(config: Config, manager: Manager) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    Path(config.address).parent.mkdir()
+    listener.bind(config.address)
+    listener.listen()
+    manager.kept["api"] = os.dup(listener.fileno())
+    return listener
+
+
+async def test_fds_are_kept_and_given_back_at_the_end(
+    config: Config, started: Started, manager: Manager
+) -> None:
+    async with AsyncExitStack() as stack:
+        await app.start(config, stack, manager.next())
+        manager.receive()
+        assert set(manager.kept) == {"cachefiles", "api"}
+        kept = os.fstat(manager.kept["cachefiles"])
+        assert kept.st_ino == os.fstat(started.device.fileno()).st_ino
+    manager.receive()
+    assert manager.kept == {}
+
+
+async def test_mounts_and_callers_of_a_process_that_died_are_taken_over(
+    config: Config, started: Started, manager: Manager
+) -> None:
+    leave_a_mount(config, started)
+    manager.kept["cachefiles"] = os.dup(started.device.fileno())
+    table = list(started.host.table)
+    with leave_a_socket(config, manager):
+        waiting = asyncio.create_task(Client(config.address).status())
+        await asyncio.sleep(0)
+        variables = {"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "2"}
+        async with AsyncExitStack() as stack:
+            await app.start(config, stack, manager.next(**variables))
+            assert started.events == [("restore", os.fstat(started.device.fileno()).st_ino)]
+            assert started.host.table == table
+            status = await waiting
+            assert (status.supervisor, status.restarts) == (41, 2)
+            assert [mount.directory for mount in status.mounts] == ["/one"]
+            assert set(manager.receive()) == set()
+    assert started.host.table == []
+    assert manager.receive() == ["FDSTOREREMOVE=1", "FDSTOREREMOVE=1"]
+    assert not Path(config.address).exists()
+
+
+async def test_mounts_are_made_again_when_nothing_was_kept(
+    config: Config, started: Started, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_a_mount(config, started)
+    table = list(started.host.table)
+    async with start(config) as client:
+        assert started.host.table == table
+        assert [mount.directory for mount in (await client.status()).mounts] == ["/one"]
+        assert "/one: left by a daemon that died; unmounted" in caplog.text
+        assert "/one: reg.test/app:1 is mounted again" in caplog.text
+    assert started.host.table == []
+    async with start(config) as client:
+        assert (await client.status()).mounts == []
+
+
+async def test_mounts_are_made_again_when_the_kernel_hands_nothing_over(
+    config: Config, started: Started, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_a_mount(config, started)
+    manager.kept["cachefiles"] = os.dup(started.device.fileno())
+    started.cannot_restore = KernelError("/dev/cachefiles", "this kernel hands nothing over")
+    told: list[list[str]] = []
+    monkeypatch.setattr(ServiceManager, "wait_told", lambda _: told.append(manager.receive()))
+    async with AsyncExitStack() as stack:
+        await app.start(config, stack, manager.next())
+        assert told == [["FDSTOREREMOVE=1"]]  # before the device is opened anew
+        assert [event[0] for event in started.events] == ["restore", "start"]
+        assert started.host.calls.count("mount_erofs") == 1
+        manager.receive()
+        assert set(manager.kept) == {"cachefiles", "api"}
+
+
+async def test_kept_socket_whose_path_is_gone_is_replaced(
+    config: Config, started: Started, manager: Manager
+) -> None:
+    with leave_a_socket(config, manager):
+        Path(config.address).unlink()
+        async with AsyncExitStack() as stack:
+            await app.start(config, stack, manager.next())
+            await Client(config.address).status()
+            assert manager.receive()[1:] == ["FDSTOREREMOVE=1", "FDSTORE=1"]
+
+
+async def test_root_that_the_dead_process_still_holds(
+    config: Config, started: Started, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LOCK_WAIT", 0.1)
+    manager.kept["cachefiles"] = os.dup(started.device.fileno())
+    tmp(config).mkdir()
+    with (tmp(config) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with AsyncExitStack() as stack:
+            with pytest.raises(InUseError, match="another lazyimg serves from it"):
+                await app.start(config, stack, manager.next())
+        monkeypatch.setattr(app, "LOCK_WAIT", 60.0)
+        async with AsyncExitStack() as stack:
+            starting = asyncio.create_task(app.start(config, stack, manager.next()))
+            await asyncio.sleep(0.05)
+            assert not starting.done()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            await starting
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (StorageError("/root", "is full"), 74, "cannot take over: /root: is full"),
+        (ValueError("odd"), 1, "cannot take over"),
+    ],
+)
+def test_start_that_fails_undoes_nothing_while_readers_wait(
+    config: Config,
+    manager: Manager,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: Exception,
+    code: int,
+    said: str,
+) -> None:
+    codes: list[int] = []
+    undone: list[str] = []
+
+    class EndedError(BaseException):
+        pass
+
+    async def begin(_: Config, stack: AsyncExitStack, __: ServiceManager) -> None:
+        stack.callback(lambda: undone.append("undone") if not codes else None)
+        raise failure
+
+    def end(number: int) -> None:
+        codes.append(number)
+        raise EndedError
+
+    manager.kept["cachefiles"] = os.dup(0)
+    monkeypatch.setattr(app, "start", begin)
+    monkeypatch.setattr(app, "ServiceManager", lambda _: manager.next())
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(EndedError):
+        app.run(config)
+    assert (codes, undone) == ([code], [])
+    assert caplog.messages == [said]
+
+
+def test_supervisor_that_ends_is_said(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setenv("LAZYIMG_SUPERVISOR_PID", str(supervisor.pid))
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+
+    async def begin(_: Config, __: AsyncExitStack, manager: ServiceManager) -> None:
+        lose = manager.lose_supervisor
+
+        def lost() -> None:
+            lose()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(manager, "lose_supervisor", lost)
+        asyncio.get_running_loop().call_soon(supervisor.kill)
+
+    monkeypatch.setattr(app, "start", begin)
+    app.run(config)
+    supervisor.wait()
+    assert f"the supervisor, process {supervisor.pid}, is gone" in caplog.text
+
+
+async def test_supervisor_that_has_ended_already(caplog: pytest.LogCaptureFixture) -> None:
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    manager = ServiceManager({"LAZYIMG_SUPERVISOR_PID": str(gone.pid)})
+    async with AsyncExitStack() as stack:
+        app.watch_supervisor(manager, stack)
+    assert manager.supervisor == 0
+    assert "is gone" in caplog.text

@@ -29,6 +29,7 @@ from lazyimg.errors import (
     NotFoundError,
     UsageError,
 )
+from lazyimg.host.service_manager import ServiceManager
 from lazyimg.registry.ports import Access as RegistryAccess
 from lazyimg.registry.resolve import local_platform
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -73,6 +74,7 @@ def daemon(node: Node) -> LazyimgDaemon:
         prefetcher=node.prefetcher,
         engine=node.engine,
         transport=node.transport,  # type: ignore[arg-type]
+        manager=ServiceManager({"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "3"}),
     )
 
 
@@ -302,5 +304,6 @@ async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:
     )
     assert status.fetched > len(NOISE)
     assert (status.version, status.pid, status.root) == (__version__, os.getpid(), str(node.root))
+    assert (status.supervisor, status.restarts) == (41, 3)
     assert status.transport == "cachefiles"
     assert status.uptime > 0

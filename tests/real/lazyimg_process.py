@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -91,21 +93,45 @@ class Lazyimg:
             try:
                 assert channel.recv(4096) == b"READY=1"
             except BaseException:
-                daemon.kill()
-                daemon.wait()
+                kill_all(daemon)
                 raise
             finally:
                 notify.unlink()
         try:
             yield daemon
         finally:
-            daemon.terminate()
+            daemon.terminate()  # nothing, if it has ended
             try:
                 status = daemon.wait(60)
             except subprocess.TimeoutExpired:
-                daemon.kill()
+                kill_all(daemon)
                 raise
         assert status == ends
+
+
+def worker_of(daemon: subprocess.Popen[bytes]) -> int | None:
+    """Return the process id of the daemon's worker; None while there is none.
+
+    A worker that ended, and that the supervisor does not know of yet, is none.
+    """
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(fields[1]) == daemon.pid and fields[0] not in "ZX":
+            return int(path.parent.name)
+    return None
+
+
+def kill_all(daemon: subprocess.Popen[bytes]) -> None:
+    """Kill supervisor and worker, and wait until nothing is left of them."""
+    worker = worker_of(daemon)
+    with suppress(ProcessLookupError):
+        os.killpg(daemon.pid, signal.SIGKILL)
+    daemon.wait()
+    while worker is not None and Path(f"/proc/{worker}").exists():
+        time.sleep(0.01)
 
 
 def mounts_below(directory: Path) -> list[str]:

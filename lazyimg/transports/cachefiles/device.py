@@ -146,6 +146,22 @@ def bind_cache(fd: int, directory: Path, tag: str, limits: CacheLimits) -> None:
             raise _setup_error(command, directory, error) from error
 
 
+def restore_cache(fd: int) -> None:
+    """Take over a bound control fd from a process that died; the kernel asks its requests again.
+
+    Raises:
+        KernelError: this kernel cannot; then who waits does so until the fd is closed.
+    """
+    try:
+        os.write(fd, b"restore")
+    except OSError as error:
+        raise KernelError(
+            DEVICE_PATH,
+            f"this kernel hands nothing over: {error.strerror}",
+            "`restore` came with Linux 6.8 and 6.1.192",
+        ) from error
+
+
 def _check_setup(directory: Path, tag: str) -> None:
     if not directory.is_absolute() or not directory.is_dir():
         raise ConfigurationError(

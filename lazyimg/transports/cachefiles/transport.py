@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import KernelError
 from lazyimg.host.open_files import raise_open_files
-from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
-from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device
+from lazyimg.transports.cachefiles.backing import (
+    find_backing_file,
+    find_linked,
+    present_on_disk,
+)
+from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.object_file import when_ready
 from lazyimg.transports.cachefiles.server import Counters, Server
 from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from lazyimg.transports.cachefiles.sink import ObjectSink
@@ -42,6 +47,8 @@ class CachefilesTransport:
         self._server: Server | None = None
         self._space: CacheSpace | None = None
         self._counters = Counters()
+        self.control_fd = -1
+        """While it is started: what another process needs to take over, see `start`."""
 
     async def start(
         self,
@@ -57,10 +64,11 @@ class CachefilesTransport:
             directory: exists, absolute, on ext4 or xfs; the kernel makes `cache` in it.
             tag: names the cache; one word.
             limits: when to cull and when to stop; the kernel's defaults if None.
-            control_fd: a control fd that is bound to `directory` already; owned from now on.
+            control_fd: a control fd that is bound to `directory` already, by a process that died;
+                owned from now on. Its readers have waited, and are served.
 
         Raises:
-            LazyimgError: see `open_device` and `bind_cache`. Nothing is left open.
+            LazyimgError: see `open_device`, `bind_cache`, `restore_cache`. Nothing is left open.
         """
         if self._server is not None:
             raise RuntimeError("the transport was started already")
@@ -70,6 +78,8 @@ class CachefilesTransport:
         try:
             if control_fd is None:
                 bind_cache(device.fd, directory, tag, limits)
+            else:
+                restore_cache(device.fd)
             self._space = CacheSpace(directory, limits)
             server = Server(device, self._filler, self._space)
             server.start()
@@ -78,6 +88,7 @@ class CachefilesTransport:
             raise
         self._counters = server.counters
         self._server = server
+        self.control_fd = device.fd
 
     async def stop(self) -> None:
         """Fail what is pending and give the device back. Mounts that are left only give EIO."""
@@ -134,6 +145,16 @@ class CachefilesTransport:
         if self._space is None:
             return None
         return find_backing_file(self._space.directory, self._domain_id, cookie)
+
+    def linked(self, cookies: Iterable[str]) -> set[str]:
+        """Give those objects that have a file with a name in the cache.
+
+        The file of an object that is open for the first time has none, and is lost in a power cut.
+        Call it in a thread. Raises OSError.
+        """
+        if self._space is None:
+            return set()
+        return find_linked(self._space.directory, self._domain_id, cookies)
 
     def present_on_disk(self, cookie: str) -> list[range] | None:
         """Give the ranges, in bytes, that an object's file has; None if there is none.

@@ -1,37 +1,37 @@
-"""`lazyimg serve`: the configuration reaches the daemon."""
+"""`lazyimg serve`: becomes a supervisor, whose worker gets the configuration."""
 
 from __future__ import annotations
 
-import logging
+import os
+import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
-from lazyimg import app
-from lazyimg.errors import KernelBusyError
+from lazyimg.config import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from lazyimg.config import Config
     from tests.lazyimg.cli.conftest import Result
 
 
-@pytest.fixture(autouse=True)
-def _restored_logging() -> Iterator[None]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    logging.raiseExceptions = True
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What this process would have become."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
+    return commands
 
 
 def test_flags_go_before_the_environment(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Callable[..., Result],
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    served: list[Config] = []
-    monkeypatch.setattr(app, "run", served.append)
     monkeypatch.setenv("LAZYIMG_LOG_LEVEL", "error")
     monkeypatch.setenv("LAZYIMG_DOMAIN_ID", "other")
     monkeypatch.chdir(tmp_path)
@@ -40,21 +40,22 @@ def test_flags_go_before_the_environment(
         "--log-format", "json",
     )  # fmt: skip
     assert result.code == 0
-    (config,) = served
+    (command,) = commands
+    assert command[:3] == [sys.executable, "-I", "-S"]
+    assert command[4:6] == ["debug", "json"]
+    assert command[6:-1] == [sys.executable, "-P", "-m", "lazyimg.worker"]
+    config = msgspec.json.decode(command[-1], type=Config)
     assert config.root == str(tmp_path / "state")
     assert config.address == str(tmp_path / "a.sock")
     assert (config.log.level, config.log.format, config.domain_id) == ("debug", "json", "other")
-    assert logging.root.level == logging.DEBUG
 
 
-def test_failure_is_one_line(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Config) -> None:
-        raise KernelBusyError("/dev/cachefiles", "is held by process 7", "stop it")
-
-    monkeypatch.setattr(app, "run", fail)
-    assert run("serve") == (72, "", "lazyimg: /dev/cachefiles: is held by process 7; stop it\n")
+def test_debug_reaches_the_worker(run: Callable[..., Result], commands: list[list[str]]) -> None:
+    run("serve", "--debug")
+    assert commands[0][-2] == "--debug"
 
 
+@pytest.mark.usefixtures("commands")
 def test_wrong_log_level(run: Callable[..., Result]) -> None:
     result = run("serve", "--log-level", "loud")
     assert result.code == 78

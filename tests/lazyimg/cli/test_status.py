@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.fakes.daemon import FakeDaemon
     from tests.lazyimg.cli.conftest import Result
 
 
 @pytest.mark.usefixtures("daemon")
 def test_status_without_mounts(run: Callable[..., Result]) -> None:
     assert run("status").out.splitlines() == [
-        "version   0.1.0",
-        "process   42, up 1 h 2 min",
-        "transport cachefiles",
-        "root      /var/lib/lazyimg",
-        "reads     1000, 1 failed",
-        "fetched   12.6 MB in 30 requests",
-        "mounts    0",
+        "version    0.1.0",
+        "process    42, up 1 h 2 min",
+        "supervisor 41, has started it again 3 times",
+        "transport  cachefiles",
+        "root       /var/lib/lazyimg",
+        "reads      1000, 1 failed",
+        "fetched    12.6 MB in 30 requests",
+        "mounts     0",
     ]
 
 
@@ -33,11 +35,26 @@ def test_status_without_mounts(run: Callable[..., Result]) -> None:
 def test_status_with_a_mount(run: Callable[..., Result], tmp_path: Path) -> None:
     run("mount", IMAGE, str(tmp_path))
     lines = run("status").out.splitlines()
-    assert lines[6:8] == ["mounts    1", ""]
-    assert lines[9].split()[:3] == [IMAGE, str(tmp_path), "ro"]
+    assert lines[7:9] == ["mounts     1", ""]
+    assert lines[10].split()[:3] == [IMAGE, str(tmp_path), "ro"]
     status = json.loads(run("status", "--json").out)
     assert status["mounts"][0]["directory"] == str(tmp_path)
     assert status["fetches"] == 30
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "restarts", "line"),
+    [
+        (41, 0, "supervisor 41"),
+        (41, 1, "supervisor 41, has started it again 1 time"),
+        (0, 3, "supervisor none: if the process dies, mounts are lost"),
+    ],
+)
+def test_supervisor(
+    run: Callable[..., Result], daemon: FakeDaemon, supervisor: int, restarts: int, line: str
+) -> None:
+    daemon.supervisor, daemon.restarts = supervisor, restarts
+    assert run("status").out.splitlines()[2] == line
 
 
 def test_no_daemon(run: Callable[..., Result]) -> None:

@@ -29,6 +29,7 @@ from lazyimg.errors import (
     LazyimgError,
     NotFoundError,
     NotRootError,
+    StorageError,
     UsageError,
 )
 from lazyimg.host import mount_child, mounts
@@ -346,3 +347,34 @@ def refuse(_path: Path, _text: str) -> int:
 async def test_mount_table() -> None:
     assert "/proc" in {entry.mount_point for entry in await mount_table()}
     assert sys.executable
+
+
+async def test_calls_are_known_while_their_process_lives(
+    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    child.then(f"open({str(gate)!r}).read(); print('{{}}')")
+    with mounts.calls_known_by(tmp_path / "calls"):
+        call = asyncio.create_task(unmount(Path("/target")))
+        writer = await asyncio.to_thread(gate.open, "w")  # the process is there
+        waiting = asyncio.create_task(mounts.wait_for_calls())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        monkeypatch.setattr(mounts, "CALL_TIMEOUT", 0.05)
+        assert await mounts.wait_for_calls() is False
+        writer.close()
+        await call
+        assert await waiting is True
+
+
+async def test_nobody_knows_of_calls() -> None:
+    assert await mounts.wait_for_calls() is True
+
+
+async def test_file_of_calls_that_cannot_be_used(child: Child, tmp_path: Path) -> None:
+    with mounts.calls_known_by(tmp_path / "no" / "calls"):
+        with pytest.raises(StorageError, match="cannot be opened: No such file or directory"):
+            await mounts.wait_for_calls()
+        with pytest.raises(StorageError, match="cannot be opened: No such file or directory"):
+            await unmount(Path("/target"))

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import StorageError
+from lazyimg.images import library as library_module
 from lazyimg.images.library import (
     ChainRecord,
     ImageRecord,
     LayerRecord,
     Library,
+    MountRecord,
+    MountState,
     SourceRecord,
 )
 
@@ -182,13 +185,69 @@ def test_closed_library(path: Path) -> None:
 
 
 def test_newer_records_are_refused(path: Path, library: Library) -> None:
-    library._db.execute("PRAGMA user_version = 2")
+    library._db.execute("PRAGMA user_version = 9")
     with pytest.raises(StorageError) as caught:
         Library(path)
     assert str(caught.value) == (
-        f"{path}: has records of version 2, this lazyimg knows 1;"
+        f"{path}: has records of version 9, this lazyimg knows {len(library_module._STEPS)};"
         " use the lazyimg that wrote them, or another root"
     )
+
+
+def test_records_of_every_earlier_version_open(tmp_path: Path) -> None:
+    schemas = set()
+    for version in range(len(library_module._STEPS) + 1):
+        path = tmp_path / f"{version}.sqlite"
+        database = sqlite3.connect(path)
+        database.executescript("".join(library_module._STEPS[:version]))
+        if version:
+            database.execute("INSERT INTO bootstrap VALUES ('f', 4096)")
+        database.execute(f"PRAGMA user_version = {version}")
+        database.commit()
+        database.close()
+        library = Library(path)
+        assert library.bootstraps() == ({"f": 4096} if version else {})
+        rows = library._db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+        schemas.add(tuple(rows))
+        library.close()
+    assert len(schemas) == 1
+
+
+def mount_record(
+    directory: str, state: MountState = MountState.MOUNTED, scratch: str = ""
+) -> MountRecord:
+    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:aa", FSID)
+    return MountRecord(directory, image, scratch, state)
+
+
+def test_mounts_in_the_order_they_were_made(library: Library) -> None:
+    library.add_chain("key", chain())
+    assert library.mounts() == []
+    records = [mount_record("/b"), mount_record("/a", scratch="s"), mount_record("/c")]
+    for record in records:
+        library.add_mount(record)
+    assert library.mounts() == records
+    library.remove_mount("/a")
+    library.add_mount(records[0])
+    assert library.mounts() == [records[2], records[0]]
+
+
+def test_state_of_a_mount(library: Library) -> None:
+    library.add_chain("key", chain())
+    library.add_mount(mount_record("/a", MountState.MOUNTING))
+    library.add_mount(mount_record("/b"))
+    library.set_mount("/a", MountState.UNMOUNTING)
+    library.set_mount("/none", MountState.UNMOUNTING)
+    assert [record.state for record in library.mounts()] == [
+        MountState.UNMOUNTING,
+        MountState.MOUNTED,
+    ]
+
+
+def test_mount_of_an_unknown_image(library: Library) -> None:
+    with pytest.raises(StorageError, match="FOREIGN KEY constraint failed"):
+        library.add_mount(mount_record("/a"))
+    assert library.mounts() == []
 
 
 def test_file_that_is_no_library(path: Path) -> None:

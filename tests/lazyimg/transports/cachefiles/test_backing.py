@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.transports.cachefiles.backing import find_backing_file, present_on_disk
+from lazyimg.transports.cachefiles.backing import (
+    find_backing_file,
+    find_linked,
+    present_on_disk,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +35,15 @@ def test_other_name_other_domain_no_cache(cache: Path, tmp_path: Path) -> None:
     assert find_backing_file(cache, "domain", "cooki") is None
     assert find_backing_file(cache, "other", "cookie") is None
     assert find_backing_file(tmp_path / "missing", "domain", "cookie") is None
+
+
+def test_linked(cache: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two", "three")):
+        (cache / "cache" / "Ierofs,domain" / f"@{number:02x}" / f"D{name}").touch()
+    (cache / "cache" / "Ierofs,domain" / "odd").touch()
+    assert find_linked(cache, "domain", ["one", "three", "four"]) == {"one", "three"}
+    assert find_linked(cache, "other", ["one"]) == set()
+    assert find_linked(tmp_path / "missing", "domain", ["one"]) == set()
 
 
 def test_present(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lazyimg.errors import (
     LazyimgError,
     NotRootError,
 )
-from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device
+from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.ports import Ready
 from lazyimg.transports.cachefiles.space import CacheLimits
 
@@ -193,3 +193,20 @@ def test_directory_with_a_name_that_is_no_line(tmp_path: Path) -> None:
 def test_tag_that_is_not_one_word(tmp_path: Path, tag: str) -> None:
     with pytest.raises(ConfigurationError, match="is not one printable word"):
         bind_cache(-1, tmp_path, tag, CacheLimits())
+
+
+def test_restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(os, "write", lambda _, data: written.append(data))
+    restore_cache(-1)
+    assert written == [b"restore"]
+
+
+def test_kernel_without_restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", RefusingKernel(b"restore", EOPNOTSUPP).write)
+    with pytest.raises(KernelError) as raised:
+        restore_cache(-1)
+    assert str(raised.value) == (
+        "/dev/cachefiles: this kernel hands nothing over: Operation not supported;"
+        " `restore` came with Linux 6.8 and 6.1.192"
+    )

@@ -31,7 +31,7 @@ class Filler:
     def size(self, cookie: str) -> int | None:
         return 8192 if cookie == COOKIE else None
 
-    def local(self, _cookie: str, _offset: int, _length: int, /) -> bytes | None:
+    def local(self, _cookie: str, _offset: int, _length: int, _ahead: int = 0, /) -> bytes | None:
         raise AssertionError
 
     async def fill(self, _cookie: str, _offset: int, _length: int, _sink: Sink, /) -> None:
@@ -62,6 +62,7 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[CachefilesTransport, Ker
     kernel = Kernel()
     transport = CachefilesTransport(Filler(), domain_id="domain")
     await transport.start(tmp_path, control_fd=kernel.control_fd)
+    assert kernel.end.recv(100) == b"restore"
     yield transport, kernel
     await transport.stop()
     kernel.end.close()
@@ -99,11 +100,32 @@ async def test_backing_file(served: tuple[CachefilesTransport, Kernel], tmp_path
     assert transport.present_on_disk(COOKIE) == [range(8192)]
 
 
+async def test_linked(served: tuple[CachefilesTransport, Kernel], tmp_path: Path) -> None:
+    transport, kernel = served
+    assert transport.control_fd == kernel.control_fd
+    assert transport.linked([COOKIE]) == set()
+    directory = tmp_path / "cache" / "Ierofs,domain" / "@00"
+    directory.mkdir(parents=True)
+    (directory / f"D{COOKIE}").touch()
+    assert transport.linked([COOKIE, "other"]) == {COOKIE}
+
+
+async def test_kernel_that_hands_nothing_over(tmp_path: Path) -> None:
+    kernel = Kernel()
+    kernel.end.close()
+    transport = CachefilesTransport(Filler(), domain_id="domain")
+    with pytest.raises(KernelError, match="this kernel hands nothing over"):
+        await transport.start(tmp_path, control_fd=kernel.control_fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kernel.control_fd)
+
+
 async def test_not_started(tmp_path: Path) -> None:
     transport = CachefilesTransport(Filler(), domain_id="domain")
     assert transport.sink(COOKIE) is None
     assert transport.present(COOKIE) is None
     assert transport.backing_path(COOKIE) is None
+    assert transport.linked([COOKIE]) == set()
     assert transport.counters.opens == 0
     await transport.stop()
 

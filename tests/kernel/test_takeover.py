@@ -1,0 +1,294 @@
+"""Workers and supervisors that are killed, at every moment, while the kernel waits for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tests.real.docker_registry import Registry, running_registry
+from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below, worker_of
+from tests.real.plain_image import PlainImage, make_plain_image
+from tests.real.readers import running_readers
+from tests.real.scale import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KILLING: Final = scaled(120, least=10)  # seconds
+ROUNDS: Final = scaled(60, least=4)
+SIZE: Final = scaled(1 << 30, least=64 << 20)
+READERS: Final = 8
+PATIENCE: Final = 240.0
+SUPERVISOR_MEMORY: Final = 15 << 20
+
+
+@pytest.fixture(scope="module")
+def disk() -> Path:
+    return Path(os.environ["LAZYIMG_VM_DISK"])
+
+
+@pytest.fixture(scope="module")
+def image(disk: Path) -> Iterator[PlainImage]:
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        yield make_plain_image(Path(directory), "image", seed=1, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def registry(disk: Path, image: PlainImage) -> Iterator[Registry]:
+    """A registry that has the image, converted, as image:1 and small:1."""
+    with (
+        tempfile.TemporaryDirectory(dir=disk) as directory,
+        running_registry(Path(directory)) as running,
+    ):
+        Lazyimg(disk / "nowhere").verb("convert", image.reference, f"{running.address}/image:1")
+        yield running
+
+
+@pytest.fixture
+def reference(registry: Registry) -> str:
+    return f"{registry.address}/image:1"
+
+
+@pytest.fixture
+def lazyimg(disk: Path) -> Iterator[Lazyimg]:
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        yield Lazyimg(Path(directory, "state"))
+        assert mounts_below(Path(directory)) == []
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    return directory
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """Wait until a condition holds; return what it gives."""
+    end = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < end, condition
+        time.sleep(0.05)
+    return result
+
+
+def kill_worker(daemon: subprocess.Popen[bytes]) -> None:
+    """Kill the worker; there is one, or will be."""
+    os.kill(eventually(lambda: worker_of(daemon)), signal.SIGKILL)
+
+
+def stuck() -> list[str]:
+    """Return the processes that cannot be killed."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = path.read_text().rpartition(")")
+        except OSError:
+            continue
+        if rest.split()[0] == "D":
+            found.append(name)
+    return found
+
+
+def assert_device_is_free() -> None:
+    """Fail if somebody holds /dev/cachefiles, or is stuck behind it."""
+    os.close(os.open("/dev/cachefiles", os.O_RDWR))
+    eventually(lambda: not stuck())
+
+
+def assert_readable(mount: Path, image: PlainImage) -> None:
+    with running_readers(mount, image.files, processes=2, reads=100) as readers:
+        report = readers.finish(PATIENCE)
+    assert (report.errors, report.short, report.wrong) == ({}, 0, [])
+
+
+def test_worker_killed_every_second_while_processes_read(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+) -> None:
+    with lazyimg.serving() as daemon:
+        lazyimg.verb("mount", reference, target)
+        killed = 0
+        with running_readers(target, image.files, processes=READERS) as readers:
+            end = time.monotonic() + KILLING
+            while time.monotonic() < end:
+                time.sleep(1)
+                kill_worker(daemon)
+                killed += 1
+            report = readers.finish(PATIENCE, stop=True)
+        status = lazyimg.status()
+        print(f"\nkilled {killed} times: {report}; {report.slow[:3]}; {status}")  # noqa: T201 - figures
+        assert (report.errors, report.short, report.wrong) == ({}, 0, [])
+        assert report.reads > 0
+        assert status["restarts"] >= killed
+        assert [mount["directory"] for mount in status["mounts"]] == [str(target)]
+        assert_readable(target, image)
+    assert_device_is_free()
+    assert mounts_below(target.parent) == []
+
+
+def test_worker_killed_with_an_open_unanswered(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+) -> None:
+    with lazyimg.serving() as daemon:
+        _, command = lazyimg.verb("fsid", reference).splitlines()
+        worker = worker_of(daemon)
+        assert worker is not None
+        os.kill(worker, signal.SIGSTOP)
+        mounting = subprocess.Popen([*shlex.split(command)[:-1], str(target)])
+        eventually(stuck)  # mount(2) waits for the answer to an OPEN
+        os.kill(worker, signal.SIGKILL)
+        assert mounting.wait(PATIENCE) == 0
+        assert_readable(target, image)
+        subprocess.run(["umount", str(target)], check=True, timeout=PATIENCE)
+    assert_device_is_free()
+
+
+@pytest.mark.parametrize("read_write", [False, True])
+def test_worker_killed_with_a_mount_in_flight(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path, *, read_write: bool
+) -> None:
+    chance = random.Random(1)  # noqa: S311 - moments
+    options = ["--rw"] if read_write else []
+    ended: dict[int, int] = {}
+    with lazyimg.serving() as daemon:
+        lazyimg.verb("fsid", reference)
+        for _ in range(ROUNDS):
+            verb = lazyimg.start_verb("mount", *options, reference, target)
+            time.sleep(chance.uniform(0.2, 1.5))
+            kill_worker(daemon)
+            verb.communicate(timeout=PATIENCE)
+            ended[verb.returncode] = ended.get(verb.returncode, 0) + 1
+            eventually(lambda: not stuck())
+            if verb.returncode:  # it was undone
+                assert lazyimg.status()["mounts"] == []
+                assert str(target) not in mounts_below(target.parent)
+                lazyimg.verb("mount", *options, reference, target)
+            assert_readable(target, image)
+            lazyimg.verb("umount", target)
+            assert list((lazyimg.root / "mnt").iterdir()) == []
+            assert list((lazyimg.root / "scratch").iterdir()) == []
+    print(f"\nmount ended with {ended}")  # noqa: T201 - figures
+    assert_device_is_free()
+
+
+def test_worker_killed_during_umount(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+) -> None:
+    chance = random.Random(2)  # noqa: S311 - moments
+    ended: dict[int, int] = {}
+    with lazyimg.serving() as daemon:
+        for _ in range(ROUNDS):
+            lazyimg.verb("mount", "--rw", reference, target)
+            (target / "new").write_text("mine")
+            verb = lazyimg.start_verb("umount", target)
+            time.sleep(chance.uniform(0.2, 0.8))
+            kill_worker(daemon)
+            verb.communicate(timeout=PATIENCE)
+            ended[verb.returncode] = ended.get(verb.returncode, 0) + 1
+            eventually(lambda: not stuck())
+            mounts = [mount["directory"] for mount in lazyimg.status()["mounts"]]
+            assert mounts == mounts_below(target.parent)
+            if mounts:  # it had not begun
+                assert (target / "new").read_text() == "mine"
+                lazyimg.verb("umount", target)
+            assert mounts_below(target.parent) == []
+            assert mounts_below(lazyimg.root) == []
+            assert list((lazyimg.root / "scratch").iterdir()) == []
+    print(f"\numount ended with {ended}")  # noqa: T201 - figures
+    assert_device_is_free()
+
+
+def test_both_killed_and_started_again_without_a_registry(
+    disk: Path, image: PlainImage, registry: Registry, lazyimg: Lazyimg, target: Path
+) -> None:
+    writable = target.with_name("rw")
+    writable.mkdir()
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        with running_registry(Path(directory)) as going:
+            reference = f"{going.address}/image:1"
+            lazyimg.verb("convert", f"{registry.address}/image:1", reference)
+            with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
+                lazyimg.verb("prefetch", "-q", reference)
+                lazyimg.verb("mount", reference, target)
+                lazyimg.verb("mount", "--rw", reference, writable)
+                (writable / "new").write_text("mine")
+                with running_readers(target, image.files, processes=2) as readers:
+                    time.sleep(1)
+                    kill_all(daemon)
+                    report = readers.finish(PATIENCE, stop=True)
+                assert report.wrong == []
+                assert set(report.errors) <= {"EIO"}
+        assert_device_is_free()
+        with lazyimg.serving():
+            status = lazyimg.status()
+            mounts = [(mount["directory"], mount["read_write"]) for mount in status["mounts"]]
+            assert mounts == [(str(target), False), (str(writable), True)]
+            assert all(mount["present"] == mount["size"] for mount in status["mounts"])
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            assert_readable(target, image)
+            assert (writable / "new").read_text() == "mine"
+            assert lazyimg.status()["fetches"] == 0
+        assert mounts_below(target.parent) == []
+    with lazyimg.serving():
+        assert lazyimg.status()["mounts"] == []
+
+
+def test_supervisor_killed_leaves_its_worker_serving(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+) -> None:
+    with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
+        lazyimg.verb("mount", reference, target)
+        worker = worker_of(daemon)
+        assert worker is not None
+        daemon.kill()
+        daemon.wait()
+        assert_readable(target, image)
+        eventually(lambda: lazyimg.status()["supervisor"] == 0)
+        assert "none: if the process dies" in lazyimg.verb("status")
+        assert str(lazyimg.root) in lazyimg.failure("serve", status=79)
+        os.kill(worker, signal.SIGTERM)
+        eventually(lambda: not Path(f"/proc/{worker}").exists())
+    assert mounts_below(target.parent) == []
+    assert_device_is_free()
+
+
+def test_prefetch_of_a_mount_that_was_taken_over(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+) -> None:
+    with lazyimg.serving() as daemon:
+        lazyimg.verb("mount", reference, target)
+        kill_worker(daemon)
+        lazyimg.verb("prefetch", "-q", reference)
+        (mount,) = lazyimg.status()["mounts"]
+        assert mount["present"] == mount["size"]
+        fetches = lazyimg.status()["fetches"]
+        assert_readable(target, image)
+        assert lazyimg.status()["fetches"] == fetches
+
+
+def test_status_tells_of_supervisor_and_restarts(lazyimg: Lazyimg) -> None:
+    with lazyimg.serving() as daemon:
+        first = lazyimg.status()
+        assert (first["supervisor"], first["restarts"]) == (daemon.pid, 0)
+        assert first["pid"] == worker_of(daemon)
+        kill_worker(daemon)
+        second = json.loads(lazyimg.verb("status", "--json"))
+        assert (second["supervisor"], second["restarts"]) == (daemon.pid, 1)
+        assert second["pid"] != first["pid"]
+        fields = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
+        )
+        memory = int(fields["VmRSS"].split()[0]) * 1024
+        print(f"\nsupervisor: {memory / 2**20:.1f} MB")  # noqa: T201 - figures
+        assert memory < SUPERVISOR_MEMORY
