@@ -31,7 +31,7 @@ HTPASSWD: Final = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmU
 CONFIGURATION: Final = """\
 version: 0.1
 log: {{level: info, accesslog: {{disabled: true}}}}
-http: {{addr: "127.0.0.1:0", secret: of-the-tests}}
+http: {{addr: "127.0.0.1:{port}", secret: of-the-tests}}
 storage:
   filesystem: {{rootdirectory: "{storage}"}}
   delete: {{enabled: true}}
@@ -61,11 +61,16 @@ class Registry(NamedTuple):
 
 
 @contextmanager
-def running_registry(directory: Path, *, credentials: bool = False) -> Iterator[Registry]:
-    """Run a registry that keeps its blobs below `directory`, which may have some already."""
+def running_registry(
+    directory: Path, *, credentials: bool = False, port: int = 0
+) -> Iterator[Registry]:
+    """Run a registry that keeps its blobs below `directory`, which may have some already.
+
+    `port` is the registry's own, any free one by default.
+    """
     storage = directory / "registry"
     storage.mkdir(exist_ok=True)
-    configuration = CONFIGURATION.format(storage=storage)
+    configuration = CONFIGURATION.format(storage=storage, port=port)
     if credentials:
         (directory / "htpasswd").write_text(HTPASSWD)
         configuration += AUTHORIZATION.format(path=directory / "htpasswd")

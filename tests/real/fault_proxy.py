@@ -122,7 +122,11 @@ class FaultProxy:
         """Be well from now on, also to those who wait."""
         self.rules = ()
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._well.set)
+            self._loop.call_soon_threadsafe(self._let_go)
+
+    def _let_go(self) -> None:
+        self._well.set()
+        self._well = asyncio.Event()  # for what hangs later
 
     async def answer(
         self,
