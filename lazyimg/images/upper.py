@@ -3,8 +3,9 @@
 Entries are applied in the layer's order, as containerd unpacks them: a later entry replaces an
 earlier one, a directory given twice keeps its children, a missing parent is implied, a parent that
 is a symbolic link of the same layer is followed (inside the root), a hard link joins its target's
-node. What concerns lower layers is only recorded here: whiteouts, opaque directories, and implied
-directories, whose attributes come from below if there is such a directory.
+node and gives it the attributes of its own header. What concerns lower layers is only recorded
+here: whiteouts, opaque directories, and implied directories, whose attributes come from below if
+there is such a directory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ _TYPE_BITS: Final = {
     Kind.BLOCK: stat.S_IFBLK,
     Kind.FIFO: stat.S_IFIFO,
 }
+
+
+_ANNOTATED: Final = frozenset({Kind.REGULAR, Kind.DIRECTORY})
+_OF_USERS: Final = b"user."
 
 
 class Upper:
@@ -87,8 +92,9 @@ class Upper:
         if kind is Kind.WHITEOUT:
             self._whiteouts.setdefault(id(parent), (parent, set()))[1].add(name)
         elif kind is Kind.HARDLINK:
-            children[name] = self._link_target(entry)
+            node = children[name] = self._link_target(entry)
             self._last = (b"", self.root)
+            _change_attributes(node, entry)
         elif kind is Kind.DIRECTORY:
             self._add_directory(children, name, entry)
         else:
@@ -113,7 +119,7 @@ class Upper:
             mtime=entry.mtime,
             mtime_ns=entry.mtime_ns,
             rdev=_rdev(entry),
-            xattrs=_storable(entry.xattrs),
+            xattrs=_storable(entry.xattrs, entry.kind in _ANNOTATED) if entry.xattrs else (),
             size=entry.size,
             target=entry.target,
             children={} if entry.kind is Kind.DIRECTORY else None,
@@ -228,11 +234,34 @@ def copy_attributes(source: Node, target: Node) -> None:
     target.xattrs = source.xattrs
 
 
-def _storable(xattrs: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
-    """Leave out attributes of other systems, as Linux's file systems and unpackers do."""
-    if not xattrs:
-        return xattrs
-    return tuple(pair for pair in xattrs if split_name(pair[0]) is not None)
+def _change_attributes(node: Node, link: Entry) -> None:
+    """Give an inode what the header of a further name of it says."""
+    if not stat.S_ISLNK(node.mode):
+        node.mode = stat.S_IFMT(node.mode) | link.mode
+    node.uid = link.uid
+    node.gid = link.gid
+    node.mtime = link.mtime
+    node.mtime_ns = link.mtime_ns
+    if link.xattrs:
+        given = dict(_storable(link.xattrs, stat.S_ISREG(node.mode)))
+        node.xattrs = tuple(sorted((dict(node.xattrs) | given).items()))
+
+
+def _storable(
+    xattrs: tuple[tuple[bytes, bytes], ...],
+    annotated: bool,  # noqa: FBT001 - only named values
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Leave out what Linux's file systems cannot hold, as unpackers do.
+
+    Args:
+        xattrs: as the entry has them.
+        annotated: whether the file is of a kind that can have attributes of users.
+    """
+    return tuple(
+        pair
+        for pair in xattrs
+        if split_name(pair[0]) is not None and (annotated or not pair[0].startswith(_OF_USERS))
+    )
 
 
 def _rdev(entry: Entry) -> int:

@@ -4,8 +4,9 @@ The rules are those of Go's archive/tar, because containerd, umoci and container
 layers with it: where two readers of tar differ, an image must mean here what it means there.
   - Formats: V7, ustar, PAX, GNU (long names, base-256 numbers), star's prefix.
   - Local PAX records replace what the header says; a record with an empty value is as if it were
-    not there. A second extended header replaces the first. Global records are checked and have no
-    effect.
+    not there, but for an attribute's, which then is an empty one (umoci leaves it out, containerd
+    and containers/storage do not). A second extended header replaces the first. Global records are
+    checked and have no effect.
   - Sparse files: old GNU, PAX 0.0, 0.1 and 1.0.
   - The archive ends at two blocks of zeros, or where the bytes end between two members. What
     follows means nothing.

@@ -319,11 +319,7 @@ class TarScanner:
             if get(b"ctime"):
                 changed = parse_time(records[b"ctime"])
             xattrs = tuple(
-                sorted(
-                    (key[13:], value)
-                    for key, value in records.items()
-                    if key[:13] == _XATTR and value  # an empty record deletes
-                )
+                sorted((key[13:], value) for key, value in records.items() if key[:13] == _XATTR)
             )
         path, target = self._long[b"L"] or path, self._long[b"K"] or target
         if regions is not None and records:

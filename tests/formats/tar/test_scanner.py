@@ -134,7 +134,7 @@ def test_local_records() -> None:
     assert (entry.uid, entry.gid) == (4_000_000_000, 3_000_000_000)
     assert (entry.mtime, entry.mtime_ns) == (-2, 500_000_000)
     assert (member.accessed, member.changed) == ((7, 250_000_000), (8, 0))
-    assert entry.xattrs == ((b"user.b", b"\0\n=\xff"),)
+    assert entry.xattrs == ((b"user.a", b""), (b"user.b", b"\0\n=\xff"))
 
 
 def test_local_records_hold_for_one_member() -> None:

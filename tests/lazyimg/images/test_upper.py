@@ -71,12 +71,23 @@ def test_every_kind_keeps_its_attributes() -> None:
     ).root
     found = at(root, b"c")
     assert (found.mode, found.uid, found.gid) == (stat.S_IFCHR | 0o620, 1, 5)
-    assert (found.mtime, found.mtime_ns, found.xattrs) == (-7, 999, xattrs)
+    assert (found.mtime, found.mtime_ns, found.xattrs) == (-7, 999, xattrs[:1])
     assert found.rdev == encode_rdev(4, 300)
     assert (at(root, b"b").mode, at(root, b"b").rdev) == (stat.S_IFBLK | 0o660, encode_rdev(8, 1))
     assert (at(root, b"p").mode, at(root, b"p").rdev) == (stat.S_IFIFO | 0o600, 0)
     assert (at(root, b"s").mode, at(root, b"s").target) == (stat.S_IFLNK | 0o777, b"../x y")
     assert (at(root, b"r").mode, at(root, b"r").data) == (stat.S_IFREG | 0o4755, None)
+
+
+def test_only_files_and_directories_have_attributes_of_users() -> None:
+    xattrs = ((b"security.a", b"1"), (b"system.nfs4_acl", b"2"), (b"user.b", b"3"))
+    root = upper(
+        *(
+            Entry(str(kind.value).encode(), kind, target=b"t", xattrs=xattrs)
+            for kind in (Kind.REGULAR, Kind.DIRECTORY, Kind.SYMLINK, Kind.BLOCK, Kind.FIFO)
+        )
+    ).root
+    assert [len(at(root, b"%d" % kind).xattrs) for kind in (0, 1, 2, 5, 6)] == [2, 2, 1, 1, 1]
 
 
 def test_data_lies_on_the_layers_device() -> None:
@@ -201,6 +212,30 @@ def test_forty_links_are_followed_and_one_more_is_not() -> None:
 def test_hard_link_joins_its_targets_node() -> None:
     root = upper(empty(b"a/f", 0o600), link(b"g", b"a/f"), link(b"h", b"g")).root
     assert at(root, b"g") is at(root, b"a/f") is at(root, b"h")
+
+
+def test_hard_link_gives_its_inode_what_its_header_says() -> None:
+    xattrs = ((b"user.a", b"1"), (b"user.b", b"2"))
+    root = upper(
+        Entry(b"f", Kind.REGULAR, 0o644, 1, 2, 3, 4, size=0, xattrs=xattrs),
+        Entry(b"x", Kind.HARDLINK, 0o4711, 5, 6, -7, 8, target=b"f", xattrs=((b"user.b", b""),)),
+        Entry(b"y", Kind.HARDLINK, 0o4711, 5, 6, -7, 8, target=b"f"),
+    ).root
+    found = at(root, b"f")
+    assert found is at(root, b"x") is at(root, b"y")
+    assert (found.mode, found.uid, found.gid) == (stat.S_IFREG | 0o4711, 5, 6)
+    assert (found.mtime, found.mtime_ns) == (-7, 8)
+    assert found.xattrs == ((b"user.a", b"1"), (b"user.b", b""))
+
+
+def test_hard_link_to_a_symbolic_link_keeps_its_mode() -> None:
+    xattrs = ((b"security.x", b"1"), (b"user.b", b""))
+    root = upper(
+        symlink(b"s", b"t"),
+        Entry(b"x", Kind.HARDLINK, 0o644, 5, target=b"s", xattrs=xattrs),
+    ).root
+    found = at(root, b"s")
+    assert (found.mode, found.uid, found.xattrs) == (stat.S_IFLNK | 0o777, 5, xattrs[:1])
 
 
 def test_hard_link_through_a_linked_directory() -> None:
