@@ -273,7 +273,7 @@ async def test_read_of_an_object_that_is_not_open(
     assert "READ of object 1, which is not open" in caplog.text
 
 
-@pytest.mark.parametrize("raw", [b"x", bytes(16), b"\xff" * 40])
+@pytest.mark.parametrize("raw", [b"x", b"\x09" * 16, b"\xff" * 40])
 async def test_message_that_is_not_understood(
     kernel: FakeKernel, tmp_path: Path, raw: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
