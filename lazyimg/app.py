@@ -116,7 +116,7 @@ async def start(config: Config, stack: AsyncExitStack) -> None:
     )
     stack.push_async_callback(transport.stop)
 
-    mounts = Mounts(root, config.domain_id, config.mount.read_ahead)
+    mounts = Mounts(root, config.domain_id, config.mount.read_ahead, transport)
     await mounts.clean()
     stack.push_async_callback(mounts.close)
     images = Images(root, library, catalog, open_image)

@@ -11,6 +11,8 @@ Rules:
     or took too long, the mount table says whether it came about;
   - what somebody else has unmounted already is as good as unmounted here, and what somebody else
     has mounted is never unmounted;
+  - the first mount of an image, or of a layer, is ended at once and made again: only then have the
+    kernel's files of it a name, and survive a power cut;
   - an image that somebody mounted by hand is shown under ROOT/mnt too, and used from there.
 """
 
@@ -23,7 +25,7 @@ from collections import defaultdict
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
@@ -34,9 +36,22 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from lazyimg.host.mount_table import MountEntry
+    from lazyimg.images.library import ChainRecord
     from lazyimg.images.service import Image
 
 _log = logging.getLogger(__name__)
+
+
+class Objects(Protocol):
+    """What mounts need of a transport."""
+
+    def backing_path(self, cookie: str) -> Path | None:
+        """Give the named file of an object; None if it has none. Blocks; raises OSError."""
+        ...
+
+    async def opened(self, cookie: str) -> object:
+        """Return when the kernel has opened an object of a mount; raises LazyimgError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +76,14 @@ class Mounts:
         root: the daemon's directory; has mnt/ and scratch/.
         domain_id: in which all images are mounted.
         read_ahead: bytes.
+        objects: the transport.
     """
 
-    def __init__(self, root: Path, domain_id: str, read_ahead: int) -> None:
+    def __init__(self, root: Path, domain_id: str, read_ahead: int, objects: Objects) -> None:
         self._root = root.resolve()  # as the mount table has it
         self._domain_id = domain_id
         self._read_ahead = read_ahead
+        self._objects = objects
         self._mounted: dict[str, Mounted] = {}
         self._held: set[str] = set()  # fsids that are mounted under mnt/
         self._users: defaultdict[str, int] = defaultdict(int)
@@ -207,7 +224,7 @@ class Mounts:
             if fsid not in self._held:
                 _make_directory(path)
                 try:
-                    await self._mount_first(fsid, path)
+                    await self._mount_first(image.chain, path)
                 except BaseException:
                     await asyncio.shield(_take_off(path))
                     raise
@@ -234,12 +251,13 @@ class Mounts:
             self._held.discard(fsid)
             _remove_mount_point(path)
 
-    async def _mount_first(self, fsid: str, path: Path) -> None:
+    async def _mount_first(self, chain: ChainRecord, path: Path) -> None:
         """Mount an image, or show the mount that somebody made by hand here as well."""
+        fsid = chain.fsid
         try:
-            await host.mount_erofs(
-                fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
-            )
+            await self._mount_kernel(fsid, path)
+            if not await asyncio.to_thread(self._is_named, chain):
+                await self._mount_again(chain, path)
         except InUseError:
             entries = await host.mount_table()
             found = [entry for entry in entries if self._is_whole(entry, fsid)]
@@ -251,6 +269,29 @@ class Mounts:
             shown = mount_at(await host.mount_table(), str(path))
             if shown is None or not self._is_whole(shown, fsid):  # a mount above it hides it
                 raise KernelError(fsid, f"is out of reach on {found[0].mount_point}") from None
+
+    async def _mount_kernel(self, fsid: str, path: Path) -> None:
+        kilobytes = self._read_ahead // 1024
+        await host.mount_erofs(fsid, self._domain_id, path, read_ahead_kb=kilobytes)
+
+    async def _mount_again(self, chain: ChainRecord, path: Path) -> None:
+        """End a mount, by which the kernel's files get names, and make it anew."""
+        try:
+            for cookie in _cookies(chain):
+                await self._objects.opened(cookie)
+            await host.unmount(path)
+        except LazyimgError as error:  # it is mounted, and that is what was asked for
+            _log.warning("%s: may be lost in a power cut: %s", chain.fsid, error)
+        else:
+            await self._mount_kernel(chain.fsid, path)
+
+    def _is_named(self, chain: ChainRecord) -> bool:
+        """Whether the kernel's files of an image have names. Blocks."""
+        try:
+            return all(self._objects.backing_path(cookie) for cookie in _cookies(chain))
+        except OSError as error:
+            _log.warning("the cache cannot be looked into: %s", error)
+            return True
 
     def _is_whole(self, mount: MountEntry, fsid: str) -> bool:
         """Whether a mount shows the whole of an image."""
@@ -268,6 +309,10 @@ class Mounts:
         if mounted.scratch is not None:
             await asyncio.to_thread(_remove_tree, mounted.scratch)
         await self._release(mounted.image)
+
+
+def _cookies(chain: ChainRecord) -> list[str]:
+    return [chain.fsid, *(layer.device for layer in chain.layers if layer.device_size)]
 
 
 class _CoveredError(InUseError):

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lazyimg.errors import InUseError, LazyimgError, NotFoundError
+from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError
 from lazyimg.host.mount_table import MountEntry
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class FakeMounts:
         overlays: upper and work directories, by mount point.
         read_ahead: in KiB, by fsid.
         listed: what else is in the mount table.
+        mounts_left: calls of mount_erofs that succeed; None: all.
     """
 
     table: list[tuple[str, str, str]] = field(default_factory=list)
@@ -44,6 +45,7 @@ class FakeMounts:
     overlays: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     read_ahead: dict[str, int | None] = field(default_factory=dict)
     listed: list[MountEntry] = field(default_factory=list)
+    mounts_left: int | None = None
     _detached: list[str] = field(default_factory=list)
 
     @property
@@ -76,6 +78,10 @@ class FakeMounts:
     ) -> None:
         await self._enter("mount_erofs")
         assert target.is_dir()
+        if self.mounts_left is not None:
+            if not self.mounts_left:
+                raise KernelError("mount", "no more mounts")
+            self.mounts_left -= 1
         if fsid in [*self._detached, *(shown for _, _, shown in self.table)]:
             raise InUseError(f"fsid {fsid}", "already mounted")
         self.table.append((str(target), f"erofs in {domain_id}", fsid))

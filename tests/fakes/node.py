@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import KernelError
@@ -35,7 +36,6 @@ from tests.fakes.registry import FakeRegistry, run_registry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     import pytest
 
@@ -71,6 +71,9 @@ class MemoryTransport:
         if self.closed:
             raise KernelError(cookie, "was not opened by the kernel")
         return self.sinks.setdefault(cookie, MemorySink())
+
+    def backing_path(self, cookie: str) -> Path | None:
+        return Path(cookie)
 
     def present(self, cookie: str) -> list[range] | None:
         if cookie in self.failures:
@@ -110,7 +113,7 @@ class Node:
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
-        self.mounts = Mounts(self.root, "lazyimg", 1 << 20)
+        self.mounts = Mounts(self.root, "lazyimg", 1 << 20, self.transport)
         self.prefetcher = Prefetcher(
             self.root,
             self.mounts,

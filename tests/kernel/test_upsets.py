@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -215,3 +216,44 @@ def test_full_cache_fails_reads_until_space_is_freed(
             assert time.monotonic() - began < 2 * PROMPT
         assert (target / "one").read_bytes() == contents["one"]
         assert lazyimg.status()["reads_failed"] > 0
+
+
+def test_first_mount_gives_the_cache_files_names(
+    reference: str, lazyimg: Lazyimg, target: Path, contents: dict[str, bytes]
+) -> None:
+    with lazyimg.serving():
+        lazyimg.verb("mount", reference, target)
+        described = json.loads(lazyimg.verb("inspect", "--json", target))
+        names = {path.name for path in (lazyimg.root / "cache/cache").glob("I*/@*/D*")}
+        devices = {f"D{layer['device']}" for layer in described["layers"]}
+        assert names == {f"D{described['fsid']}", *devices}
+        assert (target / "one").read_bytes() == contents["one"]
+
+
+def test_full_root_fails_mounts_until_space_is_freed(
+    disk: Path, reference: str, target: Path, tmp_path: Path, contents: dict[str, bytes]
+) -> None:
+    root, ballast = tmp_path / "root", tmp_path / "root/ballast"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(root)], check=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=disk) as cache:
+            lazyimg = Lazyimg(root, {"LAZYIMG_CACHE": cache})
+            with lazyimg.serving():
+                for left in range(0, 48 << 10, 8 << 10):
+                    free = os.statvfs(root).f_bavail * os.statvfs(root).f_frsize
+                    ballast.write_bytes(bytes(max(0, free - left)))
+                    mount = lazyimg.start_verb("mount", reference, target)
+                    said = mount.communicate(timeout=60)[1]
+                    ballast.unlink()
+                    if mount.returncode == 0:
+                        lazyimg.verb("umount", target)
+                        break
+                    assert (mount.returncode, said.count("\n")) == (74, 1), said
+                    assert mounts_below(root) == []
+                    assert list(root.glob("*/.*")) == []
+                assert left > 0
+                lazyimg.verb("mount", reference, target)
+                assert (target / "one").read_bytes() == contents["one"]
+    finally:
+        subprocess.run(["umount", str(root)], check=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from lazyimg.errors import InUseError, KernelError, NotFoundError, StorageError
+from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host.mount_table import MountEntry
 from lazyimg.images import mounts as mounts_module
-from lazyimg.images.library import ChainRecord
+from lazyimg.images.library import ChainRecord, LayerRecord
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.service import Image
 from tests.fakes.host_mounts import FakeMounts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FAILURE = KernelError("mount", "failed on demand")
 
@@ -33,6 +30,32 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
     return host
 
 
+class NamedObjects:
+    """The kernel's files: those of `unnamed` get their names when their mount ends."""
+
+    def __init__(self, host: FakeMounts) -> None:
+        self.host = host
+        self.unnamed: set[str] = set()
+        self.opens: list[str] = []
+        self.failure: LazyimgError | OSError | None = None
+
+    def backing_path(self, cookie: str) -> Path | None:
+        if isinstance(self.failure, OSError):
+            raise self.failure
+        return None if cookie in self.unnamed else Path(cookie)
+
+    async def opened(self, cookie: str) -> None:
+        if self.failure:
+            raise self.failure
+        assert self.host.points
+        self.opens.append(cookie)
+
+
+@pytest.fixture
+def objects(host: FakeMounts) -> NamedObjects:
+    return NamedObjects(host)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("mnt", "scratch"):
@@ -41,8 +64,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mounts(root: Path, host: FakeMounts) -> Mounts:
-    return Mounts(root, "lazyimg", 1 << 20)
+def mounts(root: Path, host: FakeMounts, objects: NamedObjects) -> Mounts:
+    return Mounts(root, "lazyimg", 1 << 20, objects)
 
 
 def leftovers(root: Path) -> list[str]:
@@ -67,6 +90,65 @@ async def test_first_mount_and_its_end(mounts: Mounts, host: FakeMounts, root: P
     assert host.table == []
     assert mounts.list() == []
     assert leftovers(root) == []
+
+
+def two_devices() -> Image:
+    layers = [
+        LayerRecord("blob", 1, "type", "zstd:chunked", "table", device, size)
+        for device, size in (("d1", 4096), ("", 0), ("d2", 8192))
+    ]
+    return Image("reg.test/two:1", "sha256:2", "linux/amd64", ChainRecord("a" * 64, 4096, layers))
+
+
+@pytest.mark.parametrize("unnamed", ["a" * 64, "d1", "d2"])
+async def test_first_mount_of_an_object_is_ended_so_that_it_gets_a_name(
+    mounts: Mounts, host: FakeMounts, root: Path, objects: NamedObjects, unnamed: str
+) -> None:
+    objects.unnamed = {unnamed}
+    await mounts.mount(two_devices(), "/one", read_write=False)
+    assert host.calls[:4] == ["mount_erofs", "unmount", "mount_erofs", "bind_mount"]
+    assert objects.opens == ["a" * 64, "d1", "d2"]
+    assert host.points == [kernel_mount(root), "/one"]
+
+
+@pytest.mark.parametrize("call", ["opened", "unmount"])
+async def test_first_mount_that_cannot_be_ended_stays(
+    mounts: Mounts,
+    host: FakeMounts,
+    root: Path,
+    objects: NamedObjects,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    objects.unnamed = {"d1"}
+    if call == "opened":
+        objects.failure = FAILURE
+    else:
+        host.failures["unmount"] = InUseError("unmount", "is in use")
+    await mounts.mount(two_devices(), "/one", read_write=False)
+    assert host.calls.count("mount_erofs") == 1
+    assert host.points == [kernel_mount(root), "/one"]
+    assert f"{'a' * 64}: may be lost in a power cut: " in caplog.text
+
+
+async def test_second_mount_that_fails_leaves_nothing(
+    mounts: Mounts, host: FakeMounts, root: Path, objects: NamedObjects
+) -> None:
+    objects.unnamed = {"d1"}
+    host.mounts_left = 1
+    with pytest.raises(KernelError, match="no more mounts"):
+        await mounts.mount(two_devices(), "/one", read_write=False)
+    assert host.points == []
+    assert leftovers(root) == []
+
+
+async def test_cache_that_cannot_be_looked_into(
+    mounts: Mounts, host: FakeMounts, objects: NamedObjects, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects.failure = OSError("failing disk")
+    await mounts.mount(two_devices(), "/one", read_write=False)
+    assert host.calls.count("mount_erofs") == 1
+    assert "the cache cannot be looked into: failing disk" in caplog.text
 
 
 async def test_second_directory_is_one_more_bind_mount(
