@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,11 @@ async def test_images_on_one_directory_at_once(
 
 
 async def test_read_write_mount_and_its_end(mounts: Mounts, host: FakeMounts, root: Path) -> None:
-    mounted = await mounts.mount(image(), "/one", read_write=True)
+    mask = os.umask(0o077)
+    try:
+        mounted = await mounts.mount(image(), "/one", read_write=True)
+    finally:
+        os.umask(mask)
     assert mounted.scratch is not None
     assert mounted.scratch.parent == root / "scratch"
     upper, work = host.overlays["/one"]
