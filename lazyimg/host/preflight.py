@@ -209,7 +209,8 @@ def _check_file_system(machine: Machine, name: str, *, needed: bool) -> Check:
 
 
 def _nearest_directory(path: Path) -> Path:
-    while not path.is_dir() and path != path.parent:
+    """Give the nearest that there is, and that this user may know of."""
+    while not os.path.isdir(path) and path != path.parent:  # noqa: PTH112  says no, never raises
         path = path.parent
     return path
 

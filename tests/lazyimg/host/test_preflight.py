@@ -42,7 +42,7 @@ def find(machine: Machine, name: str) -> Check:
     return check
 
 
-def with_values(machine: Machine, **values: int | str) -> Machine:
+def with_values(machine: Machine, **values: int | str | Path) -> Machine:
     fields = {name: getattr(machine, name) for name in Machine.__dataclass_fields__}
     return Machine(**{**fields, **values})
 
@@ -59,6 +59,12 @@ def test_machine_that_has_everything(machine: Machine) -> None:
 
 def test_this_machine() -> None:
     assert len(run_checks(Machine(Path("/var/lib/lazyimg/cache")))) == 14
+
+
+def test_cache_directory_that_cannot_be_looked_at(machine: Machine, tmp_path: Path) -> None:
+    unknowable = tmp_path / ("x" * 300) / "cache"
+    check = find(with_values(machine, cache_directory=unknowable), "cache file system")
+    assert (check.ok, check.detail) == (True, f"{unknowable} is on ext4")
 
 
 def test_not_root(machine: Machine) -> None:
