@@ -54,7 +54,7 @@ _DIRECTORIES = ("content", "bootstraps", "tables", "mnt", "scratch")
 
 
 def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT, or SIGHUP unless that is ignored (nohup).
 
     Raises:
         LazyimgError: the daemon cannot start.
@@ -68,6 +68,8 @@ async def _serve(config: Config) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, stop.set)
         await start(config, stack)
         _log.info("ready: %s", config.address)
         _notify("READY=1")
