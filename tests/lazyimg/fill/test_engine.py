@@ -314,7 +314,7 @@ async def test_deadline_fails_the_read_and_the_next_one_starts_anew() -> None:
     assert str(caught.value) == f"device {device.name}: bytes 0-8191 did not arrive within 0.01 s"
     assert caught.value.retryable
     blob.gate.set()
-    await engine.fill(device.name, 0, 4096, sink)
+    await engine.fill(device.name, 0, 4096, sink, priority=Priority.TRACED)  # has no deadline
     assert len(blob.reads) == 2
     await patient
     await engine.close()
@@ -386,12 +386,12 @@ async def test_source_that_does_not_answer_in_time_is_asked_last() -> None:
     with pytest.raises(RegistryError, match="did not arrive within"):
         await engine.fill(device.name, 0, 4096, sink)
     assert (len(good.reads), len(hanging.reads)) == (0, 1)
-    await engine.fill(device.name, 0, 4096, sink)
+    await engine.fill(device.name, 0, 4096, sink, priority=Priority.TRACED)  # has no deadline
     assert (len(good.reads), len(hanging.reads)) == (1, 1)
     engine.remove_device(device.name, good)
     hanging.gate.set()
-    await engine.fill(device.name, 4096, 4096, sink)
-    await engine.fill(device.name, 0, 4096, MemorySink())
+    await engine.fill(device.name, 4096, 4096, sink, priority=Priority.TRACED)
+    await engine.fill(device.name, 0, 4096, MemorySink(), priority=Priority.TRACED)
     await engine.close()
 
 
