@@ -6,7 +6,7 @@ import ctypes
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyimg.fill.assembly import Assembly, assemble, assemble_shared, edge_fragments
@@ -59,7 +59,6 @@ def test_batches_end_when_they_are_full() -> None:
 
 
 @given(devices(), st.data())
-@settings(deadline=None)
 def test_runs_and_their_fragments_give_every_byte(device: Device, data: st.DataObject) -> None:
     table: DeviceTable = device.table
     cuts = sorted(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyimg.errors import (
@@ -111,7 +111,7 @@ def fill_all(
 
 
 @given(requests(), st.sampled_from([0, 5000, 131_072]), st.sampled_from([4096, 50_000, 1 << 20]))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 def test_concurrent_fills_write_the_reference_and_fetch_each_span_once(
     request_: tuple[Device, list[tuple[int, int]]], min_fetch: int, max_fetch: int
 ) -> None:
@@ -132,7 +132,7 @@ def test_concurrent_fills_write_the_reference_and_fetch_each_span_once(
     st.lists(st.sampled_from(["", "", "away", "corrupt", "short"]), max_size=8),
     st.sets(st.integers(0, 5), max_size=2),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 def test_faults_fail_fills_and_leave_no_wrong_byte(
     request_: tuple[Device, list[tuple[int, int]]], faults: list[str], cancelled: set[int]
 ) -> None:
