@@ -90,6 +90,7 @@ class FakeKernel:
     _opening: set[int] = field(default_factory=set)
     _pending: dict[int, KernelObject] = field(default_factory=dict)
     _next_id: int = 0
+    _opens: int = 0
     _woken: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -158,7 +159,8 @@ class FakeKernel:
         """Send an OPEN; its volume key ends in NUL, unless told otherwise."""
         fd = os.memfd_create("object", os.MFD_ALLOW_SEALING)
         with self._changed:
-            opened = KernelObject(len(self._objects) + 1, self._take_id(), fd, os.dup(fd))
+            self._opens += 1
+            opened = KernelObject(self._opens, self._take_id(), fd, os.dup(fd))
             self._objects[fd] = opened
             self._opening.add(opened.msg_id)
         volume += b"\0" * with_nul
