@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Unmount images.
 
-    Each DIR is what an image was mounted on. Prints them. What was fetched stays local. One that
-    fails does not stop the others; the first failure is the exit code.
+    `unmount` is the same. Each DIR is what an image was mounted on. Prints them. What was fetched
+    stays local. One that fails does not stop the others; the first failure is the exit code.
     """
     replies, failures = asyncio.run(_unmount(invocation, directories, lazy=lazy))
     if output == "json":
