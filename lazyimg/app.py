@@ -72,7 +72,7 @@ _DIRECTORIES = ("content", "bootstraps", "tables", "mnt", "scratch")
 
 
 def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT, or SIGHUP unless that is ignored (nohup).
 
     Raises:
         LazyimgError: the daemon cannot start.
@@ -88,6 +88,8 @@ async def _serve(config: Config) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, stop.set)
         try:
             await start(config, stack, manager)
             watch_supervisor(manager, stack)

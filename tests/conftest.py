@@ -6,9 +6,16 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+# A loaded machine is no failure of what is tested.
+settings.register_profile(
+    "lazyimg", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lazyimg")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -6,11 +6,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from lazyimg.cli.command import COMPLETION_VARIABLE, root
+from lazyimg.cli.options import common_options
 from lazyimg.errors import UsageError
 
 
 @click.command("completion")
 @click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(["bash", "zsh", "fish"]))
+@common_options
 def command(shell: str) -> None:
     """Print a shell's completion script.
 

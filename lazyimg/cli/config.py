@@ -18,7 +18,8 @@ def command() -> None:
     """Print the configuration."""
 
 
-@command.command("default")
+@command.command("default", short_help="Print every setting with its default.")
+@common_options
 def print_default() -> None:
     """Print a configuration file with every setting, its default and what it does."""
     from lazyimg.config import Config  # noqa: PLC0415  --help does without
@@ -27,7 +28,7 @@ def print_default() -> None:
     click.echo(serialize_config(Config(), comments=True), nl=False)
 
 
-@command.command("dump")
+@command.command("dump", short_help="Print what is in effect.")
 @output_option
 @common_options
 @pass_invocation

@@ -95,5 +95,8 @@ async def _prefetch(
                 meter.update(event.reference, event.present, event.total or None)
             if event.done or event.error is not None:
                 ended.append(event)
-                meter.finish(event.reference, "" if event.error is None else "failed")
+                if event.error is None:
+                    meter.finish(event.reference)
+                elif len(references) > 1:  # its error is shown when the others have ended
+                    meter.finish(event.reference, "failed")
     return ended

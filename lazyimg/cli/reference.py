@@ -35,7 +35,9 @@ def read_location(text: str) -> Location:
         return parse_location(text)
     except FormatError as error:
         raise BadReferenceError(
-            text, error.problem, "write it as [REGISTRY/]NAME[:TAG][@DIGEST] or oci:PATH[:TAG]"
+            text or "''",
+            error.problem,
+            "write it as [REGISTRY/]NAME[:TAG][@DIGEST] or oci:PATH[:TAG]",
         ) from error
 
 

@@ -11,6 +11,7 @@ import click
 from lazyimg.api.messages import UnmountRequest
 from lazyimg.cli.options import common_options, output_option, pass_invocation
 from lazyimg.cli.output import print_json, print_line
+from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotRootError
 
 if TYPE_CHECKING:
     from lazyimg.api.messages import UnmountReply
@@ -28,21 +29,33 @@ def command(
 ) -> None:
     """Unmount images.
 
-    Each DIR is what an image was mounted on. Prints them. What was fetched stays local.
+    `unmount` is the same. Each DIR is what an image was mounted on. Prints them. What was fetched
+    stays local. One that fails does not stop the others; the first failure is the exit code.
     """
-    replies = asyncio.run(_unmount(invocation, directories, lazy=lazy))
+    replies, failures = asyncio.run(_unmount(invocation, directories, lazy=lazy))
     if output == "json":
         print_json(replies)
     else:
         for reply in replies:
             print_line(reply.directory)
+    for failure in failures[1:]:
+        click.echo(f"lazyimg: {failure}", err=True)
+    if failures:
+        raise failures[0]
 
 
 async def _unmount(
     invocation: Invocation, directories: tuple[str, ...], *, lazy: bool
-) -> list[UnmountReply]:
+) -> tuple[list[UnmountReply], list[LazyimgError]]:
     client = invocation.client()
-    return [
-        await client.unmount(UnmountRequest(directory=str(Path(each).resolve()), lazy=lazy))
-        for each in directories
-    ]
+    replies: list[UnmountReply] = []
+    failures: list[LazyimgError] = []
+    for each in directories:
+        request = UnmountRequest(directory=str(Path(each).resolve()), lazy=lazy)
+        try:
+            replies.append(await client.unmount(request))
+        except (DaemonUnavailableError, NotRootError):
+            raise
+        except LazyimgError as error:
+            failures.append(error)
+    return replies, failures

@@ -75,10 +75,15 @@ def refuse_covering(directory: str, directories: Sequence[Path]) -> None:
 
 def own_paths() -> list[str]:
     """Give the absolute paths that this process runs from: code, libraries, working directory."""
-    paths = {sys.executable, sys.prefix, sys.base_prefix, str(Path.cwd())}
+    paths = {sys.executable, sys.prefix, sys.base_prefix, working_directory()}
     paths.update(path for path in sys.path if path.startswith("/"))
     paths.update(parse_mapped_files(Path("/proc/self/maps").read_bytes()))
     return sorted(paths)
+
+
+def working_directory() -> str:
+    """Give the working directory's path, also when it was removed: then with a remark."""
+    return str(Path("/proc/self/cwd").readlink())
 
 
 def parse_mapped_files(text: bytes) -> set[str]:

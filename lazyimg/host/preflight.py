@@ -35,7 +35,7 @@ CACHE_FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
 _DEVICE_LINKS: Final = frozenset({"/dev/cachefiles", "anon_inode:[cachefiles]"})
 
 _ONDEMAND_REMEDY: Final = (
-    "use Linux 5.19 to 7.1 with cachefiles.ko and erofs.ko built with CONFIG_CACHEFILES_ONDEMAND"
+    "use Linux 6.1 to 7.1 with cachefiles.ko and erofs.ko built with CONFIG_CACHEFILES_ONDEMAND"
     " and CONFIG_EROFS_FS_ONDEMAND (the two modules alone can be built against the kernel's"
     " headers)"
 )
@@ -121,9 +121,9 @@ def _check_root(machine: Machine) -> Check:
 def _check_kernel(machine: Machine) -> Check:
     return _finding(
         "kernel version",
-        f"Linux {machine.release}; on-demand cachefiles is in 5.19 to 7.1",
+        f"Linux {machine.release}; on-demand cachefiles, with domains, is in 6.1 to 7.1",
         _ONDEMAND_REMEDY,
-        ok=(5, 19) <= machine.version <= (7, 1),
+        ok=(6, 1) <= machine.version <= (7, 1),
     )
 
 
@@ -209,7 +209,8 @@ def _check_file_system(machine: Machine, name: str, *, needed: bool) -> Check:
 
 
 def _nearest_directory(path: Path) -> Path:
-    while not path.is_dir() and path != path.parent:
+    """Give the nearest that there is, and that this user may know of."""
+    while not os.path.isdir(path) and path != path.parent:  # noqa: PTH112  says no, never raises
         path = path.parent
     return path
 
@@ -220,7 +221,8 @@ def _check_cache_file_system(machine: Machine) -> Check:
     text = (machine.root / "proc/self/mountinfo").read_bytes()
     mount = find_mount(parse_mount_table(text), os.path.realpath(directory))
     if mount is None:
-        return Check(name, ok=False, detail=f"{directory} lies on no mount that is visible")
+        detail = f"{directory} lies on no mount that is visible"
+        return Check(name, ok=False, detail=detail, remedy="run it outside of this chroot")
     return _finding(
         name,
         f"{machine.cache_directory} is on {mount.fs_type}",

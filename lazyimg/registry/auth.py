@@ -202,7 +202,12 @@ class Authenticator:
         if challenge.scheme == "bearer":
             return await self._fetch_token(challenge, scopes, credential)
         if credential is None or not credential.username:
-            raise AccessDeniedError(self._what, "the registry wants a user name and password")
+            registry = self._what.partition("/")[0]
+            raise AccessDeniedError(
+                self._what,
+                "the registry wants a user name and password",
+                f"log in with 'lazyimg login {registry}' or give --authfile",
+            )
         return credential.basic, float("inf")
 
     async def _fetch_token(

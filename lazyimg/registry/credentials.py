@@ -166,11 +166,11 @@ def _authfiles(access: Access, environ: Mapping[str, str]) -> Iterator[tuple[Pat
     elif environ.get("REGISTRY_AUTH_FILE"):
         yield Path(environ["REGISTRY_AUTH_FILE"]), False
     else:
-        if environ.get("XDG_RUNTIME_DIR"):
-            yield Path(environ["XDG_RUNTIME_DIR"], "containers", "auth.json"), False
-        docker = _docker_config(environ)
-        if docker is not None:
-            yield docker, False
+        runtime = environ.get("XDG_RUNTIME_DIR")
+        podman = Path(runtime, "containers", "auth.json") if runtime else None
+        for path in (podman, _docker_config(environ)):
+            if path is not None and os.access(path, os.F_OK):  # not in another user's home
+                yield path, False
 
 
 def _docker_config(environ: Mapping[str, str]) -> Path | None:

@@ -90,6 +90,7 @@ class FakeKernel:
     _opening: set[int] = field(default_factory=set)
     _pending: dict[int, KernelObject] = field(default_factory=dict)
     _next_id: int = 0
+    _opens: int = 0
     _woken: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -152,14 +153,18 @@ class FakeKernel:
 
     # The test's side.
 
-    def open(self, cookie: bytes, volume: bytes = b"erofs,domain") -> KernelObject:
-        """Send an OPEN."""
+    def open(
+        self, cookie: bytes, volume: bytes = b"erofs,domain", *, with_nul: bool = True
+    ) -> KernelObject:
+        """Send an OPEN; its volume key ends in NUL, unless told otherwise."""
         fd = os.memfd_create("object", os.MFD_ALLOW_SEALING)
         with self._changed:
-            opened = KernelObject(len(self._objects) + 1, self._take_id(), fd, os.dup(fd))
+            self._opens += 1
+            opened = KernelObject(self._opens, self._take_id(), fd, os.dup(fd))
             self._objects[fd] = opened
             self._opening.add(opened.msg_id)
-        body = struct.pack("=IIII", len(volume) + 1, len(cookie), fd, 0) + volume + b"\0" + cookie
+        volume += b"\0" * with_nul
+        body = struct.pack("=IIII", len(volume), len(cookie), fd, 0) + volume + cookie
         self.send(message(Opcode.OPEN, opened.msg_id, opened.object_id, body))
         return opened
 

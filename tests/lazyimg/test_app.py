@@ -362,12 +362,21 @@ def serve_until(
     return happened
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_it(
     monkeypatch: pytest.MonkeyPatch, config: Config, number: signal.Signals
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert serve_until(monkeypatch, config, number) == ["started", "stopped"]
+
+
+def test_hangup_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert serve_until(monkeypatch, config, signal.SIGTERM) == ["started", "stopped"]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("abstract", [False, True])

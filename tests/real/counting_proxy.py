@@ -34,9 +34,15 @@ class Exchange:
 
 @dataclass
 class Counts:
-    """Every exchange since the start, or since `clear`."""
+    """Every exchange since the start, or since `clear`.
+
+    Attributes:
+        exchanges: in the order they began.
+        held: no content of a blob is passed on while it is set.
+    """
 
     exchanges: list[Exchange] = field(default_factory=list)
+    held: bool = False
 
     def blob_reads(self, digest: str = "") -> list[Exchange]:
         """Return the GETs of blobs, or of one blob, that the registry answered with content."""
@@ -148,6 +154,8 @@ async def pass_on(
                 response.headers.add(name, text)
         await response.prepare(request)
         async for piece in answer.content.iter_chunked(PIECE):
+            while counts.held and "/blobs/" in exchange.path:  # noqa: ASYNC110 - set by a thread
+                await asyncio.sleep(0.01)
             exchange.sent += len(piece)
             await response.write(piece)
         await response.write_eof()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DEVICE_PATH: Final = "/dev/cachefiles"
 
 _MODULE_REMEDY: Final = (
-    "load cachefiles.ko built with CONFIG_CACHEFILES_ONDEMAND (Linux 5.19 to 7.1);"
+    "load cachefiles.ko built with CONFIG_CACHEFILES_ONDEMAND (Linux 6.1 to 7.1);"
     " `lazyimg doctor` says what this kernel has"
 )
 

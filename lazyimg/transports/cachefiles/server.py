@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOBUFS
+from errno import EIO, ENOBUFS
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
@@ -33,9 +34,12 @@ from lazyimg_formats.cachefiles.messages import (
     OpenRequest,
     ReadRequest,
     Request,
+    fail_open,
     parse_request,
+    refuse_unreadable,
 )
 from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from lazyimg.transports.cachefiles.ports import KernelDevice
@@ -180,6 +184,9 @@ class Server:
                 return
             try:
                 self._receive(parse_request(message))
+            except FormatError as error:
+                self._refuse(refuse_unreadable(message, EIO))
+                _log.error("a request of the kernel is not understood: %s", error)
             except Exception:
                 _log.exception("a request of the kernel could not be handled")
 
@@ -195,17 +202,26 @@ class Server:
         self._perform(jobs, failed=True)
 
     def _receive_open(self, request: OpenRequest) -> None:
-        file = self._device.adopt(request.fd)
-        size = self._size(request.cookie)
-        with self._lock:
-            self._files[request.fd] = file
-            jobs = self._resolve(self._protocol.receive_open(request, size))
-            if len(jobs) == 1:
-                self.counters.opens += 1
-            else:
-                self.counters.opens_refused += 1
+        try:
+            file = self._device.adopt(request.fd)
+            size = self._size(request.cookie)
+            with self._lock:
+                self._files[request.fd] = file
+                jobs = self._resolve(self._protocol.receive_open(request, size))
+                if len(jobs) == 1:
+                    self.counters.opens += 1
+                else:
+                    self.counters.opens_refused += 1
+        except Exception:  # whatever it is: somebody waits for an answer, unkillably
+            self._refuse(fail_open(request.msg_id, EIO))
+            raise
         self._perform(jobs, failed=True)
         self._loop.call_soon_threadsafe(self._tell_opening)
+
+    def _refuse(self, command: bytes | None) -> None:
+        if command is not None:
+            with suppress(OSError):  # nobody waits for it any more
+                self._device.write_command(command)
 
     def _size(self, cookie: bytes) -> int | None:
         try:

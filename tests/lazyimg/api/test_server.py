@@ -384,7 +384,7 @@ async def test_end_of_the_daemon_ends_prefetches_at_once(
     daemon: ScriptedDaemon, address: Path
 ) -> None:
     daemon.gate.clear()
-    async with serve(daemon, address) as client:
+    async with asyncio.timeout(3), serve(daemon, address, grace=60) as client:
         call = asyncio.create_task(collect(client, "a"))
         await daemon.started.wait()
     assert daemon.ended == ["prefetch"]

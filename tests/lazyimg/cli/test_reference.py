@@ -32,6 +32,11 @@ def test_daemon_gets_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert absolute_reference("oci-archive:a.tar") == f"oci-archive:{tmp_path}/a.tar"
 
 
+def test_no_text() -> None:
+    with pytest.raises(BadReferenceError, match=r"^'': '' cannot be part of a repository's name; "):
+        read_location("")
+
+
 def test_bad_reference() -> None:
     with pytest.raises(BadReferenceError) as caught:
         read_location("a/B")

@@ -52,6 +52,25 @@ def test_umount_as_json(run: Callable[..., Result], tmp_path: Path) -> None:
     assert json.loads(result.out) == [{"reference": IMAGE, "directory": str(tmp_path)}]
 
 
+def test_one_failure_does_not_stop_the_others(
+    run: Callable[..., Result], daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    run("mount", IMAGE, str(tmp_path))
+    result = run("umount", "/one", str(tmp_path), "/two")
+    assert (result.code, result.out) == (2, f"{tmp_path}\n")
+    assert result.err == (
+        "lazyimg: /two: nothing is mounted there by lazyimg\n"
+        "lazyimg: /one: nothing is mounted there by lazyimg\n"
+    )
+    assert daemon.mounts == {}
+
+
+def test_missing_daemon_is_said_once(run: Callable[..., Result], tmp_path: Path) -> None:
+    result = run("--address", str(tmp_path / "none"), "umount", "/one", "/two")
+    assert result.code == 75
+    assert len(result.err.splitlines()) == 1
+
+
 @pytest.mark.usefixtures("daemon")
 def test_nothing_is_mounted(run: Callable[..., Result]) -> None:
     assert run("umount", "/nowhere") == (

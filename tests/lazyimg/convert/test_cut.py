@@ -146,7 +146,7 @@ def test_what_follows_the_end_is_kept() -> None:
     assert join(cut(data)) == data
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(0, 400 * KIB), max_size=4),
     st.integers(1, 50).map(lambda step: step * 7919),

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyimg.fill.assembly import Assembly, assemble_shared, edge_fragments, gather
@@ -77,7 +77,6 @@ def test_batches_end_when_they_are_full() -> None:
 
 
 @given(devices(), st.data())
-@settings(deadline=None)
 def test_runs_and_their_fragments_give_every_byte(device: Device, data: st.DataObject) -> None:
     table: DeviceTable = device.table
     cuts = sorted(

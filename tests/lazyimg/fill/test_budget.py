@@ -165,7 +165,7 @@ async def test_released_while_a_cancelled_waiter_has_not_run_yet() -> None:
         max_size=20,
     )
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_everybody_gets_a_turn_and_all_comes_back(
     claims: list[tuple[Priority, int, bool, bool]],
 ) -> None:

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyimg.errors import CorruptError
@@ -98,7 +98,6 @@ def test_gzip_of_two_members() -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(Codec))
-@settings(deadline=None)
 def test_any_bytes_decode_or_are_corrupt(data: bytes, codec: Codec) -> None:
     try:
         decoded = decode(data, codec, b"x" * 10)

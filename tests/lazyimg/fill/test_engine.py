@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyimg.errors import (
@@ -115,7 +115,7 @@ def fill_all(
 
 
 @given(requests(), st.sampled_from([0, 5000, 131_072]), st.sampled_from([4096, 50_000, 1 << 20]))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 def test_concurrent_fills_write_the_reference_and_fetch_each_span_once(
     request_: tuple[Device, list[tuple[int, int]]], min_fetch: int, max_fetch: int
 ) -> None:
@@ -136,7 +136,7 @@ def test_concurrent_fills_write_the_reference_and_fetch_each_span_once(
     st.lists(st.sampled_from(["", "", "away", "corrupt", "short"]), max_size=8),
     st.sets(st.integers(0, 5), max_size=2),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 def test_faults_fail_fills_and_leave_no_wrong_byte(
     request_: tuple[Device, list[tuple[int, int]]], faults: list[str], cancelled: set[int]
 ) -> None:
@@ -329,7 +329,7 @@ async def test_deadline_fails_the_read_and_the_next_one_starts_anew() -> None:
     assert str(caught.value) == f"device {device.name}: bytes 0-8191 did not arrive within 0.01 s"
     assert caught.value.retryable
     blob.gate.set()
-    await engine.fill(device.name, 0, 4096, sink)
+    await engine.fill(device.name, 0, 4096, sink, priority=Priority.TRACED)  # has no deadline
     assert len(blob.reads) == 2
     await patient
     await engine.close()
@@ -401,12 +401,12 @@ async def test_source_that_does_not_answer_in_time_is_asked_last() -> None:
     with pytest.raises(RegistryError, match="did not arrive within"):
         await engine.fill(device.name, 0, 4096, sink)
     assert (len(good.reads), len(hanging.reads)) == (0, 1)
-    await engine.fill(device.name, 0, 4096, sink)
+    await engine.fill(device.name, 0, 4096, sink, priority=Priority.TRACED)  # has no deadline
     assert (len(good.reads), len(hanging.reads)) == (1, 1)
     engine.remove_device(device.name, good)
     hanging.gate.set()
-    await engine.fill(device.name, 4096, 4096, sink)
-    await engine.fill(device.name, 0, 4096, MemorySink())
+    await engine.fill(device.name, 4096, 4096, sink, priority=Priority.TRACED)
+    await engine.fill(device.name, 0, 4096, MemorySink(), priority=Priority.TRACED)
     await engine.close()
 
 

@@ -89,7 +89,7 @@ def test_steps_are_bounded_by_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(devices())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_steps_cover_the_request_once(device: Device) -> None:
     steps = list(plan_steps(device.table, 0, len(device.content) + 2 * BLOCK_SIZE))
     assert [start for start, _ in steps] == [0, *[stop for _, stop in steps[:-1]]]
@@ -208,7 +208,6 @@ def test_segments_are_cut() -> None:
 
 
 @given(devices(), st.data())
-@settings(deadline=None)
 def test_segments_and_rest_cover_a_request(device: Device, data: st.DataObject) -> None:
     table = device.table
     blocks = table.size // BLOCK_SIZE + 2

@@ -40,7 +40,7 @@ async def prefetched(
 
 
 @given(devices())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_whole_device_with_its_zeros(device: Device) -> None:
     sink, progress, blob = asyncio.run(prefetched(device, [], None))
     size = len(device.content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_own_paths() -> None:
     assert all(path.startswith("/") for path in paths)
 
 
+def test_own_paths_without_a_working_directory(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with chdir(gone):
+        gone.rmdir()
+        assert f"{gone} (deleted)" in own_paths()
+
+
 def test_mapped_files() -> None:
     text = (
         b"55d4-55d5 r--p 00000000 fe:01 123                      /usr/bin/python 3\n"
@@ -85,7 +94,7 @@ def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusal_of_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_mounts, "parse_mount_table", lambda _text: TABLE)
-    monkeypatch.setattr(Path, "cwd", lambda: Path("/over/work"))
+    monkeypatch.setattr(own_mounts, "working_directory", lambda: "/over/work")
     with pytest.raises(ConfigurationError, match=r"^/over/work: it lies on /over, "):
         refuse_own_mounts("ours", [])
 

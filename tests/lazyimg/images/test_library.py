@@ -62,6 +62,11 @@ def test_new_library_is_empty(library: Library) -> None:
     assert library.sources("dev") == []
 
 
+def test_records_are_synced_and_readers_do_not_wait(library: Library) -> None:
+    assert library._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert library._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
 def test_chain_with_the_same_layer_twice_and_one_without_data(library: Library) -> None:
     record = chain(layer_record(), layer_record(), layer_record("empty", 0))
     library.add_chain("key", record)

@@ -242,7 +242,11 @@ async def test_refused_later_without_challenge() -> None:
 
 @pytest.mark.parametrize("credential", [None, Credential(identity_token="x")])
 async def test_basic_without_a_password(credential: Credential | None) -> None:
-    with pytest.raises(AccessDeniedError, match="the registry wants a user name and password"):
+    with pytest.raises(
+        AccessDeniedError,
+        match=r"^example.com/a/b: the registry wants a user name and password; log in with"
+        r" 'lazyimg login example.com' or give --authfile$",
+    ):
         await Setup(credential).renew(BASIC)
 
 

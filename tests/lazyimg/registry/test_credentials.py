@@ -227,6 +227,13 @@ class TestEntries:
         with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
             await home.find()
 
+    async def test_place_that_cannot_be_looked_at(self, home: Home) -> None:
+        home.environ["XDG_RUNTIME_DIR"] = "/" + "x" * 300
+        home.write(home.docker, {"auths": {"quay.io": entry("docker")}})
+        found = await home.find()
+        assert found is not None
+        assert found.username == "docker"
+
 
 class TestHelpers:
     @pytest.fixture(autouse=True)

@@ -273,12 +273,44 @@ async def test_read_of_an_object_that_is_not_open(
     assert "READ of object 1, which is not open" in caplog.text
 
 
-@pytest.mark.parametrize("raw", [b"x", bytes(16), b"\xff" * 40])
+@pytest.mark.parametrize("raw", [b"x", b"\x09" * 16, b"\xff" * 40])
 async def test_message_that_is_not_understood(
     kernel: FakeKernel, tmp_path: Path, raw: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(kernel, tmp_path):
         kernel.send(raw)
+        await opened(kernel)
+    assert "a request of the kernel is not understood: cachefiles_msg" in caplog.text
+
+
+@pytest.mark.parametrize("refused", [0, EINVAL])
+async def test_open_that_is_not_understood_is_refused_all_the_same(
+    kernel: FakeKernel, tmp_path: Path, caplog: pytest.LogCaptureFixture, refused: int
+) -> None:
+    async with serving(kernel, tmp_path):
+        kernel.refuse_commands = refused
+        strange = kernel.open(DEVICE, with_nul=False)
+        if not refused:
+            assert await asyncio.to_thread(kernel.wait_reply, strange) == -5
+        await eventually(lambda: "does not end in NUL" in caplog.text)
+        kernel.refuse_commands = 0
+        await opened(kernel)
+
+
+async def test_open_that_cannot_be_handled_is_refused(
+    kernel: FakeKernel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(EMFILE, "odd")
+
+    async with serving(kernel, tmp_path):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, "adopt", fail)
+            unlucky = kernel.open(DEVICE)
+            assert await asyncio.to_thread(kernel.wait_reply, unlucky) == -5
         await opened(kernel)
     assert "a request of the kernel could not be handled" in caplog.text
 
