@@ -158,6 +158,15 @@ def normalize_path(raw: bytes) -> bytes:
     Raises:
         FormatError: a ``..`` in it, a NUL, or a part or the whole is too long.
     """
+    short = raw.removeprefix(b"./")
+    if (
+        len(short) <= MAX_NAME
+        and not short.startswith(b".")
+        and b"/." not in short
+        and b"//" not in short
+        and b"\0" not in short
+    ):
+        return short.strip(b"/")  # most paths
     parts = [part for part in raw.split(b"/") if part not in {b"", b"."}]
     for part in parts:
         if part == b"..":

@@ -53,6 +53,7 @@ class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=T
 
 
 _ENCODER: Final = msgspec.json.Encoder()
+_WORTH_COMPRESSING: Final = 64 << 10  # bytes; a call for each line takes longer
 
 
 def checksum(data: bytes | memoryview, before: int = 0) -> int:
@@ -80,6 +81,7 @@ class TarSplitWriter:
         self._position = 0
         self._length = 0
         self._compressor = ZstdCompressor(level=_LEVEL).compressobj()
+        self._lines = bytearray()  # not compressed yet
         self._parts: list[bytes] = []
 
     def add_raw(self, data: bytes | memoryview) -> None:
@@ -98,7 +100,7 @@ class TarSplitWriter:
             crc: `checksum` of its bytes.
         """
         entry = member.entry
-        key = b"/".join(part for part in entry.path.split(b"/") if part not in {b"", b"."})
+        key = _clean(entry.path)
         if self.problem or (problem := _find_problem(member, repeated=key in self._names)):
             self._give_up(self.problem or problem)
             return
@@ -132,6 +134,7 @@ class TarSplitWriter:
             self._write(_Line(type=_SEGMENT, payload=bytes(self._raw), position=self._position))
         if not self._length:
             return None
+        self._compress()
         self._parts.append(self._compressor.flush())
         return TarSplit(b"".join(self._parts), self._length)
 
@@ -139,13 +142,28 @@ class TarSplitWriter:
         text = _ENCODER.encode(line) + b"\n"
         self._position += 1
         self._length += len(text)
-        self._parts.append(self._compressor.compress(text))
+        self._lines += text
+        if len(self._lines) >= _WORTH_COMPRESSING:
+            self._compress()
+
+    def _compress(self) -> None:
+        self._parts.append(self._compressor.compress(self._lines))
+        self._lines.clear()
 
     def _give_up(self, problem: str) -> None:
         self.problem = problem
         self._raw.clear()
         self._names.clear()
+        self._lines.clear()
         self._parts.clear()
+
+
+def _clean(path: bytes) -> bytes:
+    """Give a path without empty parts and dots."""
+    path = path.removeprefix(b"./")
+    if b"//" in path or b"/." in path or path == b".":
+        return b"/".join(part for part in path.split(b"/") if part not in {b"", b"."})
+    return path.strip(b"/")
 
 
 def _find_problem(member: Member, *, repeated: bool) -> str:

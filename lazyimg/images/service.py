@@ -1,7 +1,8 @@
 """From a reference to an image that can be mounted.
 
 What the registry is asked for: the manifest (always, while it answers, unless the reference names
-a digest that is recorded), and the layers' indexes (once). When the registry is away, what a
+a digest that is recorded), whether this user may read the layers (`proofs`), and the layers'
+indexes (once). When the registry is away, what a
 reference last stood for is used, and that is said in the log.
 """
 
@@ -19,8 +20,10 @@ from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
 from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
+from lazyimg.images.proofs import Proofs
 from lazyimg.layers.fetch import fetch_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
+from lazyimg.registry.ports import ProvingSource
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
@@ -107,6 +110,7 @@ class Images:
         self._library = library
         self._catalog = catalog
         self._open_source = open_source
+        self._proofs = Proofs(library)
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def open(self, text: str, platform_text: str, access: Access) -> Image:
@@ -119,18 +123,30 @@ class Images:
 
         Raises:
             BadReferenceError, UsageError: `text` or `platform_text` says nothing.
+            AccessDeniedError: the registry does not let this user read one of its layers.
             NotLazyError: a layer cannot be loaded lazily.
             LazyimgError: the registry, the image or the disk fails.
         """
         location, platform = _locate(text), parse_platform(platform_text)
         known = await self._known(location, platform)
-        if known is not None and _is_fixed(location) and not access.username:
+        source, wanted = await self._open_source(location, access)
+        pinned = known is not None and _is_fixed(location) and not access.username
+        if known is not None and pinned and await self._is_proven(source, known):
             return known
-        source, wanted = await self._open(location, access)
-        resolved = await _resolve(source, wanted, platform, known)
+        kept = KeptConfigs(source, self._root / "content")
+        resolved = await _resolve(kept, wanted, platform, known)
         if isinstance(resolved, Image):
+            if isinstance(source, ProvingSource):
+                await self._proofs.require(source, _blobs(resolved))
             return resolved
-        return await self._open_resolved(location, platform, resolved, source, access)
+        if isinstance(source, ProvingSource):
+            await self._proofs.prove(source, resolved.manifest.layers)
+        return await self._open_resolved(location, platform, resolved, kept, access)
+
+    async def _is_proven(self, source: ImageSource, image: Image) -> bool:
+        return isinstance(source, ProvingSource) and await self._proofs.are_fresh(
+            source, _blobs(image)
+        )
 
     async def describe(self, text: str, platform_text: str, access: Access) -> Description:
         """Give what the registry says of an image, lazily loadable or not; builds nothing.
@@ -141,7 +157,8 @@ class Images:
         """
         location, platform = _locate(text), parse_platform(platform_text)
         known = await self._known(location, platform)
-        source, wanted = await self._open(location, access)
+        opened, wanted = await self._open_source(location, access)
+        source = KeptConfigs(opened, self._root / "content")
         resolved = await _resolve(source, wanted, platform, known)
         if isinstance(resolved, Image):
             return Description(
@@ -155,10 +172,6 @@ class Images:
             chain = await asyncio.to_thread(self._library.find_chain, key)
         digest = str(resolved.descriptor.digest)
         return Description(str(location), digest, str(platform), layers, formats, chain)
-
-    async def _open(self, location: Location, access: Access) -> tuple[ImageSource, Digest | str]:
-        source, wanted = await self._open_source(location, access)
-        return KeptConfigs(source, self._root / "content"), wanted
 
     async def _known(self, location: Location, platform: Platform) -> Image | None:
         """Give an image as it is recorded; None when its files are not all there any more."""
@@ -281,6 +294,10 @@ async def _resolve(
             known.reference, error or "too slow", known.digest,
         )  # fmt: skip
         return known
+
+
+def _blobs(image: Image) -> set[str]:
+    return {layer.blob for layer in image.chain.layers}
 
 
 def _is_fixed(location: Location) -> bool:

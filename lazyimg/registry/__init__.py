@@ -10,20 +10,34 @@ A request to a registry goes through
     client       one pool of connections; one `Repository` for each (name, access)
     repository   manifests, ranged and streamed blobs; the redirects that are still good
     upload       POST, PATCH, PUT; what broke off goes on, what failed is ended at the registry
-    connection   finds the origin, authorizes, turns refusals into errors, tries again (`retry`)
+    endpoints    mirrors, then the registry (`hosts` reads which): who is asked, and who is asked
+                 when one fails (`health`); the whole is tried again as `retry` says
+    connection   one host: finds the origin, authorizes, turns refusals into errors
     auth         challenges -> tokens, kept until shortly before they expire, renewed once for all
     credentials  users, passwords and identity tokens, from files and helper programs
-    transport    one HTTP request: TLS, redirects, timeouts, limits
+    transport    one HTTP request: TLS, redirects, proxies (`proxies`), timeouts, limits
+
+Ranged reads of a blob, one host after the other:
+  1. A host whose answer with the whole blob is being received has it in the `spool`: wait there.
+  2. Else wait for a turn at this host (`turns`: requests and bytes in flight, readers first). If
+     the host fails while others wait, they go on to the next one.
+  3. Ask for the range. 206: that is it. 200: the host ignores ranges, or is cold. The answer, with
+     the connection it holds, is handed to the spool, and this read waits there like all others.
+     Without room in the spool, what comes before the range is passed over.
+  4. Whoever finds the bytes to be wrong says so (`distrust`): if they came from a mirror, another
+     host is asked for this blob from then on.
 
 Rules:
   1. A credential or token goes to the origin (scheme, host, port) that asked for it, to the
      authorization service that it named, and nowhere else; never over plain HTTP to another
      machine unless the user has allowed that. Nothing learned with one access (tokens, signed
-     URLs) is used for another.
+     URLs, spooled blobs) is used for another. What the user gave for the registry is not shown to a
+     mirror, which has credentials of its own.
   2. No message, log record or repr holds a password, a token, or the query of a URL.
   3. Every body has a limit, enforced while it is read.
   4. Whatever fails is a LazyimgError; a RegistryError says whether trying again makes sense, and
      has been tried again before a caller sees it. How long a caller waits in all is the caller's
-     decision: it cancels.
+     decision: it cancels. Cancelling gives back the connection and the turn; a transfer to the
+     spool goes on for the others, and ends when nobody has read it for a while.
   5. Work on files, and digests of whole blobs, are done in threads.
 """

@@ -11,6 +11,7 @@ A connection belongs to its request until the answer's body has been read or lef
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import socket
 import ssl
@@ -165,6 +166,9 @@ class Transport:
         limits = self.limits
         sent: list[tuple[str, str]] = [("Accept-Encoding", "identity"), *route.headers]
         sent += headers.items()
+        shown = _proxy_credential(through)
+        if url.scheme == "http":  # the proxy reads the request itself, else what opens the tunnel
+            sent += shown.items()
         try:
             return await self._open_session().request(
                 method,
@@ -174,7 +178,7 @@ class Transport:
                 ssl=context,
                 allow_redirects=False,
                 proxy=None if through is None else through.with_user(None),
-                proxy_auth=_proxy_credential(through),
+                proxy_headers=shown if url.scheme == "https" else None,
                 timeout=aiohttp.ClientTimeout(
                     total=None,
                     sock_connect=route.connect_timeout or limits.connect_timeout,
@@ -228,10 +232,11 @@ def _make_context(route: Route) -> ssl.SSLContext:
     return context
 
 
-def _proxy_credential(proxy: URL | None) -> aiohttp.BasicAuth | None:
+def _proxy_credential(proxy: URL | None) -> dict[str, str]:
     if proxy is None or not proxy.user:
-        return None
-    return aiohttp.BasicAuth(proxy.user, proxy.password or "", encoding="utf-8")
+        return {}
+    raw = f"{proxy.user}:{proxy.password or ''}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(raw).decode()}"}
 
 
 def same_origin(one: URL, other: URL) -> bool:

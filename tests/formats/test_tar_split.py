@@ -75,6 +75,23 @@ def test_lines() -> None:
     assert assemble(lines, contents) == tar
 
 
+def test_many_lines() -> None:
+    names = [b"directory/file%d" % number for number in range(200)]
+    tar = b"".join(file(name, name) for name in names) + END
+    data, _ = write(tar)
+    assert data is not None
+    assert data.decoded_length > 64 << 10
+    assert assemble(decode_lines(*data), {name: name for name in names}) == tar
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(b"./a", b"a"), (b"a/./b", b"a/b"), (b"a//b", b"./a/b"), (b".", b"./")]
+)
+def test_names_of_one_path(one: bytes, other: bytes) -> None:
+    members = [serialize_header(Entry(name, Kind.DIRECTORY, 0o755)) for name in (one, other)]
+    assert write(b"".join(members) + END) == (None, f"two members are {other!r}")
+
+
 def test_the_text_is_the_one_of_gos_library() -> None:
     data, _ = write(file(b"a", b"x") + END[:512])
     assert data is not None

@@ -193,6 +193,23 @@ def documents() -> list[bytes]:
     return [json.dumps(text).encode() for text in texts]
 
 
+def hosts() -> list[bytes]:
+    """Files that name the hosts of a registry."""
+    return [
+        b'server = "https://up.test"\nca = ["a.pem", "/b.pem"]\nproxy = "http://u:p@proxy:1"\n',
+        b"""\
+[host."http://mirror.test:5000/x"]
+capabilities = ["pull", "resolve", "push"]
+client = [["a", "b"], "c"]
+skip_verify = true
+override_path = true
+dial_timeout = "1m0.5s"
+[host."http://mirror.test:5000/x".header]
+x-a = ["1", "2"]
+""",
+    ]
+
+
 def references() -> list[bytes]:
     return [
         b"busybox",

@@ -40,6 +40,7 @@ from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import parse_config, parse_document, parse_errors
+from lazyimg_formats.oci.hosts import parse_hosts
 from lazyimg_formats.oci.platform import Platform, parse_platform
 from lazyimg_formats.oci.reference import parse_location, parse_reference
 from lazyimg_formats.tar.header import parse_header, parse_number
@@ -231,6 +232,10 @@ def run_references(data: bytes) -> None:
     each(lambda: parse_registry(text), allowed=LazyimgError)
 
 
+def run_hosts(data: bytes) -> None:
+    each(lambda: parse_hosts(data, "/certs.d/registry"))
+
+
 def run_mount_table(data: bytes) -> None:
     each(
         lambda: find_mount(parse_mount_table(data), "/a/b"),
@@ -295,6 +300,7 @@ TARGETS: Final = {
     "mount-table": Target(run_mount_table, seeds.mount_tables),
     "records": Target(run_records, seeds.records),
     "references": Target(run_references, seeds.references),
+    "hosts": Target(run_hosts, seeds.hosts),
     "spans": Target(run_spans, seeds.spans),
     "tar": Target(run_tar, seeds.tars),
     "tar-parts": Target(run_tar_parts, seeds.tar_parts),

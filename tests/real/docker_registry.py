@@ -37,6 +37,7 @@ storage:
   delete: {{enabled: true}}
   maintenance: {{uploadpurging: {{enabled: false}}}}
 """
+MIRROR: Final = 'proxy: {{remoteurl: "http://{origin}"}}\n'
 AUTHORIZATION: Final = 'auth: {{htpasswd: {{realm: tests, path: "{path}"}}}}\n'
 LISTENING: Final = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
@@ -62,11 +63,12 @@ class Registry(NamedTuple):
 
 @contextmanager
 def running_registry(
-    directory: Path, *, credentials: bool = False, port: int = 0
+    directory: Path, *, credentials: bool = False, port: int = 0, mirror_of: str = ""
 ) -> Iterator[Registry]:
     """Run a registry that keeps its blobs below `directory`, which may have some already.
 
-    `port` is the registry's own, any free one by default.
+    `port` is the registry's own, any free one by default. With `mirror_of` (host:port) it is a
+    pull-through cache of that registry.
     """
     storage = directory / "registry"
     storage.mkdir(exist_ok=True)
@@ -74,6 +76,8 @@ def running_registry(
     if credentials:
         (directory / "htpasswd").write_text(HTPASSWD)
         configuration += AUTHORIZATION.format(path=directory / "htpasswd")
+    if mirror_of:
+        configuration += MIRROR.format(origin=mirror_of)
     (directory / "registry.yml").write_text(configuration)
     with (
         running_process(["docker-registry", "serve", directory / "registry.yml"]) as origin,

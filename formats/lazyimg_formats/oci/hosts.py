@@ -7,12 +7,10 @@ not known here are passed over, as containerd does.
 
 from __future__ import annotations
 
-import posixpath
 import re
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from lazyimg_formats.errors import FormatError
 
@@ -34,7 +32,9 @@ _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "
                  "h": 3600.0}  # fmt: skip
 _DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,9})?)(ns|us|µs|μs|ms|s|m|h)")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}", re.ASCII)
-_PROXY_SCHEMES: Final = frozenset({"http", "https", "socks5", "socks5h"})
+_HOST: Final = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
+_URL: Final = re.compile(rf"(https?)://({_HOST})((?:/[!$%&'()*+,;=:@\w.~-]*)*)", re.ASCII)
+_PROXY: Final = re.compile(rf"(?:https?|socks5h?)://(?:[^\s/?#@\\]*@)?{_HOST}/?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def parse_hosts(data: bytes, directory: str) -> tuple[Host, ...]:
 
 def _parse_host(root: str, table: Mapping[str, Any], directory: str) -> Host:
     def absolute(path: str) -> str:
-        return posixpath.normpath(posixpath.join(directory, path))
+        return path if path.startswith("/") else f"{directory}/{path}"
 
     said = _texts("capabilities", table.get("capabilities", []))
     capabilities = frozenset(name.lower() for name in said)
@@ -134,25 +134,16 @@ def _root(text: str, table: Mapping[str, Any]) -> str:
     if not isinstance(override, bool):
         raise _wrong("override_path", "true or false")
     _text("host", text)
-    url = text if text.startswith(("http://", "https://")) else f"https://{text}"
-    scheme, netloc, path = _split("host", url)
-    path = posixpath.normpath(path).rstrip("/") if path else ""
-    if not override and not path.endswith("/v2"):
-        path += "/v2"
-    return f"{scheme}://{netloc}{path}"
-
-
-def _split(what: str, url: str) -> tuple[str, str, str]:
-    """Give scheme, host with port, and path; raises FormatError for anything more or less."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise _wrong(what, "a URL with a host") from error
-    plain = url.isascii() and url.isprintable() and not any(letter in url for letter in ' ?#"\\')
-    if not plain or not parts.hostname or "@" in parts.netloc:
-        raise _wrong(what, "a URL with a host, and without user, query and fragment")
-    return parts.scheme, parts.netloc.lower(), parts.path
+    match = _URL.fullmatch(text if text.startswith(("http://", "https://")) else f"https://{text}")
+    if match is None:
+        raise _wrong("host", "a URL with a host, and without user, query and fragment")
+    scheme, host, path = match.groups()
+    parts = [part for part in path.split("/") if part not in {"", "."}]
+    if ".." in parts:
+        raise _wrong("host", "a URL without '..' in it")
+    if not override and parts[-1:] != ["v2"]:
+        parts.append("v2")
+    return "/".join([f"{scheme}://{host.lower()}", *parts])
 
 
 def _parse_client(value: object, absolute: Callable[[str], str]) -> list[tuple[str, str]]:
@@ -199,15 +190,7 @@ def _parse_duration(value: object) -> float | None:
 
 def _parse_proxy(value: object) -> str:
     text = _text("proxy", value)
-    if not text:
-        return ""
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError as error:
-        raise _wrong("proxy", "a URL") from error
-    bare = parts.path in {"", "/"} and not parts.query and not parts.fragment
-    if parts.scheme not in _PROXY_SCHEMES or not parts.hostname or not bare:
+    if text and not _PROXY.fullmatch(text):
         raise _wrong("proxy", "a URL of scheme http, https or socks5, without a path")
     return text
 

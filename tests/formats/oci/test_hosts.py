@@ -97,6 +97,7 @@ def test_durations(text: str, seconds: float) -> None:
         ('server = "http://a?b"', "'host': expected a URL with a host, and without user"),
         ('server = "http://"', "'host': expected a URL with a host, and without user"),
         ('server = "http://a:x"', "'host': expected a URL with a host"),
+        ('server = "http://a/b/../c"', "'host': expected a URL without '..' in it"),
         ('server = "http://[a"', "'host': expected a URL with a host"),
         ('server = "http://ä"', "'host': expected a URL with a host, and without user"),
         ("override_path = 1\nserver='a'", "'override_path': expected true or false"),
@@ -120,7 +121,7 @@ def test_durations(text: str, seconds: float) -> None:
         ("proxy = 1", "'proxy': expected a text"),
         ('proxy = "ftp://a"', "'proxy': expected a URL of scheme http, https or socks5"),
         ('proxy = "http://a/b"', "'proxy': expected a URL of scheme"),
-        ('proxy = "http://a:x"', "'proxy': expected a URL"),
+        ('proxy = "http://a:x"', "'proxy': expected a URL of scheme"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, problem: str) -> None:

@@ -182,6 +182,15 @@ def test_threads_take_turns(library: Library) -> None:
     assert len(library.devices()) == 20
 
 
+def test_proofs_are_of_one_user_and_one_repository(path: Path, library: Library) -> None:
+    library.add_proofs("reg/app", "me", ["a", "b"], 10.0)
+    library.add_proofs("reg/app", "me", ["b"], 20.5)
+    library.add_proofs("reg/app", "", ["c"], 30.0)
+    assert Library(path).proofs("reg/app", "me") == {"a": 10.0, "b": 20.5}
+    assert library.proofs("reg/app", "") == {"c": 30.0}
+    assert library.proofs("reg/other", "me") == {}
+
+
 def test_closed_library(path: Path) -> None:
     library = Library(path)
     library.close()

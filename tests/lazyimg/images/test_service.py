@@ -19,7 +19,7 @@ from lazyimg.errors import (
     UsageError,
 )
 from lazyimg.fill.engine import Engine
-from lazyimg.images import service
+from lazyimg.images import proofs, service
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
@@ -421,3 +421,72 @@ async def test_description_while_the_registry_is_away(node: Node, layers: list[L
     assert (found.layers, found.formats) == ((), ())
     with pytest.raises(RegistryError):
         await node.images.describe(f"{node.registry.host}/app:2", "", NO_ACCESS)
+
+
+ALICE = Access(username="alice", password="a")
+BOB = Access(username="bob", password="b")
+
+
+def make_private(registry: FakeRegistry, layers: list[LazyLayer]) -> None:
+    """Two repositories with the same layers, for one user each."""
+    registry.auth = "basic"
+    registry.users = {"alice": "a", "bob": "b"}
+    registry.readers = {"app": {"alice"}, "other": {"bob"}}
+    for name in registry.readers:
+        add_lazy_image(registry, name, "1", layers)
+
+
+async def test_wrong_credentials_do_not_help_though_everything_is_local(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    make_private(node.registry, layers)
+    await node.open(access=ALICE)
+    other = f"{node.registry.host}/other:1"
+    for access in (ALICE, NO_ACCESS, Access(username="bob", password="wrong")):
+        with pytest.raises(AccessDeniedError):
+            await node.open(other, access)
+    assert (await node.open(other, BOB)).chain == (await node.open(access=ALICE)).chain
+    assert len(node.builds) == 1
+
+
+async def test_manifest_gives_no_right_to_another_s_layers(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    make_private(node.registry, layers)
+    await node.open(access=ALICE)
+    stolen = str(layers[0].descriptor.digest)
+    del node.registry.blobs["other"][stolen]
+    with pytest.raises(AccessDeniedError) as caught:
+        await node.open(f"{node.registry.host}/other:1", BOB)
+    assert str(caught.value) == (
+        f"{node.registry.host}/other@{stolen}: this repository does not have the layer, so it"
+        " gives no right to read it; check that the image was pushed whole"
+    )
+    device = (await node.open(access=ALICE)).chain.layers[0].device
+    assert {one.repository for one in node.library.sources(device)} == {f"{node.registry.host}/app"}
+
+
+async def test_without_the_registry_each_uses_what_he_was_seen_to_read(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    make_private(node.registry, layers)
+    await node.open(access=ALICE)
+    node.lose_registry()
+    assert await node.open(access=ALICE)
+    for access in (BOB, NO_ACCESS):
+        with pytest.raises(AccessDeniedError, match="has not been seen to read the image"):
+            await node.open(access=access)
+
+
+async def test_digest_that_is_known_is_asked_about_again_in_time(
+    node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    reference = f"{node.registry.host}/app@{descriptor.digest}"
+    await node.open(reference)
+    monkeypatch.setattr(proofs, "PROOF_LIFETIME", 0.0)
+    node.registry.asked.clear()
+    await node.open(reference)
+    assert [one.method for one in node.registry.asked if "/blobs/" in one.path] == ["HEAD"] * 2
+    node.lose_registry()
+    await node.open(reference)
