@@ -54,7 +54,7 @@ def test_to_a_layout_and_back(
     assert json.loads(second.out)["layers"] == {"copied": 1}
 
 
-def test_platforms(run: Callable[..., Result], registry: FakeRegistry) -> None:
+def test_platforms(run: Callable[..., Result], registry: FakeRegistry, tmp_path: Path) -> None:
     entries = []
     for architecture in ("amd64", "arm64", "s390x"):
         layer = make_layer({"arch": architecture.encode()})
@@ -84,7 +84,8 @@ def test_platforms(run: Callable[..., Result], registry: FakeRegistry) -> None:
     assert convert("--platform", "amd64", "--platform", "arm64") == ["linux/amd64", "linux/arm64"]
     assert convert("--all-platforms") == ["linux/amd64", "linux/arm64", "linux/s390x"]
 
-    missing = run("convert", f"{registry.host}/app:1", "oci:/x:1", "--platform", "linux/386", "-q")
+    layout = f"oci:{tmp_path}/layout:1"
+    missing = run("convert", f"{registry.host}/app:1", layout, "--platform", "linux/386", "-q")
     assert missing.code == 66
     assert missing.err.endswith("choose one that is there: linux/amd64, linux/arm64, linux/s390x\n")
 
