@@ -176,6 +176,7 @@ async def start(
         engine=engine,
         transport=transport,
         manager=manager,
+        client=client,
     )
     await _listen(listener, daemon, stack)
 

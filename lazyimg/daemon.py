@@ -21,6 +21,7 @@ from lazyimg.api.messages import (
     MountReport,
     MountRequest,
     PrefetchEvent,
+    RegistryReport,
     StatusReply,
     UnmountReply,
     UnmountRequest,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lazyimg.images.mounts import Mounted, Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.service import Image, Images
+    from lazyimg.registry.client import RegistryClient
     from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class LazyimgDaemon:
         engine: fills devices; asked for its counters.
         transport: serves the kernel; asked what is present.
         manager: started this process.
+        client: talks to registries; asked for its counters.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class LazyimgDaemon:
         engine: Engine,
         transport: CachefilesTransport,
         manager: ServiceManager,
+        client: RegistryClient,
     ) -> None:
         self._config = config
         self._images = images
@@ -77,6 +81,7 @@ class LazyimgDaemon:
         self._engine = engine
         self._transport = transport
         self._manager = manager
+        self._client = client
         self._started = time.monotonic()
 
     async def mount(self, request: MountRequest) -> MountReply:
@@ -200,6 +205,16 @@ class LazyimgDaemon:
             reads_failed=kernel.reads_failed,
             fetched=counters.fetched,
             fetches=counters.fetches,
+            registries=[
+                RegistryReport(
+                    host=host,
+                    requests=traffic.requests,
+                    failures=traffic.failures,
+                    received=traffic.received,
+                    rests=self._client.cools(host),
+                )
+                for host, traffic in sorted(self._client.traffic().items())
+            ],
         )
 
     async def _open(self, request: ImageRequest) -> Image:

@@ -191,6 +191,24 @@ class MountReport(msgspec.Struct, frozen=True, kw_only=True):
     present: int
 
 
+class RegistryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One registry host or mirror, since the daemon's start.
+
+    Attributes:
+        host: host and port.
+        requests: requests to it.
+        failures: those of them that ended with an error.
+        received: bytes of blobs that came from it.
+        rests: seconds for which it is not asked, because it failed; 0: it is.
+    """
+
+    host: str
+    requests: int
+    failures: int
+    received: int
+    rests: float
+
+
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests.
 
@@ -210,3 +228,4 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     reads_failed: int
     fetched: int
     fetches: int
+    registries: list[RegistryReport] = []

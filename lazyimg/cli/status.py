@@ -9,7 +9,14 @@ import click
 
 from lazyimg.cli.mount import print_mounts
 from lazyimg.cli.options import common_options, output_option, pass_invocation
-from lazyimg.cli.output import format_duration, format_size, print_facts, print_json, print_line
+from lazyimg.cli.output import (
+    format_duration,
+    format_size,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from lazyimg.api.messages import StatusReply
@@ -42,6 +49,23 @@ def command(invocation: Invocation, *, output: str) -> None:
     if reply.mounts:
         print_line("")
         print_mounts(reply.mounts)
+    if reply.registries:
+        print_line("")
+        _print_registries(reply)
+
+
+def _print_registries(reply: StatusReply) -> None:
+    rows = [
+        (
+            one.host,
+            str(one.requests),
+            str(one.failures),
+            format_size(one.received),
+            f"rests for {format_duration(one.rests)}" if one.rests else "",
+        )
+        for one in reply.registries
+    ]
+    print_table(("REGISTRY", "REQUESTS", "FAILED", "RECEIVED", ""), rows)
 
 
 def _describe_supervisor(reply: StatusReply) -> str:

@@ -5,8 +5,9 @@ reference -> manifest -> the index of each layer -> bootstrap and device tables 
 Steps: `service` resolves a reference (registry, or what is recorded when the registry is away),
 has `proofs` show that this user may read the layers, has `lazyimg.layers` find the index of each,
 and runs `build` in a short-lived child: parsing and merging cost memory and hold the interpreter's
-lock, and the daemon should pay neither. `upper` and `merge` are the pure part of it. `catalog` answers the transport: a name is a bootstrap, whose
-bytes are in a local file, or a device, which the fill engine fills.
+lock, and the daemon should pay neither. `upper` and `merge` are the pure part of it. `catalog`
+answers the transport: a name is a bootstrap, whose bytes are in a local file, or a device, which
+the fill engine fills.
 
 On disk, below ROOT; every file is named by its content, written aside, synced and renamed:
     content/<sha256>        configs and layers' indexes, as they were fetched

@@ -140,7 +140,8 @@ class Images:
                 await self._proofs.require(source, _blobs(resolved))
             return resolved
         if isinstance(source, ProvingSource):
-            await self._proofs.prove(source, resolved.manifest.layers)
+            needed = (*resolved.manifest.layers, resolved.manifest.config)
+            await self._proofs.prove(source, needed)
         return await self._open_resolved(location, platform, resolved, kept, access)
 
     async def _is_proven(self, source: ImageSource, image: Image) -> bool:

@@ -75,13 +75,11 @@ class Turns:
             return False
         self._order += 1
         turn = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(URGENCY.get(), self._order, size, turn)
-        self._waiting.append(waiting)
+        self._waiting.append(_Waiting(URGENCY.get(), self._order, size, turn))
         try:
             await turn
         except asyncio.CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            if turn.cancelled():
                 self._admit()  # it may have been in the way
             else:
                 self._leave(size)
@@ -102,6 +100,8 @@ class Turns:
         self._admit()
 
     def _admit(self) -> None:
+        """Let in whoever may go on, in order; forget those that were cancelled."""
+        self._waiting = [waiting for waiting in self._waiting if not waiting.turn.done()]
         self._waiting.sort(key=lambda waiting: waiting.key)
         while self._waiting and self._fits(self._waiting[0].size):
             waiting = self._waiting.pop(0)

@@ -9,7 +9,13 @@ import pytest
 
 from tests.architecture.source import PROJECT, python_scripts
 
-CHECKED = ["formats/lazyimg_formats", "lazyimg", "tests", *map(str, python_scripts())]
+CHECKED = [
+    "formats/lazyimg_formats",
+    "lazyimg",
+    "tests",
+    "scripts/benchmarks",
+    *map(str, python_scripts()),
+]
 
 
 def test_lint() -> None:

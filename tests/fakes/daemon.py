@@ -21,6 +21,7 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     PrefetchRequest,
+    RegistryReport,
     StatusReply,
     UnmountReply,
     UnmountRequest,
@@ -51,6 +52,7 @@ class FakeDaemon:
         mounts: what is mounted, by directory.
         supervisor: what status says of it.
         restarts: likewise.
+        registries: likewise.
     """
 
     def __init__(self) -> None:
@@ -58,6 +60,7 @@ class FakeDaemon:
         self.mounts: dict[str, MountReport] = {}
         self.supervisor = 41
         self.restarts = 3
+        self.registries: list[RegistryReport] = []
 
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount IMAGE."""
@@ -146,6 +149,7 @@ class FakeDaemon:
             reads_failed=1,
             fetched=12 * MIB,
             fetches=30,
+            registries=self.registries,
         )
 
 

@@ -15,6 +15,7 @@ from tests.real.containerd import running_containerd
 from tests.real.debian_images import DebianImages, debian_images
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazyimg_process import Lazyimg
+from tests.real.nasty_tree import IMPLIED, nasty_tree
 from tests.real.podman import Podman, later_root
 from tests.real.tree_manifest import differences, read_tree
 
@@ -34,11 +35,13 @@ def images() -> DebianImages:
 
 @pytest.fixture(scope="module")
 def registry(images: DebianImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry that has an image, converted."""
+    """A registry that has two images, converted."""
     directory = tmp_path_factory.mktemp("registry")
     with running_registry(directory) as running:
         lazyimg = Lazyimg(directory / "nowhere")
         lazyimg.verb("convert", f"oci:{images.layout}:python", f"{running.address}/python:1")
+        layout = nasty_tree().layout()
+        lazyimg.verb("convert", f"oci:{layout}:nasty", f"{running.address}/nasty:1")
         yield running
 
 
@@ -47,9 +50,9 @@ def image(registry: Registry) -> str:
     return f"{registry.address}/python:1"
 
 
-def manifest(registry: Registry, tmp_path: Path) -> tuple[str, int]:
+def manifest(image: str, tmp_path: Path) -> tuple[str, int]:
     """Give the config's digest and the number of layers."""
-    raw = Lazyimg(tmp_path / "nowhere").verb("inspect", "--raw", f"{registry.address}/python:1")
+    raw = Lazyimg(tmp_path / "nowhere").verb("inspect", "--raw", image)
     document = json.loads(raw)
     return document["config"]["digest"].partition(":")[2], len(document["layers"])
 
@@ -70,12 +73,24 @@ def test_containerd_pulls_unpacks_and_runs_it(
     assert differences(with_root_of(images.tree("python"), found), found) == []
 
 
+def test_containerd_makes_the_nasty_tree_of_it(registry: Registry, tmp_path: Path) -> None:
+    image = f"{registry.address}/nasty:1"
+    with running_containerd(tmp_path / "containerd") as containerd:
+        containerd.ctr("image", "pull", "--plain-http", image)
+        with containerd.mounted(image) as root:
+            found = read_tree(root)
+    expected = nasty_tree().made_by("containerd")
+    for path in (".", *IMPLIED):  # whose times are those of the unpacking
+        expected[path] = replace(expected[path], mtime_ns=found[path].mtime_ns)
+    assert differences(expected, found) == []
+
+
 def test_podman_pulls_and_runs_it(
     images: DebianImages, registry: Registry, image: str, tmp_path: Path
 ) -> None:
     podman = Podman(tmp_path / "podman", registry.address)
     identity, _ = podman.pull(image)
-    assert identity == manifest(registry, tmp_path)[0]
+    assert identity == manifest(image, tmp_path)[0]
     assert podman.run(image, *PROGRAM) == '"it runs"\n'
     found = podman.tree(image)
     assert differences(with_root_of(images.tree("python"), found), found) == []
@@ -87,7 +102,7 @@ def test_later_podman_fetches_parts_of_the_layers(
     podman = Podman(tmp_path / "podman", registry.address, later_root())
     registry.counts.clear()
     identity, log = podman.pull(image)
-    config, layers = manifest(registry, tmp_path)
+    config, layers = manifest(image, tmp_path)
     assert identity == config  # it has put the tars together again and checked their digests
     assert log.count("Retrieved partial blob") == layers
     assert all(
@@ -97,3 +112,13 @@ def test_later_podman_fetches_parts_of_the_layers(
     files = [path for path, file in expected.items() if file.kind == "file"]
     # Directories and links get times of its own, devices are not made.
     assert differences({path: expected[path] for path in files}, {p: found[p] for p in files}) == []
+
+
+def test_later_podman_fetches_parts_of_the_nasty_image(registry: Registry, tmp_path: Path) -> None:
+    image = f"{registry.address}/nasty:1"
+    podman = Podman(tmp_path / "podman", registry.address, later_root())
+    identity, log = podman.pull(image)
+    config, layers = manifest(image, tmp_path)
+    assert identity == config
+    assert log.count("Retrieved partial blob") == layers - 1  # one has names that are not UTF-8
+    assert log.count("zstd:chunked layers without tar-split data") > 0

@@ -75,6 +75,7 @@ def daemon(node: Node) -> LazyimgDaemon:
         engine=node.engine,
         transport=node.transport,  # type: ignore[arg-type]
         manager=ServiceManager({"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "3"}),
+        client=node.client,
     )
 
 
@@ -307,3 +308,8 @@ async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:
     assert (status.supervisor, status.restarts) == (41, 3)
     assert status.transport == "cachefiles"
     assert status.uptime > 0
+    (registry,) = status.registries
+    assert registry.host == node.registry.host
+    assert registry.received > len(NOISE)
+    assert registry.requests > 3
+    assert (registry.failures, registry.rests) == (0, 0.0)

@@ -47,6 +47,7 @@ set -eu
 root=$1 work=$2
 shift 2
 if [ "$root" != / ]; then
+  mount --bind "$root" "$root"  # podman remounts it, where it unpacks a whole layer
   mount --rbind /dev "$root/dev"
   mount --rbind /sys "$root/sys"
   mount -t proc proc "$root/proc"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lazyimg.api.messages import RegistryReport
 from tests.fakes.daemon import IMAGE
 
 if TYPE_CHECKING:
@@ -55,6 +56,20 @@ def test_supervisor(
 ) -> None:
     daemon.supervisor, daemon.restarts = supervisor, restarts
     assert run("status").out.splitlines()[2] == line
+
+
+def test_registries(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    daemon.registries = [
+        RegistryReport(host="mirror:5000", requests=7, failures=2, received=1000, rests=9.0),
+        RegistryReport(host="registry.test", requests=30, failures=0, received=0, rests=0.0),
+    ]
+    assert run("status").out.splitlines()[8:] == [
+        "",
+        "REGISTRY       REQUESTS  FAILED  RECEIVED",
+        "mirror:5000           7       2    1.0 kB  rests for 9 s",
+        "registry.test        30       0       0 B",
+    ]
+    assert json.loads(run("status", "--json").out)["registries"][0]["host"] == "mirror:5000"
 
 
 def test_no_daemon(run: Callable[..., Result]) -> None:

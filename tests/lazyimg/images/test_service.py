@@ -487,6 +487,6 @@ async def test_digest_that_is_known_is_asked_about_again_in_time(
     monkeypatch.setattr(proofs, "PROOF_LIFETIME", 0.0)
     node.registry.asked.clear()
     await node.open(reference)
-    assert [one.method for one in node.registry.asked if "/blobs/" in one.path] == ["HEAD"] * 2
+    assert [one.method for one in node.registry.asked if "/blobs/" in one.path] == ["HEAD"] * 3
     node.lose_registry()
     await node.open(reference)

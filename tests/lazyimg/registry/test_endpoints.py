@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import AccessDeniedError, ConfigurationError, NotFoundError, RegistryError
+from lazyimg.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    LazyimgError,
+    NotFoundError,
+    RegistryError,
+)
 from lazyimg.registry import endpoints, spool
 from lazyimg.registry import repository as repository_module
 from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.health import Health
 from lazyimg.registry.ports import Access
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.transport import TransportLimits
@@ -223,6 +232,45 @@ class TestFailures:
         await setup.read(repository)
         assert len(setup.mirror.asked) == 1
         assert not repository.distrust(setup.blob, 1000, 500)  # these came from the registry
+
+
+class TestMix:
+    @pytest.mark.parametrize("seed", range(3))
+    async def test_no_wrong_byte_whatever_fails(self, setup: Setup, seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311 - the same mix each time
+        repository = setup.repository()
+        setup.client._health = repository._endpoints.health = Health(time.monotonic)
+        for registry in (setup.mirror, setup.origin):
+            for _ in range(40):
+                kind = chance.choice(["status", "reset", "half", "long", "headers"])
+                status = chance.choice([401, 403, 404, 416, 429, 500, 503])
+                headers = {"Retry-After": "0"} if kind == "status" else {"Content-Range": "x"}
+                registry.fail(kind, status=status, headers=headers)
+        ended = 0
+
+        async def read(number: int) -> None:
+            nonlocal ended
+            if number % 3 == 0:
+                setup.mirror.ignore_range = not setup.mirror.ignore_range
+            if number % 7 == 0:
+                setup.client._health._hosts.clear()
+                setup.client._health._subjects.clear()
+            at = chance.randrange(len(BLOB) - 500)
+            try:
+                async with asyncio.timeout(10):
+                    await setup.read(repository, at)
+            except LazyimgError:
+                pass
+            ended += 1
+
+        for start in range(0, 200, 8):
+            await asyncio.gather(*(read(start + number) for number in range(8)))
+        assert ended == 200
+        for registry in (setup.mirror, setup.origin):
+            registry.faults.clear()
+            assert setup.client.traffic()[registry.host].active <= 1  # one transfer may go on
+        for number in range(10):
+            await setup.read(repository, 1000 * number)
 
 
 class TestTurns:

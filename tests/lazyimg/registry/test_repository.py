@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.oci_layout import create_layout
 from lazyimg.registry.ports import Access, ImageSource, ImageTarget
 from lazyimg.registry.retry import RetryPolicy
+from lazyimg.registry.transport import TransportLimits
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, Index
 from lazyimg_formats.oci.reference import Reference
@@ -439,6 +441,43 @@ class TestAuthorization:
         await repository.push_manifest(b"{}", OCI_MANIFEST, "1")
         await repository.push_manifest(b"{}", OCI_MANIFEST, "2")
         assert registry.count("GET", "/token") == 2
+
+
+class TestManyAtOnce:
+    async def test_one_token_for_all_when_theirs_has_expired(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        registry.auth = "token"
+        await repository.read_blob(blob, 0, 10)
+        for refuse_with in (401, 403):
+            registry.refuse_with = refuse_with
+            registry.expire_tokens()
+            registry.asked.clear()
+            parts = await asyncio.gather(
+                *(repository.read_blob(blob, at, 10) for at in range(0, 400, 10))
+            )
+            assert b"".join(parts) == BLOB[:400]
+            assert len([one for one in registry.asked if one.path == "/token"]) == 1
+
+    async def test_cancelled_reads_leave_nothing_behind(
+        self, registry: FakeRegistry, blob: Descriptor
+    ) -> None:
+        limits = TransportLimits(connections_per_host=2)
+        async with RegistryClient(limits=limits, policy=FAST, environ={}) as client:
+            repository = client.repository(Reference(registry.host, "team/app"))
+            await repository.read_blob(blob, 0, 10)
+            registry.fail("hang", times=2)
+            reads = [asyncio.create_task(repository.read_blob(blob, at, 10)) for at in range(6)]
+            while registry.faults[-1].times:  # noqa: ASYNC110 - until both hang
+                await asyncio.sleep(0)
+            for read in reads:
+                read.cancel()
+            await asyncio.wait(reads)
+            assert all(read.cancelled() for read in reads)
+            assert await repository.read_blob(blob, 5, 10) == BLOB[5:15]
+            counted = client.traffic()[registry.host]
+            assert (counted.active, counted.failures) == (0, 0)
+            assert client._turns[registry.host]._requests == 0
 
 
 class TestProofs:

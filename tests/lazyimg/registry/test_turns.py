@@ -125,6 +125,18 @@ async def test_cancelled_when_its_turn_has_just_come() -> None:
     await setup.end("c")
 
 
+async def test_all_are_cancelled_at_once() -> None:
+    setup = Setup(requests=2)
+    for name in "abcdef":
+        await setup.begin(name)
+    for task in setup.tasks.values():
+        task.cancel()
+    await asyncio.wait(setup.tasks.values())
+    assert all(task.cancelled() for task in setup.tasks.values())
+    async with setup.turns.turn(1) as waited:
+        assert not waited
+
+
 async def test_cancelled_while_it_runs() -> None:
     setup = Setup(requests=1)
     await setup.begin("a")
