@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from scripts.benchmarks.fetching import measure_fetching
 from scripts.benchmarks.measure import Figure
 from scripts.benchmarks.tars import tar_of_machine, tar_of_small_files
 from tests.real.docker_registry import running_registry
@@ -45,7 +46,9 @@ def measure_daemon(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
         _convert(work, registry.origin, "large", _tar_of_one_file(size))
         for number, name in enumerate(names):
             _convert(work, registry.origin, name, tar_of_small_files(entries, seed=number))
-        figures = _measure_cold_reads(work, f"{registry.origin}/large", rounds)
+        large = f"{registry.origin}/large"
+        figures = measure_fetching(work, large, rounds)
+        figures += _measure_cold_reads(work, large, rounds)
         references = [f"{registry.origin}/{name}" for name in names]
         return figures + _measure_mounts(work, references, rounds, entries)
 
