@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 KILLING: Final = scaled(120, least=10)  # seconds
 ROUNDS: Final = scaled(60, least=4)
-SIZE: Final = scaled(1 << 30, least=64 << 20)
+SIZE: Final = scaled(256 << 20, least=64 << 20)  # bytes
 READERS: Final = 8
+AFTERWARDS: Final = 5.0  # seconds of reading in peace
 PATIENCE: Final = 240.0
 SUPERVISOR_MEMORY: Final = 15 << 20
 
@@ -151,6 +152,8 @@ def test_worker_killed_every_second_while_processes_read(
                 time.sleep(1)
                 kill_worker(daemon)
                 killed += 1
+            lazyimg.status()
+            time.sleep(AFTERWARDS)
             report = readers.finish(PATIENCE, stop=True)
         status = lazyimg.status()
         print(f"\nkilled {killed} times: {report}")  # noqa: T201 - figures
