@@ -34,17 +34,14 @@ from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
-from lazyimg.images.mounts import Mounts
-from lazyimg.images.service import Images
-from lazyimg.registry.resolve import open_source, parse_location
-from lazyimg.registry.settings import apply_settings, make_client
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
 if TYPE_CHECKING:
-    from lazyimg.config import Config
+    from lazyimg.config import Config, RegistrySettings
     from lazyimg.daemon import LazyimgDaemon
     from lazyimg.images.library import SourceRecord
+    from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
@@ -136,37 +133,30 @@ async def start(
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    client = make_client(config.registry, spool=root / "spool")
-    stack.push_async_callback(client.close)
+    registries = _Registries(config.registry, root / "spool")
+    stack.push_async_callback(registries.close)
     engine = Engine(limits=config.fill.limits())
     stack.push_async_callback(engine.close)
-
-    async def open_image(location: Location, access: Access) -> tuple[ImageSource, Digest | str]:
-        return await open_source(
-            location, client, apply_settings(access, location, config.registry)
-        )
-
-    async def open_blob(source: SourceRecord, access: Access | None) -> RemoteBlob:
-        location = parse_location(source.repository)
-        repository, _ = await open_image(location, access or parse_access(source.access))
-        return RemoteBlob(repository, source)
-
-    catalog = Catalog(root, library, engine, open_blob)
+    catalog = Catalog(root, library, engine, registries.open_blob)
     catalog.load()
     transport = CachefilesTransport(catalog, domain_id=config.domain_id)
     catalog.use(transport)
     served = await _serve_kernel(config, transport, manager, stack)
 
-    await asyncio.to_thread(importlib.import_module, "lazyimg.api.server")  # others go on
+    await registries.start()
+    for name in ("lazyimg.images.service", "lazyimg.api.server"):
+        await asyncio.to_thread(importlib.import_module, name)  # the loop fills meanwhile
     from lazyimg.daemon import LazyimgDaemon  # noqa: PLC0415  readers come first
+    from lazyimg.images.mounts import Mounts  # noqa: PLC0415
     from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
+    from lazyimg.images.service import Images  # noqa: PLC0415
 
     listener = _bind(Path(config.address), manager, stack)
     stack.enter_context(calls_known_by(root / "calls"))
     mounts = Mounts(root, config.domain_id, config.mount.read_ahead, library, transport)
     await mounts.recover(served=served)
     stack.push_async_callback(mounts.close)
-    images = Images(root, library, catalog, open_image)
+    images = Images(root, library, catalog, registries.open_image)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
     daemon = LazyimgDaemon(
         config=config,
@@ -176,9 +166,50 @@ async def start(
         engine=engine,
         transport=transport,
         manager=manager,
-        client=client,
+        client=registries.client,
     )
     await _listen(listener, daemon, stack)
+
+
+class _Registries:
+    """Opens images and blobs. What that needs is imported by `start`; until then, callers wait."""
+
+    def __init__(self, settings: RegistrySettings, spool: Path) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._client: asyncio.Future[RegistryClient] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        await asyncio.to_thread(importlib.import_module, "lazyimg.registry.settings")
+        from lazyimg.registry.settings import make_client  # noqa: PLC0415  readers come first
+
+        self._client.set_result(make_client(self._settings, spool=self._spool))
+
+    @property
+    def client(self) -> RegistryClient:
+        return self._client.result()
+
+    async def close(self) -> None:
+        if self._client.done():
+            await self._client.result().close()
+        self._client.cancel()
+
+    async def open_image(
+        self, location: Location, access: Access
+    ) -> tuple[ImageSource, Digest | str]:
+        client = await asyncio.shield(self._client)
+        from lazyimg.registry.resolve import open_source  # noqa: PLC0415  readers come first
+        from lazyimg.registry.settings import apply_settings  # noqa: PLC0415
+
+        return await open_source(location, client, apply_settings(access, location, self._settings))
+
+    async def open_blob(self, source: SourceRecord, access: Access | None) -> RemoteBlob:
+        await asyncio.shield(self._client)
+        from lazyimg.registry.resolve import parse_location  # noqa: PLC0415  readers come first
+
+        location = parse_location(source.repository)
+        repository, _ = await self.open_image(location, access or parse_access(source.access))
+        return RemoteBlob(repository, source)
 
 
 async def _serve_kernel(

@@ -1,4 +1,4 @@
-"""A process for one mount(2), umount2(2) or the like: `python -I -S mount_child.py REQUEST`.
+"""A process for one mount(2), umount2(2) or read: `python -I -S mount_child.py REQUEST`.
 
 It is run by its path, imports the standard library only, and holds no fds but its own three. The
 request is JSON: {"call": name, arguments by name}. On standard output it writes one JSON object:
@@ -162,10 +162,25 @@ def unmount(*, target: str, lazy: bool) -> None:
         raise CallError("umount2", ctypes.get_errno())
 
 
+def read_byte(*, path: str, offset: int) -> None:
+    """Read a byte of a file, for what the kernel does then."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise CallError("open", error.errno or 0) from error
+    try:
+        os.pread(fd, 1, offset)
+    except OSError as error:
+        raise CallError("pread", error.errno or 0) from error
+    finally:
+        os.close(fd)
+
+
 _CALLS: dict[str, Callable[..., None]] = {
     "mount": mount_file_system,
     "bind": mount_bind,
     "unmount": unmount,
+    "read": read_byte,
 }
 
 

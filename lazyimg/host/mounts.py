@@ -241,6 +241,16 @@ async def unmount(target: Path, *, lazy: bool = False) -> None:
     await _call(f"unmount of {target}", target, request)
 
 
+async def read_byte(path: Path, offset: int) -> None:
+    """Read a byte of a file that this process serves: the kernel asks for it, if it is absent.
+
+    Raises:
+        LazyimgError: it cannot be read.
+    """
+    request = {"call": "read", "path": os.fspath(path), "offset": offset}
+    await _call(f"read at {offset}", path, request)
+
+
 async def mount_table() -> list[MountEntry]:
     """Give what is mounted, as this process sees it. Raises KernelError."""
     return parse_mount_table(await asyncio.to_thread(Path("/proc/self/mountinfo").read_bytes))

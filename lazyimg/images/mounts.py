@@ -22,7 +22,7 @@ import asyncio
 import logging
 import shutil
 from collections import defaultdict
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from lazyimg.images.library import ImageRecord, MountRecord, MountState
 from lazyimg.images.service import Image
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.kernel_mounts import Objects
@@ -141,11 +141,13 @@ class Mounts:
         """
         async with self._locks[directory]:
             mounted = self.find(directory)
-            await self._note(directory, MountState.UNMOUNTING)
+            with _logged(directory):
+                await self._note(directory, MountState.UNMOUNTING)
             try:
                 await self._take_off(mounted, lazy=lazy)
             except BaseException:
-                await asyncio.shield(self._note(directory, MountState.MOUNTED))
+                with _logged(directory):
+                    await asyncio.shield(self._note(directory, MountState.MOUNTED))
                 raise
         return mounted
 
@@ -159,15 +161,18 @@ class Mounts:
         except InUseError as error:
             if not lazy or isinstance(error, _CoveredError):
                 raise
-            await self._note(directory, MountState.DETACHING)
+            with _logged(directory):
+                await self._note(directory, MountState.DETACHING)
             await host.unmount(Path(directory), lazy=True)
             del self._mounted[directory]
-            await self._forget(directory)
+            with _logged(directory):
+                await self._forget(directory)
             return  # who is in it keeps the kernel's mount, and its scratch directory
         del self._mounted[directory]
         if scratch is not None:
             await asyncio.to_thread(_remove_tree, scratch)
-        await self._forget(directory)
+        with _logged(directory):
+            await self._forget(directory)
         await self._kernel.release(mounted.image.chain.fsid)
 
     async def _forget_gone(self, directory: str) -> bool:
@@ -326,6 +331,15 @@ class Mounts:
 
     async def _forget(self, directory: str) -> None:
         await asyncio.to_thread(self._library.remove_mount, directory)
+
+
+@contextmanager
+def _logged(directory: str) -> Iterator[None]:
+    """Go on without the records: on a full disk, unmounting is what makes room."""
+    try:
+        yield
+    except StorageError as error:
+        _log.warning("%s: its unmounting is not recorded: %s", directory, error)
 
 
 class _CoveredError(InUseError):

@@ -1,21 +1,24 @@
 """Prefetch of images: mount them out of sight if need be, and fill what is missing.
 
 The kernel hands out a device's fd only when an image that has it is mounted, so an image is held
-mounted while it is filled.
+mounted while it is filled. Of a mount that this process took over from one that died, the kernel
+hands the fd out again when it misses something: then a byte that is absent is read, by a child.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fnmatch
+import logging
 import os
 import stat
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import CorruptError, NotFoundError, StorageError
-from lazyimg.fill.prefetch import prefetch, union_blocks
+from lazyimg.fill.prefetch import prefetch, subtract, union_blocks
+from lazyimg.host.mounts import read_byte
 from lazyimg_formats.erofs.reader import Image as ErofsImage
 from lazyimg_formats.errors import FormatError
 
@@ -24,11 +27,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.fill.engine import Engine
+    from lazyimg.fill.ports import Sink
     from lazyimg.images.catalog import Catalog
     from lazyimg.images.library import ChainRecord
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.service import Image
     from lazyimg.transports.cachefiles.transport import CachefilesTransport
+
+
+OPEN_SOON: Final = 3.0
+"""Seconds in which the kernel has opened the devices of an image that was just mounted."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +88,11 @@ class Prefetcher:
         Raises:
             LazyimgError: the first failure; what was filled stays.
         """
-        async with self._mounts.hold(image):
-            return await self._fill(image, paths, progress)
+        async with self._mounts.hold(image) as top:
+            return await self._fill(image, top, paths, progress)
 
     async def _fill(
-        self, image: Image, paths: list[str], report: Callable[[Progress], None]
+        self, image: Image, top: Path, paths: list[str], report: Callable[[Progress], None]
     ) -> Progress:
         wanted = await self._wanted(image, paths)
         tables = {device: await self._catalog.device(device) for device in wanted}
@@ -99,7 +109,10 @@ class Prefetcher:
                 done[device] = present
                 report(now())
 
-            sink = await self._transport.opened(device)
+            sink = await self._open(image, top, device, ranges)
+            if sink is None:
+                progress(sum(map(len, ranges)), 0)
+                continue
             present = await asyncio.to_thread(self._transport.present, device)
             await prefetch(
                 self._engine,
@@ -110,6 +123,29 @@ class Prefetcher:
                 progress=progress,
             )
         return now()
+
+    async def _open(self, image: Image, top: Path, device: str, ranges: list[range]) -> Sink | None:
+        """Give the sink of a device of a mount; None if nothing is missing of `ranges`."""
+        try:
+            async with asyncio.timeout(OPEN_SOON):
+                return await self._transport.opened(device)
+        except TimeoutError:
+            pass  # the process before this one had it open
+        bootstrap = self._root / "bootstraps" / image.chain.fsid
+        local = await asyncio.to_thread(self._transport.present_on_disk, device)
+        missing = list(subtract(ranges, local or []))
+        if not missing:
+            return None
+        place = await asyncio.to_thread(_find_file, bootstrap, device, missing)
+        if place is None:
+            return await self._transport.opened(device)
+        reading = asyncio.create_task(read_byte(top / os.fsdecode(place[0]), place[1]))
+        try:
+            return await self._transport.opened(device)
+        finally:
+            await asyncio.wait([reading])
+            if error := reading.exception():
+                _log.warning("%s", error)
 
     def _fetched(self, devices: Iterable[str]) -> int:
         return sum(map(self._engine.fetched, devices))
@@ -127,6 +163,27 @@ class Prefetcher:
         if wanted is None:
             raise NotFoundError(image.reference, f"no regular file matches {' or '.join(paths)}")
         return wanted
+
+
+def _find_file(bootstrap: Path, device: str, missing: list[range]) -> tuple[bytes, int] | None:
+    """Give (path, offset) of a byte that lies in one of the ranges of a device; None if none is."""
+    try:
+        image = ErofsImage(bootstrap.read_bytes())
+        for path, inode in image.walk():
+            if not stat.S_ISREG(inode.mode):
+                continue
+            for extent in image.extents(inode):
+                if not extent.device or image.slots[extent.device - 1].tag.decode() != device:
+                    continue
+                for part in missing:
+                    start = max(part.start, extent.position)
+                    if start < min(part.stop, extent.position + extent.length):
+                        return path, extent.offset + start - extent.position
+    except FormatError as error:
+        raise CorruptError(str(bootstrap), str(error)) from error
+    except OSError as error:
+        raise StorageError(str(bootstrap), f"cannot be read: {error.strerror}") from error
+    return None
 
 
 def _matching_ranges(

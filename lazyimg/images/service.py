@@ -23,6 +23,7 @@ from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, Source
 from lazyimg.images.proofs import Proofs
 from lazyimg.layers.fetch import fetch_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
+from lazyimg.limits import MIB
 from lazyimg.registry.ports import ProvingSource
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
@@ -46,6 +47,9 @@ _log = logging.getLogger(__name__)
 
 BUILDER: Final = 1
 """Version of what is built from an index. Another one builds, and names, bootstraps anew."""
+
+INDEX_MEMORY: Final = 32 * MIB
+"""Bytes of layers' indexes that are fetched at the same time; one that is larger comes alone."""
 
 RESOLVE_DEADLINE: Final = 15.0
 """Seconds that the registry may take to say what a recorded reference stands for now."""
@@ -112,6 +116,8 @@ class Images:
         self._open_source = open_source
         self._proofs = Proofs(library)
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._fetching = 0  # bytes of indexes that are on their way
+        self._fetched = asyncio.Condition()
 
     async def open(self, text: str, platform_text: str, access: Access) -> Image:
         """Give the image under a reference, ready to be mounted.
@@ -263,12 +269,29 @@ class Images:
         try:
             async with asyncio.TaskGroup() as group:
                 fetches = [
-                    group.create_task(fetch_index(source, layer, location, self._root / "content"))
+                    group.create_task(self._fetch_one(source, layer, location))
                     for layer, location in zip(layers, locations, strict=True)
                 ]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
         return [fetch.result() for fetch in fetches]
+
+    async def _fetch_one(
+        self, source: ImageSource, layer: Descriptor, location: IndexLocation
+    ) -> Path:
+        """Fetch an index when there is room for it in memory; a large one is fetched alone."""
+        size = location.length
+        async with self._fetched:
+            await self._fetched.wait_for(
+                lambda: not self._fetching or self._fetching + size <= INDEX_MEMORY
+            )
+            self._fetching += size
+        try:
+            return await fetch_index(source, layer, location, self._root / "content")
+        finally:
+            async with self._fetched:
+                self._fetching -= size
+                self._fetched.notify_all()
 
 
 def _locate(text: str) -> Location:

@@ -43,8 +43,8 @@ PAUSE: Final = 0.1
 MAX_PAUSE_SERVED: Final = 1.0
 """Seconds: the longest pause behind a worker that had become ready."""
 
-MAX_PAUSE: Final = 30.0
-"""Seconds: the longest pause behind a worker that had not."""
+MAX_PAUSE: Final = 5.0
+"""Seconds: the longest pause behind a worker that had not; a start costs a second of processor."""
 
 STEADY: Final = 10.0
 """Seconds of service after which earlier ends are forgotten."""

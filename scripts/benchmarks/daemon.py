@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from lazyimg.api.client import Client
+from lazyimg.api.messages import MountRequest
+from scripts.benchmarks.fetching import measure_fetching
 from scripts.benchmarks.measure import Figure
 from scripts.benchmarks.tars import tar_of_machine, tar_of_small_files
 from tests.real.docker_registry import running_registry
@@ -45,7 +49,9 @@ def measure_daemon(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
         _convert(work, registry.origin, "large", _tar_of_one_file(size))
         for number, name in enumerate(names):
             _convert(work, registry.origin, name, tar_of_small_files(entries, seed=number))
-        figures = _measure_cold_reads(work, f"{registry.origin}/large", rounds)
+        large = f"{registry.origin}/large"
+        figures = measure_fetching(work, large, rounds)
+        figures += _measure_cold_reads(work, large, rounds)
         references = [f"{registry.origin}/{name}" for name in names]
         return figures + _measure_mounts(work, references, rounds, entries)
 
@@ -111,7 +117,7 @@ def _read(path: Path) -> int:
 
 
 def _measure_mounts(work: Path, references: list[str], rounds: int, entries: int) -> list[Figure]:
-    first, again = [], []
+    first, again, served = [], [], []
     with tempfile.TemporaryDirectory() as directory, _daemon(work) as (lazyimg, process):
         idle = {one.name: one.memory / MB for one in _processes(process)}
         tops = [Path(directory, str(number)) for number, _ in enumerate(references)]
@@ -124,6 +130,8 @@ def _measure_mounts(work: Path, references: list[str], rounds: int, entries: int
         for _ in range(rounds):
             lazyimg.verb("umount", tops[0])
             again.append(_time(lazyimg, "mount", references[0], tops[0]))
+            lazyimg.verb("umount", tops[0])
+            served.append(asyncio.run(_ask_to_mount(lazyimg, references[0], tops[0])))
         for top in tops:
             lazyimg.verb("umount", top)
     name = f"{entries:,} entries"
@@ -135,9 +143,18 @@ def _measure_mounts(work: Path, references: list[str], rounds: int, entries: int
     return [
         Figure(f"lazyimg mount, first time, {name}", "s", first),
         Figure(f"lazyimg mount, index local, {name}", "s", again, 0.5, most=True),
+        Figure("the daemon's part of it", "s", served),
         *memory,
         Figure(f"each further mounted image of {name}", "MB", [each], 1.0, most=True),
     ]
+
+
+async def _ask_to_mount(lazyimg: Lazyimg, reference: str, top: Path) -> float:
+    """Mount through the API: without the start of a command."""
+    client = Client(lazyimg.environment["LAZYIMG_ADDRESS"])
+    begin = time.perf_counter()
+    await client.mount(MountRequest(reference=reference, directory=str(top)))
+    return time.perf_counter() - begin
 
 
 def _time(lazyimg: Lazyimg, *arguments: str | Path) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 KILLING: Final = scaled(120, least=10)  # seconds
 ROUNDS: Final = scaled(60, least=4)
-SIZE: Final = scaled(1 << 30, least=64 << 20)
+SIZE: Final = scaled(256 << 20, least=64 << 20)  # bytes
 READERS: Final = 8
+AFTERWARDS: Final = 5.0  # seconds of reading in peace
 PATIENCE: Final = 240.0
 SUPERVISOR_MEMORY: Final = 15 << 20
 
@@ -63,14 +65,23 @@ def reference(registry: Registry) -> str:
 def lazyimg(disk: Path) -> Iterator[Lazyimg]:
     with tempfile.TemporaryDirectory(dir=disk) as directory:
         yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
+        left = mounts_below(Path(directory))
+        unmount(left)
+        assert left == []
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Path:
+def target(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "mnt"
     directory.mkdir()
-    return directory
+    yield directory
+    unmount(mounts_below(tmp_path))
+
+
+def unmount(left: list[str]) -> None:
+    """Take away what a test that failed has left."""
+    for point in reversed(left):
+        subprocess.run(["umount", "-l", point], check=True, timeout=PATIENCE)
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
@@ -106,27 +117,46 @@ def assert_device_is_free() -> None:
     eventually(lambda: not stuck())
 
 
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def read_all(directory: Path) -> str:
+    """Read all files; return what is said of failures."""
+    command = ["sh", "-c", "cat * */* >/dev/null"]
+    return subprocess.run(
+        command, cwd=directory, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE
+    ).stderr
+
+
 def assert_readable(mount: Path, image: PlainImage) -> None:
     with running_readers(mount, image.files, processes=2, reads=100) as readers:
         report = readers.finish(PATIENCE)
     assert (report.errors, report.short, report.wrong) == ({}, 0, [])
 
 
+@pytest.mark.parametrize("ready", [False, True])
 def test_worker_killed_every_second_while_processes_read(
-    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path, *, ready: bool
 ) -> None:
+    """Killed a second after the last time, and a second after it was ready again."""
     with lazyimg.serving() as daemon:
         lazyimg.verb("mount", reference, target)
         killed = 0
         with running_readers(target, image.files, processes=READERS) as readers:
             end = time.monotonic() + KILLING
             while time.monotonic() < end:
+                if ready:
+                    lazyimg.status()
                 time.sleep(1)
                 kill_worker(daemon)
                 killed += 1
+            lazyimg.status()
+            time.sleep(AFTERWARDS)
             report = readers.finish(PATIENCE, stop=True)
         status = lazyimg.status()
-        print(f"\nkilled {killed} times: {report}; {report.slow[:3]}; {status}")  # noqa: T201 - figures
+        print(f"\nkilled {killed} times: {report}")  # noqa: T201 - figures
         assert (report.errors, report.short, report.wrong) == ({}, 0, [])
         assert report.reads > 0
         assert status["restarts"] >= killed
@@ -222,19 +252,17 @@ def test_both_killed_and_started_again_without_a_registry(
                 lazyimg.verb("mount", reference, target)
                 lazyimg.verb("mount", "--rw", reference, writable)
                 (writable / "new").write_text("mine")
-                with running_readers(target, image.files, processes=2) as readers:
-                    time.sleep(1)
-                    kill_all(daemon)
-                    report = readers.finish(PATIENCE, stop=True)
-                assert report.wrong == []
-                assert set(report.errors) <= {"EIO"}
+                kill_all(daemon)
+                drop_caches()
+                for mount in (target, writable):  # of metadata, the kernel gives ENOBUFS
+                    assert re.search("Input/output error|No buffer space", read_all(mount))
         assert_device_is_free()
         with lazyimg.serving():
             status = lazyimg.status()
-            mounts = [(mount["directory"], mount["read_write"]) for mount in status["mounts"]]
+            mounts = [(one["directory"], one["read_write"]) for one in status["mounts"]]
             assert mounts == [(str(target), False), (str(writable), True)]
-            assert all(mount["present"] == mount["size"] for mount in status["mounts"])
-            Path("/proc/sys/vm/drop_caches").write_text("3")
+            assert all(one["present"] == one["size"] for one in status["mounts"])
+            drop_caches()
             assert_readable(target, image)
             assert (writable / "new").read_text() == "mine"
             assert lazyimg.status()["fetches"] == 0

@@ -226,8 +226,10 @@ def open_files(mount: str, reference: str) -> Iterator[tuple[str, int, int, int]
 
 def main() -> None:
     """Read as the argument says, and print the report."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # opening may take long
     reader = Reader(json.loads(sys.argv[1]))
     signal.signal(signal.SIGTERM, reader.stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     reader.run()
     print(json.dumps(asdict(reader.report)))  # noqa: T201 - for the harness
 

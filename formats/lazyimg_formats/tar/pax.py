@@ -6,6 +6,7 @@ Sources: POSIX.1-2017 pax, "pax Extended Header"; the GNU tar manual, "Storing S
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.errors import FormatError
@@ -69,6 +70,7 @@ def parse_integer(value: bytes) -> int:
     raise FormatError("PAX record", f"expected a decimal number, got {value[:80]!r}")
 
 
+@lru_cache(maxsize=4096)
 def parse_time(value: bytes) -> tuple[int, int]:
     """Give seconds since the epoch, rounded down, and the nanoseconds above them.
 
@@ -78,11 +80,11 @@ def parse_time(value: bytes) -> tuple[int, int]:
     match = _TIME.fullmatch(value)
     if match is None:
         raise FormatError("PAX record", f"expected a time, got {value[:80]!r}")
-    seconds = parse_integer(match[1])
+    seconds = int(match[1])
     nanoseconds = int((match[2] or b"")[:9].ljust(9, b"0"))
     if nanoseconds and value.startswith(b"-"):
         seconds, nanoseconds = seconds - 1, _NANOSECONDS - nanoseconds
-    if seconds < -(1 << 63):
+    if not -(1 << 63) <= seconds < 1 << 63:
         raise FormatError("PAX record", f"time {value[:80]!r} is over 64 bits")
     return seconds, nanoseconds
 

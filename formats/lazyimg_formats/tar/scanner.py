@@ -52,6 +52,8 @@ _KINDS: Final = {
     b"6": Kind.FIFO,
 }
 _PAX_FLAGS: Final = b"xg"
+_TIMES: Final = frozenset({b"mtime", b"atime", b"ctime"})
+_SPARSE: Final = frozenset({SPARSE_MAP, b"GNU.sparse.major", b"GNU.sparse.minor"})
 _GLOBAL: Final = b"g"
 _EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
 _DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
@@ -302,24 +304,21 @@ class TarScanner:
         data_size: int,
         regions: tuple[Region, ...] | None = None,
     ) -> Member:
-        mtime, mtime_ns = header.mtime, 0
         path, target, uid, gid = header.name, header.target, header.uid, header.gid
-        accessed = None if header.accessed is None else (header.accessed, 0)
-        changed = None if header.changed is None else (header.changed, 0)
+        mtime, accessed, changed = (
+            (header.mtime, 0),
+            _whole(header.accessed),
+            _whole(header.changed),
+        )
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
         records = self._records
         if records:
-            get = records.get
-            path, target = get(b"path") or path, get(b"linkpath") or target
-            uid, gid = _override(get(b"uid"), uid), _override(get(b"gid"), gid)
-            if get(b"mtime"):
-                mtime, mtime_ns = parse_time(records[b"mtime"])
-            if get(b"atime"):
-                accessed = parse_time(records[b"atime"])
-            if get(b"ctime"):
-                changed = parse_time(records[b"ctime"])
-            xattrs = tuple(
-                sorted((key[13:], value) for key, value in records.items() if key[:13] == _XATTR)
+            path, target = records.get(b"path") or path, records.get(b"linkpath") or target
+            uid, gid, times, xattrs = _parse_attributes(records, uid, gid)
+            mtime, accessed, changed = (
+                times.get(b"mtime", mtime),
+                times.get(b"atime", accessed),
+                times.get(b"ctime", changed),
             )
         path, target = self._long[b"L"] or path, self._long[b"K"] or target
         if regions is not None and records:
@@ -332,8 +331,7 @@ class TarScanner:
                 header.mode,
                 uid,
                 gid,
-                mtime,
-                mtime_ns,
+                *mtime,
                 size,
                 target,
                 header.major,
@@ -356,15 +354,37 @@ class TarScanner:
         return member
 
 
+def _whole(seconds: int | None) -> tuple[int, int] | None:
+    return None if seconds is None else (seconds, 0)
+
+
+def _parse_attributes(
+    records: dict[bytes, bytes], uid: int, gid: int
+) -> tuple[int, int, dict[bytes, tuple[int, int]], tuple[tuple[bytes, bytes], ...]]:
+    """Give owner, group, times by their keys, and extended attributes, where records say them."""
+    times: dict[bytes, tuple[int, int]] = {}
+    xattrs: list[tuple[bytes, bytes]] = []
+    for key, value in records.items():
+        if key in _TIMES:
+            if value:
+                times[key] = parse_time(value)
+        elif key[:13] == _XATTR:
+            xattrs.append((key[13:], value))  # may be empty
+        elif value:
+            if key == b"uid":
+                uid = parse_integer(value)
+            elif key == b"gid":
+                gid = parse_integer(value)
+    return uid, gid, times, tuple(sorted(xattrs))
+
+
 def _is_sparse(records: dict[bytes, bytes]) -> bool:
+    if _SPARSE.isdisjoint(records):
+        return False
     major, minor = records.get(b"GNU.sparse.major"), records.get(b"GNU.sparse.minor")
     if not major and not minor:
         return bool(records.get(SPARSE_MAP))
     return (major == b"0" and minor in {b"0", b"1"}) or (major, minor) == (b"1", b"0")
-
-
-def _override(record: bytes | None, value: int) -> int:
-    return parse_integer(record) if record else value
 
 
 def _check_numbers(kind: Kind, uid: int, gid: int, major: int, minor: int) -> None:

@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from errno import EINVAL, ENODATA, ENOENT, EPERM
-from typing import Any
+from errno import EINVAL, EISDIR, ENODATA, ENOENT, EPERM
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lazyimg.host import mount_child
 from lazyimg.host.mount_child import MS_BIND, MS_RDONLY, MS_REMOUNT, CallError, main
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Library:
@@ -154,6 +157,20 @@ def test_unmount(
 ) -> None:
     assert main(request("unmount", target="/a b", lazy=lazy)) == 0
     assert library.calls == [("umount2", b"/a b", flags)]
+
+
+def test_read(library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"bytes")
+    assert main(request("read", path=str(tmp_path / "file"), offset=3)) == 0
+    assert main(request("read", path=str(tmp_path / "none"), offset=0)) == 1
+    assert main(request("read", path=str(tmp_path), offset=0)) == 1
+    replies = capsys.readouterr().out.replace("}{", "}\n{").split("\n")
+    facts = [json.loads(reply) for reply in replies[1:]]
+    assert facts == [
+        {"errno": ENOENT, "call": "open", "log": ""},
+        {"errno": EISDIR, "call": "pread", "log": ""},
+    ]
+    assert library.calls == []
 
 
 def test_error_carries_its_facts() -> None:

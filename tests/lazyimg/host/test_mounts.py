@@ -368,6 +368,14 @@ async def test_calls_are_known_while_their_process_lives(
         assert await waiting is True
 
 
+async def test_read_of_a_byte(child: Child) -> None:
+    await mounts.read_byte(Path("/mnt/file"), 4096)
+    assert child.request() == {"call": "read", "path": "/mnt/file", "offset": 4096}
+    child.fail(EIO, "pread")
+    with pytest.raises(KernelError, match="read at 4096: pread on /mnt/file failed"):
+        await mounts.read_byte(Path("/mnt/file"), 4096)
+
+
 async def test_nobody_knows_of_calls() -> None:
     assert await mounts.wait_for_calls() is True
 

@@ -892,3 +892,27 @@ async def test_dead_mount_that_is_in_use_is_not_made_again(
     assert host.points == []
     assert recorded(library) == []
     assert (root / "scratch" / "s" / "upper").exists()  # for who is in it
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_unmounting_needs_no_room_for_records(
+    lazy: bool,  # noqa: FBT001 - a parameter
+    mounts: Mounts,
+    host: FakeMounts,
+    root: Path,
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("library", "records: database or disk is full")
+
+    await mounts.mount(image(), "/one", read_write=True)
+    monkeypatch.setattr(library, "set_mount", refuse)
+    monkeypatch.setattr(library, "remove_mount", refuse)
+    await mounts.unmount("/one", lazy=lazy)
+    assert mounts.list() == []
+    assert host.table == []
+    assert leftovers(root) == []
+    said = "/one: its unmounting is not recorded: library: records: database or disk is full"
+    assert [record.getMessage() for record in caplog.records] == [said] * 2

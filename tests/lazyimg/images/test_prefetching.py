@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import CorruptError, KernelError, NotFoundError, RegistryError, StorageError
+from lazyimg.images import prefetching
 from lazyimg.images.prefetching import Progress
 from lazyimg.registry.ports import Access
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.images.service import Image
+    from tests.fakes.devices import MemorySink
 
 NOISE = os.urandom(300_000)
 BASE = {
@@ -185,3 +187,67 @@ async def test_device_that_nobody_recorded(node: Node) -> None:
     chain = type(image.chain)(image.chain.fsid, image.chain.size, [other])
     with pytest.raises(NotFoundError, match="no image that is known here has it"):
         await node.prefetcher.prefetch(replace(image, chain=chain), [], ignore)
+
+
+# Mounts that were taken over: the kernel opens a device when it misses something.
+
+
+class LateTransport:
+    """A transport that has a device's sink only once something of it was read."""
+
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.node = node
+        self.read: list[tuple[str, int]] = []
+        self.opening = asyncio.Event()
+        self.failure: Exception | None = None
+        self._opened = node.transport.opened
+        monkeypatch.setattr(node.transport, "opened", self.opened)
+        monkeypatch.setattr(prefetching, "read_byte", self.read_byte)
+        monkeypatch.setattr(prefetching, "OPEN_SOON", 0.01)
+
+    async def opened(self, cookie: str) -> MemorySink:
+        await self.opening.wait()
+        return await self._opened(cookie)
+
+    async def read_byte(self, path: Path, offset: int) -> None:
+        self.read.append((str(path), offset))
+        self.opening.set()
+        if self.failure is not None:
+            raise self.failure
+
+
+async def test_device_of_a_mount_that_was_taken_over_is_opened_by_a_read(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = await open_image(node)
+    late = LateTransport(node, monkeypatch)
+    late.failure = KernelError("read", "failed on demand")
+    end = await node.prefetcher.prefetch(image, ["/lib/b.py"], ignore)
+    assert end.present == end.total == 2 * BLOCK_SIZE
+    (read,) = late.read
+    assert read == (f"{node.root}/mnt/{image.chain.fsid}/lib/b.py", 0)
+    assert "read: failed on demand" in caplog.text
+
+
+async def test_device_of_a_mount_that_was_taken_over_of_which_nothing_is_missing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await open_image(node)
+    await node.prefetcher.prefetch(image, [], ignore)
+    late = LateTransport(node, monkeypatch)
+    end = await node.prefetcher.prefetch(image, [], ignore)
+    assert end.present == end.total
+    assert (late.read, end.fetched) == ([], 0)
+
+
+async def test_first_byte_that_is_missing_is_read(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await open_image(node)
+    (tool,) = [layer.device for layer in image.chain.layers if layer.device_size > 300_000]
+    await node.prefetcher.prefetch(image, ["/bin/tool"], ignore)
+    blocks = node.transport.sinks[tool].blocks
+    blocks.remove(sorted(blocks)[3])
+    late = LateTransport(node, monkeypatch)
+    await node.prefetcher.prefetch(image, ["/bin/tool"], ignore)
+    assert late.read == [(f"{node.root}/mnt/{image.chain.fsid}/bin/tool", 3 * BLOCK_SIZE)]

@@ -24,14 +24,17 @@ from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
 from lazyimg.images.service import Image, Images
+from lazyimg.layers.locate import IndexLocation
 from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import local_platform, open_source, parse_location
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     REF_NAME,
+    Descriptor,
     Index,
     Manifest,
     parse_document,
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
 
     from lazyimg.images.library import SourceRecord
     from lazyimg.registry.ports import ImageSource
-    from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
 
 NO_ACCESS = Access()
@@ -490,3 +492,36 @@ async def test_digest_that_is_known_is_asked_about_again_in_time(
     assert [one.method for one in node.registry.asked if "/blobs/" in one.path] == ["HEAD"] * 3
     node.lose_registry()
     await node.open(reference)
+
+
+async def test_indexes_share_a_limited_memory(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: list[int] = []
+    most: list[list[int]] = []
+
+    async def fetch(_: object, layer: object, location: IndexLocation, __: object) -> Path:
+        now.append(location.length)
+        most.append(sorted(now))
+        await asyncio.sleep(0)
+        now.remove(location.length)
+        if location.length == 7:
+            raise NotFoundError("index", "is gone")
+        return tmp_path
+
+    monkeypatch.setattr(service, "fetch_index", fetch)
+    monkeypatch.setattr(service, "INDEX_MEMORY", 100)
+    locations = [
+        IndexLocation("zstd:chunked", 0, size, 1, "") for size in (60, 30, 20, 1000, 40, 50)
+    ]
+    descriptor = Descriptor(media_type="x", digest=Digest.of(b""), size=1)
+    source = await node.open_source(parse_location(node.reference), NO_ACCESS)
+    await node.images._fetch((descriptor,) * 6, locations, source[0])
+    assert [1000] in most
+    assert all(sum(together) <= 100 or together == [1000] for together in most)
+    assert any(len(together) > 1 for together in most)
+    with pytest.raises(NotFoundError):
+        await node.images._fetch(
+            (descriptor,), [IndexLocation("zstd:chunked", 0, 7, 1, "")], source[0]
+        )
+    assert node.images._fetching == 0

@@ -1,0 +1,167 @@
+"""What a daemon holds after much mounting and reading: no more than before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+
+from lazyimg.api.client import Client
+from lazyimg.api.messages import MountRequest, UnmountRequest
+from tests.real.docker_registry import running_registry
+from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.plain_image import PlainImage, make_plain_image
+from tests.real.readers import running_readers
+from tests.real.scale import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CYCLES: Final = scaled(500)
+READS: Final = scaled(10_000)
+WARMING: Final = 6  # cycles until pools of threads and caches have their size
+THREADS: Final = 40  # of all pools together
+GROWTH: Final = 10 << 20  # bytes of resident memory
+SETTLING: Final = 30.0  # seconds for connections and threads to end
+
+
+class Held(NamedTuple):
+    """What a process holds."""
+
+    fds: list[str]
+    mounts: int
+    directories: int
+    threads: int
+    resident: int
+
+    @property
+    def lasting(self) -> tuple[list[str], int, int]:
+        """What must be the same again; threads come and stay, up to the size of their pools."""
+        return self.fds, self.mounts, self.directories
+
+
+@pytest.fixture(scope="module")
+def disk() -> Path:
+    return Path(os.environ["LAZYIMG_VM_DISK"])
+
+
+@pytest.fixture
+def lazyimg(disk: Path) -> Iterator[Lazyimg]:
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        yield Lazyimg(Path(directory, "state"))
+        assert mounts_below(Path(directory)) == []
+
+
+@pytest.fixture
+def image(disk: Path) -> Iterator[tuple[str, PlainImage]]:
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        image = make_plain_image(Path(directory), "leaks", seed=1, size=24 << 20)
+        with running_registry(Path(directory)) as registry:
+            reference = f"{registry.address}/leaks"
+            Lazyimg(Path(directory, "nowhere")).verb("convert", image.reference, reference)
+            yield reference, image
+
+
+def look_at(pid: int, root: Path) -> Held:
+    """Return what a process and its directory hold now."""
+    process = Path("/proc", str(pid))
+    fds = sorted(filter(None, map(read_link, process.joinpath("fd").iterdir())))
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+    directories = [path for name in ("mnt", "scratch") for path in (root / name).iterdir()]
+    return Held(
+        # Connections to the registry are kept for the next request, and end by themselves.
+        [name for name in fds if not name.startswith("socket:")],
+        len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        len(directories),
+        int(status["Threads"]),
+        int(status["VmRSS"].split()[0]) << 10,
+    )
+
+
+def read_link(path: Path) -> str:
+    """Return what a descriptor is; "" when it is gone."""
+    try:
+        return str(path.readlink())
+    except FileNotFoundError:
+        return ""
+
+
+def worker_of(lazyimg: Lazyimg) -> int:
+    """Return the process that does the work."""
+    pid: int = lazyimg.status()["pid"]
+    return pid
+
+
+def settled(pid: int, root: Path, before: Held) -> Held:
+    """Return what is held when nothing more ends, or `before` is reached."""
+    end = time.monotonic() + SETTLING
+    while True:
+        now = look_at(pid, root)
+        if now.lasting == before.lasting or time.monotonic() > end:
+            return now
+        time.sleep(0.5)
+
+
+async def cycle(lazyimg: Lazyimg, reference: str, target: Path, number: int) -> None:
+    """Mount, read a little, unmount; every third time read-write, with a file written."""
+    client = Client(lazyimg.environment["LAZYIMG_ADDRESS"])
+    writable = number % 3 == 0
+    await client.mount(
+        MountRequest(reference=reference, directory=str(target), read_write=writable)
+    )
+    if writable:
+        (target / "new").write_text("mine")
+    names = sorted((target / "layer0").iterdir())
+    names[number % len(names)].read_bytes()
+    await client.unmount(UnmountRequest(directory=str(target)))
+
+
+async def test_mounts_leak_nothing(
+    lazyimg: Lazyimg, image: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    with lazyimg.serving():
+        pid = worker_of(lazyimg)
+        for number in range(WARMING):
+            await cycle(lazyimg, image[0], target, number)
+        before = look_at(pid, lazyimg.root)
+        for number in range(CYCLES):
+            await cycle(lazyimg, image[0], target, number)
+        after = settled(pid, lazyimg.root, before)
+        assert after.lasting == before.lasting
+        assert after.threads <= THREADS
+        logging.getLogger(__name__).info("%s, then %s", before, after)
+        assert after.resident - before.resident < GROWTH
+
+
+def test_reads_leak_nothing(
+    lazyimg: Lazyimg, image: tuple[str, PlainImage], tmp_path: Path
+) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    # What was decoded is kept for the next read, up to a limit: that is no leak.
+    lazyimg.settings["LAZYIMG_FILL_RECENT"] = "1MiB"
+    with lazyimg.serving():
+        lazyimg.verb("mount", image[0], target)
+        pid = worker_of(lazyimg)
+        read(target, image[1], max(50, READS // 20))
+        before = look_at(pid, lazyimg.root)
+        read(target, image[1], READS)
+        after = settled(pid, lazyimg.root, before)
+        assert after.lasting == before.lasting
+        assert after.threads <= THREADS
+        logging.getLogger(__name__).info("%s, then %s", before, after)
+        assert after.resident - before.resident < GROWTH
+
+
+def read(target: Path, image: PlainImage, reads: int) -> None:
+    """Read at random, with the page cache dropped now and then."""
+    with running_readers(target, image.files, processes=4, reads=reads, seed=reads) as readers:
+        report = readers.finish(600)
+    assert (report.errors, report.short, report.wrong) == ({}, 0, [])
