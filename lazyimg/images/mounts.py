@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
+import stat
 from collections import defaultdict
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,12 +30,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
+from lazyimg.errors import CorruptError, InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
 from lazyimg.host.mount_table import mount_at
 from lazyimg.images.kernel_mounts import KernelMounts, make_directory
 from lazyimg.images.library import ImageRecord, MountRecord, MountState
 from lazyimg.images.service import Image
+from lazyimg_formats.erofs.reader import Image as ErofsImage
+from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -125,12 +129,27 @@ class Mounts:
         """Mount what is recorded as being mounted."""
         lower = await self._kernel.hold(mounted.image.chain)
         try:
-            await _show(lower, mounted)
+            await self._show(lower, mounted)
             await self._note(mounted.directory, MountState.MOUNTED)
         except BaseException:
             await asyncio.shield(self._take_back(mounted))
             raise
         self._mounted[mounted.directory] = mounted
+
+    async def _show(self, lower: Path, mounted: Mounted) -> None:
+        """Show an image's mount on a user's directory."""
+        directory, scratch = Path(mounted.directory), mounted.scratch
+        if scratch is None:
+            await host.bind_mount(lower, directory)
+            return
+        upper, work = scratch / "upper", scratch / f"work-{uuid4().hex}"  # a dead one is used yet
+        new = not upper.exists()
+        for path in (scratch, upper, work):
+            make_directory(path)
+        if new:
+            bootstrap = self._root / "bootstraps" / mounted.image.chain.fsid
+            await asyncio.to_thread(_dress_as_root, upper, bootstrap)
+        await host.mount_overlay([lower], upper, work, directory)
 
     async def unmount(self, directory: str, *, lazy: bool) -> Mounted:
         """Take an image off a directory.
@@ -383,19 +402,18 @@ async def _unmount_ours(mounted: Mounted) -> None:
     await host.unmount(Path(directory))
 
 
-async def _show(lower: Path, mounted: Mounted) -> None:
-    """Show an image's mount on a user's directory."""
-    directory, scratch = Path(mounted.directory), mounted.scratch
-    if scratch is None:
-        await host.bind_mount(lower, directory)
-        return
-    upper, work = scratch / "upper", scratch / f"work-{uuid4().hex}"  # a dead one is used yet
-    new = not upper.exists()
-    for path in (scratch, upper, work):
-        make_directory(path)
-    if new:
-        upper.chmod(0o755)  # it becomes the root's mode, whatever the umask
-    await host.mount_overlay([lower], upper, work, directory)
+def _dress_as_root(upper: Path, bootstrap: Path) -> None:
+    """Give an overlay's upper directory what the image's root has: it becomes the root."""
+    try:
+        root = ErofsImage(bootstrap.read_bytes()).root
+        os.chown(upper, root.uid, root.gid)
+        upper.chmod(stat.S_IMODE(root.mode))
+        mtime = root.mtime * 1_000_000_000 + root.mtime_ns
+        os.utime(upper, ns=(mtime, mtime))
+    except FormatError as error:
+        raise CorruptError(str(bootstrap), str(error), "remove it, and mount again") from error
+    except OSError as error:
+        raise StorageError(str(upper), f"cannot be made: {error.strerror}") from error
 
 
 def _remove_tree(path: Path) -> None:

@@ -251,6 +251,9 @@ def test_read_write_mount_and_a_second_directory(
     with lazyimg.serving():
         lazyimg.verb("mount", reference, target)
         lazyimg.verb("mount", "--rw", reference, writable)
+        assert read_file(writable, writable.lstat(), None) == read_file(
+            target, target.lstat(), None
+        )
         (writable / "etc/new").write_text("mine")
         (writable / "etc/passwd").unlink()
         assert (writable / "etc/new").read_text() == "mine"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import InUseError, KernelError, NotFoundError, StorageError
+from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host.mount_table import MountEntry
 from lazyimg.images.library import (
     ChainRecord,
@@ -19,6 +21,8 @@ from lazyimg.images.library import (
 )
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.service import Image
+from lazyimg_formats.erofs.tree import Node
+from lazyimg_formats.erofs.writer import serialize_image
 from tests.fakes.host_mounts import FakeMounts
 
 if TYPE_CHECKING:
@@ -26,6 +30,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FAILURE = KernelError("mount", "failed on demand")
+
+ROOT = Node(
+    stat.S_IFDIR | 0o2751,
+    uid=os.getuid(),
+    gid=os.getgid(),
+    mtime=1_234_567_890,
+    mtime_ns=7,
+    children={},
+)
 
 
 def image(name: str = "a") -> Image:
@@ -67,8 +80,10 @@ def cache(host: FakeMounts) -> Cache:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("mnt", "scratch"):
+    for name in ("mnt", "scratch", "bootstraps"):
         (tmp_path / name).mkdir()
+    for name in "abc":
+        (tmp_path / "bootstraps" / (name * 64)).write_bytes(serialize_image(ROOT))
     return tmp_path
 
 
@@ -161,13 +176,37 @@ async def test_read_write_mount_and_its_end(mounts: Mounts, host: FakeMounts, ro
     assert mounted.scratch.parent == root / "scratch"
     upper, work = host.overlays["/one"]
     assert upper.parent == work.parent == mounted.scratch
-    assert upper.stat().st_mode & 0o7777 == 0o755
+    status = upper.stat()
+    assert status.st_mode == ROOT.mode
+    assert (status.st_uid, status.st_gid) == (ROOT.uid, ROOT.gid)
+    assert status.st_mtime_ns == 1_234_567_890_000_000_007
     (upper / "written").write_text("x")
     other = await mounts.mount(image(), "/two", read_write=True)
     assert other.scratch != mounted.scratch
     await mounts.unmount("/one", lazy=False)
     assert not mounted.scratch.exists()
     await mounts.unmount("/two", lazy=False)
+    assert host.points == []
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "error"),
+    [
+        (None, r"scratch/[0-9a-f]{32}/upper: cannot be made: No such file or directory$"),
+        (b"x" * 4096, r"bootstraps/a{64}: .*; remove it, and mount again$"),
+    ],
+    ids=["missing", "damaged"],
+)
+async def test_read_write_mount_without_a_root_to_show(
+    mounts: Mounts, host: FakeMounts, root: Path, bootstrap: bytes | None, error: str
+) -> None:
+    path = root / "bootstraps" / ("a" * 64)
+    path.unlink()
+    if bootstrap is not None:
+        path.write_bytes(bootstrap)
+    with pytest.raises(LazyimgError, match=error):
+        await mounts.mount(image(), "/one", read_write=True)
     assert host.points == []
     assert leftovers(root) == []
 
