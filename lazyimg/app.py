@@ -34,6 +34,7 @@ from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
+from lazyimg.images.shown import ShownAccess
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
@@ -53,6 +54,9 @@ SHUTDOWN_TIMEOUT: Final = 2.0
 
 CONTROL: Final = "cachefiles"
 """The name under which the service manager keeps the kernel's control fd."""
+
+SHOWN: Final = "shown"
+"""The name under which it keeps the file of memory with users' names and passwords."""
 
 LISTENER: Final = "api"
 """The name under which it keeps the socket of the API."""
@@ -137,11 +141,17 @@ async def start(
     stack.push_async_callback(registries.close)
     engine = Engine(limits=config.fill.limits())
     stack.push_async_callback(engine.close)
-    catalog = Catalog(root, library, engine, registries.open_blob)
+    was_shown = SHOWN in manager.names
+    shown = ShownAccess(manager.take(SHOWN))
+    stack.callback(shown.close)
+    catalog = Catalog(root, library, engine, registries.open_blob, shown)
     catalog.load()
     transport = CachefilesTransport(catalog, domain_id=config.domain_id)
     catalog.use(transport)
     served = await _serve_kernel(config, transport, manager, stack)
+    if not was_shown:
+        manager.keep(SHOWN, shown.fd)
+    stack.callback(manager.forget, SHOWN)
 
     await registries.start()
     for name in ("lazyimg.images.service", "lazyimg.api.server"):

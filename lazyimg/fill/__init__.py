@@ -33,6 +33,9 @@ Rules:
   - Memory in flight is bounded by the budget. A single span may be larger than a request's usual
     size, and than the budget: it then goes alone.
 
-Concurrency: everything runs in one event loop but `decode` and `assembly`, which run in the
-engine's own worker threads on values that nobody changes. `Engine.close` leaves no task behind.
+Concurrency: everything runs in one event loop but two things. A worker thread of the engine's
+decodes a flight's spans and writes its blocks in one go (`decode`, `assembly`, `Sink.write_now`),
+on values that nobody changes: each thread that a byte passes through costs more than decoding it.
+And what is in memory is read by whoever asks, in any thread (`local`): nothing waits for the event
+loop there. `Engine.close` leaves no task behind.
 """

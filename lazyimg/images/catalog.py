@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lazyimg.fill.engine import Engine
     from lazyimg.fill.ports import BlobReader, Sink
     from lazyimg.images.library import ChainRecord, Library, SourceRecord
+    from lazyimg.images.shown import ShownAccess
     from lazyimg.registry.ports import Access
 
     OpenBlob = Callable[[SourceRecord, Access | None], Awaitable[BlobReader]]
@@ -52,6 +53,7 @@ class Catalog:
         engine: fills devices.
         open_blob: gives the reader of a source, with what was last shown to its repository, or,
             if None, as it is recorded.
+        shown: has that, where it is a name and a password.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Catalog:
         library: Library,
         engine: Engine,
         open_blob: OpenBlob,
+        shown: ShownAccess,
     ) -> None:
         self._root = root
         self._library = library
@@ -70,7 +73,7 @@ class Catalog:
         self._maps: dict[str, mmap.mmap] = {}
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
         self._blobs: dict[tuple[str, str, str], BlobReader] = {}
-        self._shown: dict[str, Access] = {}  # with names and passwords: never on disk
+        self._shown = shown
         self._noted: dict[str, Sink] = {}
         self._presence: Presence | None = None
         self._failures = Repeats()
@@ -154,10 +157,7 @@ class Catalog:
         Raises:
             LazyimgError: the table cannot be read, or the place of the blob is gone.
         """
-        if access.username:
-            self._shown[source.repository] = access
-        else:
-            self._shown.pop(source.repository, None)
+        self._shown.note(source.repository, access)
         if name in self._tables:
             await self._open_source(name, source)
 
@@ -183,7 +183,7 @@ class Catalog:
 
     async def _open_source(self, name: str, source: SourceRecord) -> DeviceTable:
         table = await asyncio.to_thread(self._load_table, name, source)
-        blob = await self._open_blob(source, self._shown.get(source.repository))
+        blob = await self._open_blob(source, self._shown.find(source.repository))
         self._engine.add_device(table, blob)
         key = (name, source.repository, source.blob)
         replaced, self._blobs[key] = self._blobs.get(key), blob

@@ -5,7 +5,7 @@ earlier one, a directory given twice keeps its children, a missing parent is imp
 is a symbolic link of the same layer is followed (inside the root), a hard link joins its target's
 node and gives it the attributes of its own header. What concerns lower layers is only recorded
 here: whiteouts, opaque directories, and implied directories, whose attributes come from below if
-there is such a directory.
+there is such a directory. A directory that its own layer replaces takes its markers along.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ import msgspec
 from lazyimg.fill.engine import Engine
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
+from lazyimg.images.shown import ShownAccess
 from lazyimg.limits import FillLimits
 from lazyimg.transports.cachefiles.device import bind_cache, open_device
 from lazyimg.transports.cachefiles.space import CacheLimits
@@ -119,7 +120,7 @@ async def serve(image: ReadImage, cache: Path, min_fetch: int, *, at_hand: bool)
 
     library = Library(image.root / "library.sqlite")
     engine = Engine(limits=FillLimits(min_fetch=min_fetch))
-    catalog = Catalog(image.root, library, engine, open_blob)
+    catalog = Catalog(image.root, library, engine, open_blob, ShownAccess())
     catalog.load()
     transport = CachefilesTransport(catalog, domain_id=DOMAIN)
     catalog.use(transport)

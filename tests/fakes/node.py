@@ -22,6 +22,7 @@ from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
+from lazyimg.images.shown import ShownAccess
 from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
@@ -108,7 +109,8 @@ class Node:
         self.library = Library(self.root / "library.sqlite")
         limits = FillLimits(min_fetch=0, merge_gap=0, prefetch_piece=1 << 16)
         self.engine = Engine(limits=limits)
-        self.catalog = Catalog(self.root, self.library, self.engine, self.open_blob)
+        self.shown = ShownAccess()
+        self.catalog = Catalog(self.root, self.library, self.engine, self.open_blob, self.shown)
         self.catalog.load()
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
@@ -140,6 +142,7 @@ class Node:
     async def close(self) -> None:
         await self.engine.close()
         self.library.close()
+        self.shown.close()
 
 
 @asynccontextmanager

@@ -39,6 +39,7 @@ from lazyimg.images.library import (
     MountRecord,
     MountState,
 )
+from lazyimg.images.shown import ShownAccess
 from lazyimg.transports.cachefiles.space import CacheLimits
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
@@ -485,7 +486,7 @@ async def test_fds_are_kept_and_given_back_at_the_end(
     async with AsyncExitStack() as stack:
         await app.start(config, stack, manager.next())
         manager.receive()
-        assert set(manager.kept) == {"cachefiles", "api"}
+        assert set(manager.kept) == {"cachefiles", "shown", "api"}
         kept = os.fstat(manager.kept["cachefiles"])
         assert kept.st_ino == os.fstat(started.device.fileno()).st_ino
     manager.receive()
@@ -509,9 +510,10 @@ async def test_mounts_and_callers_of_a_process_that_died_are_taken_over(
             status = await waiting
             assert (status.supervisor, status.restarts) == (41, 2)
             assert [mount.directory for mount in status.mounts] == ["/one"]
-            assert set(manager.receive()) == set()
+            assert manager.receive() == ["FDSTORE=1"]
+            assert set(manager.kept) == {"cachefiles", "shown", "api"}
     assert started.host.table == []
-    assert manager.receive() == ["FDSTOREREMOVE=1", "FDSTOREREMOVE=1"]
+    assert manager.receive() == ["FDSTOREREMOVE=1"] * 3
     assert not Path(config.address).exists()
 
 
@@ -544,7 +546,7 @@ async def test_mounts_are_made_again_when_the_kernel_hands_nothing_over(
         assert [event[0] for event in started.events] == ["restore", "start"]
         assert started.host.calls.count("mount_erofs") == 1
         manager.receive()
-        assert set(manager.kept) == {"cachefiles", "api"}
+        assert set(manager.kept) == {"cachefiles", "shown", "api"}
 
 
 async def test_kept_socket_whose_path_is_gone_is_replaced(
@@ -555,7 +557,7 @@ async def test_kept_socket_whose_path_is_gone_is_replaced(
         async with AsyncExitStack() as stack:
             await app.start(config, stack, manager.next())
             await Client(config.address).status()
-            assert manager.receive()[1:] == ["FDSTOREREMOVE=1", "FDSTORE=1"]
+            assert manager.receive()[2:] == ["FDSTOREREMOVE=1", "FDSTORE=1"]
 
 
 async def test_root_that_the_dead_process_still_holds(
@@ -649,3 +651,26 @@ async def test_supervisor_that_has_ended_already(caplog: pytest.LogCaptureFixtur
         app.watch_supervisor(manager, stack)
     assert manager.supervisor == 0
     assert "is gone" in caplog.text
+
+
+async def test_credentials_outlive_a_process_that_died(
+    config: Config, started: Started, manager: Manager, layer: LazyLayer
+) -> None:
+    async with run_registry() as registry:
+        add_lazy_image(registry, "app", "1", [layer])
+        registry.auth = "basic"
+        registry.users["user"] = "never-on-disk"
+        reference = f"{registry.host}/app:1"
+        access = Access(username="user", password="never-on-disk")
+        async with AsyncExitStack() as stack:
+            await app.start(config, stack, manager.next())
+            client = Client(config.address)
+            await client.mount(MountRequest(reference=reference, directory="/one", access=access))
+            manager.receive()
+            kept = ShownAccess(os.dup(manager.kept["shown"]))
+        found = kept.find(f"{registry.host}/app")
+        assert found is not None
+        assert (found.username, found.password) == ("user", "never-on-disk")
+        kept.close()
+        manager.receive()
+        assert manager.kept == {}

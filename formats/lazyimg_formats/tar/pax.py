@@ -6,7 +6,6 @@ Sources: POSIX.1-2017 pax, "pax Extended Header"; the GNU tar manual, "Storing S
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.errors import FormatError
@@ -70,7 +69,6 @@ def parse_integer(value: bytes) -> int:
     raise FormatError("PAX record", f"expected a decimal number, got {value[:80]!r}")
 
 
-@lru_cache(maxsize=4096)
 def parse_time(value: bytes) -> tuple[int, int]:
     """Give seconds since the epoch, rounded down, and the nanoseconds above them.
 

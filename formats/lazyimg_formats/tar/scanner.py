@@ -58,6 +58,7 @@ _GLOBAL: Final = b"g"
 _EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
 _DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
 _NO_RECORDS: Final[dict[bytes, bytes]] = {}
+_NO_LONG: Final[dict[bytes, bytes]] = {b"L": b"", b"K": b""}
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
@@ -109,7 +110,7 @@ class TarScanner:
         self._start = 0
         self._records = _NO_RECORDS
         self._has_globals = False
-        self._long = {b"L": b"", b"K": b""}
+        self._long = _NO_LONG
         self._flag = b""
         self._header: Header | None = None
         self._regions: list[Region] = []
@@ -202,7 +203,7 @@ class TarScanner:
                 self._forget()
                 self._has_globals = True
         else:
-            self._long[self._flag] = data.partition(b"\0")[0]
+            self._long = self._long | {self._flag: data.partition(b"\0")[0]}
         self._skip_payload()
 
     def _skip_payload(self) -> None:
@@ -212,7 +213,7 @@ class TarScanner:
     def _forget(self) -> None:
         self._start = -(-self._payload_end // BLOCK) * BLOCK
         self._records = _NO_RECORDS
-        self._long = {b"L": b"", b"K": b""}
+        self._long = _NO_LONG
 
     def _begin_member(self, header: Header, block: bytes) -> Member | None:
         kind = _KINDS.get(header.flag)
@@ -320,7 +321,8 @@ class TarScanner:
                 times.get(b"atime", accessed),
                 times.get(b"ctime", changed),
             )
-        path, target = self._long[b"L"] or path, self._long[b"K"] or target
+        if self._long is not _NO_LONG:
+            path, target = self._long[b"L"] or path, self._long[b"K"] or target
         if regions is not None and records:
             path = records.get(b"GNU.sparse.name") or path
         _check_numbers(kind, uid, gid, header.major, header.minor)
@@ -349,8 +351,10 @@ class TarScanner:
         self._has_globals = False
         self._header = None
         self._payload_end = self._next + data_size
-        self._skip_payload()
         self._forget()
+        self._next = self._start
+        self._take = self._take_header
+        self._want = BLOCK
         return member
 
 

@@ -18,11 +18,11 @@ Rules:
   - The kernel reuses the number of a READ whose reader was killed; the newer READ owns it.
 
 Concurrency: the thread owns the control fd's reading side. The protocol's state is shared with the
-event loop under one lock, held for microseconds and never across a system call. Bytes that are
-local are written by the thread itself, so that a bootstrap is readable whatever the event loop
-does. Writes of fetched bytes run in a small pool of threads, each with a page-aligned buffer:
-pwrite(2) on an object is O_DIRECT. Culling runs in a thread of its own, because `cull` acts on the
-working directory and that thread has its own.
+event loop under one lock, held for microseconds and never across a system call. Bytes that are in
+memory are written by the thread itself, so that a bootstrap is readable whatever the event loop
+does. Fetched bytes are written by the threads that have them, or by a few of the transport's own,
+through a few page-aligned buffers: pwrite(2) on an object is O_DIRECT. Culling runs in a thread of
+its own, because `cull` acts on the working directory and that thread has its own.
 
 On disk: `<dir>/cache/Ierofs,<domain>/@xx/D<cookie>`, sparse files, 256 fan-out directories
 (`backing.py`); `<dir>/graveyard` is the kernel's.

@@ -19,6 +19,7 @@ from lazyimg.images.library import (
     Library,
     SourceRecord,
 )
+from lazyimg.images.shown import ShownAccess
 from lazyimg.limits import FillLimits
 from lazyimg.registry.ports import Access
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -67,7 +68,8 @@ class Node:
         self.blobs: dict[str, MemoryBlob] = {}
         self.opened: list[tuple[str, Access | None]] = []
         self.away: set[str] = set()
-        self.catalog = Catalog(root, self.library, self.engine, self.open_blob)
+        self.shown = ShownAccess()
+        self.catalog = Catalog(root, self.library, self.engine, self.open_blob, self.shown)
         (root / "bootstraps" / FSID).write_bytes(BOOTSTRAP)
         (root / "tables" / "table").write_bytes(self.device.table.data)
         size = len(self.device.content)
@@ -103,6 +105,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     yield node
     await node.engine.close()
     node.library.close()
+    node.shown.close()
 
 
 def test_nothing_is_known_before_it_is_loaded(tmp_path: Path) -> None:
@@ -113,6 +116,7 @@ def test_nothing_is_known_before_it_is_loaded(tmp_path: Path) -> None:
     assert node.catalog.size(node.device.name) == len(node.device.content)
     assert node.catalog.size("0" * 64) is None
     node.library.close()
+    node.shown.close()
 
 
 async def test_image_that_was_just_made(node: Node) -> None:

@@ -6,7 +6,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lazyimg.images.merge import merge_layers
@@ -215,10 +215,15 @@ def _own_paths(changes: list[tuple[str, bytes]]) -> dict[bytes, bytes]:
 
 def _apply_plainly(files: dict[bytes, bytes], changes: list[tuple[str, bytes]]) -> None:
     """Apply one layer to {path: text, b"" for directories} the slow and obvious way."""
+    hidden: list[bytes] = []
     for action, path in changes:
         if action == "whiteout":
-            for gone in [*_below(files, path), path]:
-                files.pop(gone, None)
+            hidden.append(path)
+        elif action == "file":  # a directory that it replaces takes its markers along
+            hidden = [other for other in hidden if not other.startswith(path + b"/")]
+    for path in hidden:
+        for gone in [*_below(files, path), path]:
+            files.pop(gone, None)
     for path, content in _own_paths(changes).items():
         if content:
             for gone in _below(files, path):
@@ -227,6 +232,7 @@ def _apply_plainly(files: dict[bytes, bytes], changes: list[tuple[str, bytes]]) 
 
 
 @given(st.lists(st.lists(operations, max_size=6), min_size=1, max_size=4))
+@example([[("file", b"b/c")], [("whiteout", b"b/c"), ("file", b"b"), ("directory", b"b")]])
 def test_any_layers_give_what_applying_them_plainly_gives(
     layers: list[list[tuple[str, bytes]]],
 ) -> None:

@@ -24,6 +24,7 @@ from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
 from lazyimg.images.service import Image, Images
+from lazyimg.images.shown import ShownAccess
 from lazyimg.layers.locate import IndexLocation
 from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
@@ -76,13 +77,15 @@ class Node:
         self.accesses: list[tuple[str, Access | None]] = []
         self.library = Library(root / "library.sqlite")
         self.engine = Engine(limits=FillLimits())
-        self.catalog = Catalog(root, self.library, self.engine, self.open_blob)
+        self.shown = ShownAccess()
+        self.catalog = Catalog(root, self.library, self.engine, self.open_blob, self.shown)
         self.catalog.load()
         self.images = Images(root, self.library, self.catalog, self.open_source)
 
     async def close(self) -> None:
         await self.engine.close()
         self.library.close()
+        self.shown.close()
 
     async def open_source(
         self, location: Location, access: Access
