@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotRootError, StorageError
 from lazyimg.fill.engine import Engine
+from lazyimg.host.allocator import keep_freed_memory
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
@@ -78,6 +79,7 @@ def run(config: Config) -> None:
     Raises:
         LazyimgError: the daemon cannot start.
     """
+    keep_freed_memory()
     asyncio.run(_serve(config))
 
 

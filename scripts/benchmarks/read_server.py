@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from lazyimg.fill.engine import Engine
+from lazyimg.host.allocator import keep_freed_memory
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
 from lazyimg.images.shown import ShownAccess
@@ -75,6 +76,7 @@ def main() -> None:
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     root, fsid, device = settings.image
     image = ReadImage(Path(root), fsid, device)
+    keep_freed_memory()
     if settings.kind == "minimal":
         serve_minimal(image, Path(settings.cache))
     else:
