@@ -328,10 +328,14 @@ async def test_deadline_fails_the_read_and_the_next_one_starts_anew() -> None:
         await engine.fill(device.name, 0, 5000, sink)
     assert str(caught.value) == f"device {device.name}: bytes 0-8191 did not arrive within 0.4 s"
     assert caught.value.retryable
-    blob.gate.set()
-    await engine.fill(device.name, 0, 4096, sink, priority=Priority.TRACED)  # has no deadline
+    blob.started.clear()
+    anew = asyncio.create_task(
+        engine.fill(device.name, 0, 4096, sink, priority=Priority.TRACED)  # has no deadline
+    )
+    await blob.started.wait()
     assert len(blob.reads) == 2
-    await patient
+    blob.gate.set()
+    await asyncio.gather(patient, anew)
     await engine.close()
 
 
