@@ -48,6 +48,13 @@ def test_round_trip(entry: Entry) -> None:
     assert read(serialize_header(entry)) == entry
 
 
+@pytest.mark.parametrize("mtime", [-5, 0, 5, 1 << 40])
+@pytest.mark.parametrize("mtime_ns", [0, 7])
+def test_times(mtime: int, mtime_ns: int) -> None:
+    entry = read(serialize_header(Entry(b"f", Kind.FIFO, mtime=mtime, mtime_ns=mtime_ns)))
+    assert (entry.mtime, entry.mtime_ns) == (mtime, mtime_ns)
+
+
 def test_long_target() -> None:
     entry = Entry(b"link", Kind.HARDLINK, target=b"t" * 101)
     assert read(serialize_header(entry)) == entry

@@ -102,6 +102,7 @@ def test_small_steps(make: type, step: int) -> None:
         (TEXT[:10], PlainDecompressor),
         (b"\x1f", PlainDecompressor),
     ],
+    ids=["gzip", "zstd", "skippable", "plain", "short"],
 )
 def test_choice(data: bytes, kind: type[Decompressor]) -> None:
     assert isinstance(choose_decompressor(data[:6]), kind)
