@@ -25,12 +25,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from lazyimg.errors import InUseError, KernelError, LazyimgError, NotRootError, StorageError
+from lazyimg.errors import InUseError, KernelError, LazyimgError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import keep_freed_memory
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.host.user import require_root
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
@@ -131,8 +132,7 @@ async def start(
         LazyimgError: the daemon cannot start; `stack` undoes what was begun.
     """
     manager = manager or ServiceManager({})
-    if os.geteuid() != 0:
-        raise NotRootError("lazyimg serve", "mounting needs root", "run it as root")
+    require_root("lazyimg serve")
     root = Path(config.root)
     refuse_own_mounts(config.domain_id, [root, config.cache_directory])
     await _prepare(root, config.cache_directory, stack, patient=bool(manager.names))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lazyimg.cli.options import common_options, pass_invocation
+from lazyimg.host.user import require_root
 
 if TYPE_CHECKING:
     from lazyimg.cli.invocation import Invocation
@@ -38,6 +39,7 @@ def command(
         log__level=log_level,
         log__format=log_format,
     )
+    require_root("lazyimg serve")  # now: who is not root may be unable to run what follows
     from lazyimg.supervisor.command import LogSettings, supervisor_command  # noqa: PLC0415
     from lazyimg.worker import worker_command  # noqa: PLC0415
 

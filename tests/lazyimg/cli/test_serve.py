@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What this process would have become."""
+    """What this process, as root's, would have become."""
     commands: list[list[str]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
     return commands
 
@@ -62,3 +63,13 @@ def test_wrong_log_level(run: Callable[..., Result]) -> None:
     assert result.err == (
         'lazyimg: --log-level: expected debug, info, warning, error, got "loud"\n'
     )
+
+
+def test_who_is_not_root_becomes_nothing(
+    run: Callable[..., Result], commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = run("serve")
+    assert result.code == 77
+    assert result.err == "lazyimg: lazyimg serve: mounting needs root; run it as root\n"
+    assert commands == []
