@@ -1,4 +1,4 @@
-"""Serving reads through /dev/cachefiles in on-demand mode (Linux 5.19 to 7.1).
+"""Serving reads through /dev/cachefiles in on-demand mode (Linux 6.1 to 7.1).
 
 Life cycle: `CachefilesTransport.start` opens the device, tells the kernel the cache directory and
 the limits, binds, and starts one thread. `stop` fails what is pending and gives everything back.
