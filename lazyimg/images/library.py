@@ -76,10 +76,37 @@ CREATE TABLE proof (             -- that a user may read a blob
     PRIMARY KEY (repository, user, blob)
 ) STRICT, WITHOUT ROWID;
 """,
+    """
+CREATE TABLE new_image (
+    reference TEXT NOT NULL,     -- canonical, with the tag or digest asked for
+    platform TEXT NOT NULL,      -- os/arch[/variant]
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    chain TEXT NOT NULL REFERENCES chain (key),
+    PRIMARY KEY (reference, platform)
+) STRICT, WITHOUT ROWID;
+INSERT INTO new_image
+    SELECT reference, platform, digest, min(key) FROM image JOIN chain USING (fsid)
+    GROUP BY reference, platform;
+DROP TABLE image;
+ALTER TABLE new_image RENAME TO image;
+CREATE TABLE new_mount (         -- on users' directories
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- one may lie in an earlier one
+    directory TEXT NOT NULL UNIQUE,
+    reference TEXT NOT NULL,     -- what was asked for
+    platform TEXT NOT NULL,      -- os/arch[/variant]
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    chain TEXT NOT NULL REFERENCES chain (key),
+    scratch TEXT NOT NULL,       -- name below scratch/; '' where nothing can be written
+    state TEXT NOT NULL          -- MountState
+) STRICT;
+INSERT INTO new_mount
+    SELECT number, directory, reference, platform, digest, min(key), scratch, state
+    FROM mount JOIN chain USING (fsid) GROUP BY number;
+DROP TABLE mount;
+ALTER TABLE new_mount RENAME TO mount;
+""",
 )
 """What makes each version of the records from the one before; the first from nothing."""
-
-_CHAIN: Final = "SELECT fsid, size, layers FROM chain JOIN bootstrap USING (fsid) "
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
@@ -105,20 +132,30 @@ class LayerRecord(msgspec.Struct, frozen=True):
 
 
 class ChainRecord(msgspec.Struct, frozen=True):
-    """A bootstrap, its size in bytes, and the layers it was built from, lowest first."""
+    """A bootstrap, its size in bytes, and the layers it was built from, lowest first.
 
+    Several chains may have one bootstrap: their layers hold the same, and are other blobs.
+
+    Attributes:
+        key: of the layers' indexes.
+        fsid: of the bootstrap.
+        size: its bytes.
+        layers: lowest first.
+    """
+
+    key: str
     fsid: str
     size: int
     layers: list[LayerRecord]
 
 
 class ImageRecord(msgspec.Struct, frozen=True):
-    """What a reference stood for on a platform: the manifest's digest and the bootstrap."""
+    """What a reference stood for on a platform: the manifest's digest and the chain's key."""
 
     reference: str
     platform: str
     digest: str
-    fsid: str
+    chain: str
 
 
 class MountState(StrEnum):
@@ -234,20 +271,17 @@ class Library:
 
     def find_chain(self, key: str) -> ChainRecord | None:
         """Give the bootstrap that was built from these layers, if one was."""
-        return self._chain(_CHAIN + "WHERE chain.key = ?", key)
-
-    def chain_of(self, fsid: str) -> ChainRecord | None:
-        """Give a bootstrap's layers."""
-        return self._chain(_CHAIN + "WHERE chain.fsid = ? ORDER BY chain.key LIMIT 1", fsid)
-
-    def _chain(self, query: str, value: str) -> ChainRecord | None:
         with self._transaction(write=False) as db:
-            row = db.execute(query, (value,)).fetchone()
+            row = db.execute(
+                "SELECT fsid, size, layers FROM chain JOIN bootstrap USING (fsid) WHERE key = ?",
+                (key,),
+            ).fetchone()
         if row is None:
             return None
-        return ChainRecord(row[0], row[1], msgspec.json.decode(row[2], type=list[LayerRecord]))
+        fsid, size, layers = row
+        return ChainRecord(key, fsid, size, msgspec.json.decode(layers, type=list[LayerRecord]))
 
-    def add_chain(self, key: str, chain: ChainRecord) -> None:
+    def add_chain(self, chain: ChainRecord) -> None:
         """Record a bootstrap and its devices; its files exist."""
         with self._transaction(write=True) as db:
             db.execute(
@@ -260,7 +294,7 @@ class Library:
             )
             db.execute(
                 "INSERT OR REPLACE INTO chain VALUES (?, ?, ?)",
-                (key, chain.fsid, msgspec.json.encode(chain.layers)),
+                (chain.key, chain.fsid, msgspec.json.encode(chain.layers)),
             )
 
     def add_image(self, image: ImageRecord, sources: list[tuple[str, SourceRecord]]) -> None:
@@ -268,7 +302,7 @@ class Library:
         with self._transaction(write=True) as db:
             db.execute(
                 "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?)",
-                (image.reference, image.platform, image.digest, image.fsid),
+                (image.reference, image.platform, image.digest, image.chain),
             )
             db.executemany(
                 "INSERT OR REPLACE INTO source VALUES (?, ?, ?, ?, ?, ?)",
@@ -318,7 +352,7 @@ class Library:
         """Give the mounts on users' directories, the oldest first."""
         with self._transaction(write=False) as db:
             rows = db.execute(
-                "SELECT directory, reference, platform, digest, fsid, scratch, state FROM mount"
+                "SELECT directory, reference, platform, digest, chain, scratch, state FROM mount"
                 " ORDER BY number"
             ).fetchall()
         return [
@@ -332,10 +366,10 @@ class Library:
         with self._transaction(write=True) as db:
             db.execute("DELETE FROM mount WHERE directory = ?", (record.directory,))
             db.execute(
-                "INSERT INTO mount (directory, reference, platform, digest, fsid, scratch, state)"
+                "INSERT INTO mount (directory, reference, platform, digest, chain, scratch, state)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
-                    record.directory, image.reference, image.platform, image.digest, image.fsid,
+                    record.directory, image.reference, image.platform, image.digest, image.chain,
                     record.scratch, record.state,
                 ),
             )  # fmt: skip

@@ -276,7 +276,7 @@ class Mounts:
 
     async def _describe(self, record: MountRecord) -> Mounted | None:
         image = record.image
-        chain = await asyncio.to_thread(self._library.chain_of, image.fsid)
+        chain = await asyncio.to_thread(self._library.find_chain, image.chain)
         if chain is None:
             _log.warning("%s: %s is not known any more", record.directory, image.reference)
             return None
@@ -369,7 +369,7 @@ def _record(mounted: Mounted) -> MountRecord:
     image = mounted.image
     return MountRecord(
         mounted.directory,
-        ImageRecord(image.reference, image.platform, image.digest, image.chain.fsid),
+        ImageRecord(image.reference, image.platform, image.digest, image.chain.key),
         mounted.scratch.name if mounted.scratch else "",
         MountState.MOUNTING,
     )

@@ -185,7 +185,7 @@ class Images:
         record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
         if record is None:
             return None
-        chain = await asyncio.to_thread(self._library.chain_of, record.fsid)
+        chain = await asyncio.to_thread(self._library.find_chain, record.chain)
         if chain is None or not await asyncio.to_thread(self._is_whole, chain):
             return None
         return Image(record.reference, record.digest, record.platform, chain)
@@ -213,7 +213,7 @@ class Images:
             for layer in chain.layers
             if layer.device_size
         ]
-        image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.fsid)
+        image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
         await asyncio.to_thread(self._library.add_image, image, sources)
         self._catalog.add(chain)
         for device, one in sources:
@@ -247,6 +247,7 @@ class Images:
         )
         built = await build_image(source.name, request)
         chain = ChainRecord(
+            key,
             built.fsid,
             built.size,
             [
@@ -257,7 +258,7 @@ class Images:
                 for layer, location, one in zip(layers, locations, built.layers, strict=True)
             ],
         )  # fmt: skip
-        await asyncio.to_thread(self._library.add_chain, key, chain)
+        await asyncio.to_thread(self._library.add_chain, chain)
         return chain
 
     async def _fetch(

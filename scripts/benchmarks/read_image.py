@@ -94,8 +94,8 @@ def _record(image: ReadImage, bootstrap_size: int, blob_size: int, size: int) ->
     blob = f"sha256:{hashlib.sha256(image.blob.read_bytes()).hexdigest()}"
     layer = LayerRecord(blob, blob_size, "layer", "zstd:chunked", "table", image.device, size)
     library = Library(image.root / "library.sqlite")
-    library.add_chain("chain", ChainRecord(image.fsid, bootstrap_size, [layer]))
-    record = ImageRecord("benchmark", "linux/amd64", blob, image.fsid)
+    library.add_chain(ChainRecord("chain", image.fsid, bootstrap_size, [layer]))
+    record = ImageRecord("benchmark", "linux/amd64", blob, "chain")
     source = SourceRecord("benchmark", blob, blob_size, "table", b"{}")
     library.add_image(record, [(image.device, source)])
     library.close()

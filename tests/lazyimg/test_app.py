@@ -461,8 +461,8 @@ def leave_a_mount(config: Config, started: Started) -> None:
     (root / "mnt" / FSID).mkdir(parents=True)
     (root / "scratch").mkdir()
     library = Library(root / "library.sqlite")
-    library.add_chain("key", ChainRecord(FSID, 4096, []))
-    image = ImageRecord("reg.test/app:1", "linux/amd64", "sha256:aa", FSID)
+    library.add_chain(ChainRecord("key", FSID, 4096, []))
+    image = ImageRecord("reg.test/app:1", "linux/amd64", "sha256:aa", "key")
     library.add_mount(MountRecord("/one", image, "", MountState.MOUNTED))
     library.close()
     started.host.table = [

@@ -74,12 +74,12 @@ class Node:
         (root / "tables" / "table").write_bytes(self.device.table.data)
         size = len(self.device.content)
         self.layer = LayerRecord("sha256:aa", 1, "type", "form", "table", self.device.name, size)
-        self.chain = ChainRecord(FSID, len(BOOTSTRAP), [self.layer])
-        self.library.add_chain("key", self.chain)
+        self.chain = ChainRecord("key", FSID, len(BOOTSTRAP), [self.layer])
+        self.library.add_chain(self.chain)
         self.record(source(APP))
 
     def record(self, *sources: SourceRecord) -> None:
-        image = ImageRecord("reg.test/app:1", "linux/amd64", "sha256:mm", FSID)
+        image = ImageRecord("reg.test/app:1", "linux/amd64", "sha256:mm", "key")
         self.library.add_image(image, [(self.device.name, one) for one in sources])
 
     async def open_blob(self, record: SourceRecord, access: Access | None) -> MemoryBlob:
@@ -124,7 +124,7 @@ async def test_image_that_was_just_made(node: Node) -> None:
         LayerRecord("sha256:bb", 1, "type", "form", "table", "new", 8192),
         LayerRecord("sha256:cc", 1, "type", "form", "table", "empty", 0),
     ]
-    node.catalog.add(ChainRecord("e" * 64, 4096, layers))
+    node.catalog.add(ChainRecord("other", "e" * 64, 4096, layers))
     assert node.catalog.size("e" * 64) == 4096
     assert node.catalog.size("new") == 8192
     assert node.catalog.size("empty") is None
@@ -159,7 +159,7 @@ async def test_large_bootstrap_is_written_in_pieces(node: Node) -> None:
     data = bytes(range(256)) * 12_000
     fsid = hashlib.sha256(data).hexdigest()
     (node.root / "bootstraps" / fsid).write_bytes(data)
-    node.catalog.add(ChainRecord(fsid, len(data), []))
+    node.catalog.add(ChainRecord("other", fsid, len(data), []))
     sink = MemorySink()
     length = -(-len(data) // BLOCK_SIZE) * BLOCK_SIZE
     await node.catalog.fill(fsid, 0, length, sink)

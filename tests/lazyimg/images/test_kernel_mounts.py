@@ -21,7 +21,7 @@ LAYERS = [
     LayerRecord("sha256:1", 1, "type", "format", "table", name, size)
     for name, size in (("one", 4096), ("empty", 0), ("two", 8192), ("one", 4096))
 ]
-CHAIN = ChainRecord("a" * 64, 4096, LAYERS)
+CHAIN = ChainRecord("key", "a" * 64, 4096, LAYERS)
 
 
 class Cache:

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from lazyimg.errors import StorageError
@@ -31,8 +32,10 @@ def layer_record(device: str = "dev", size: int = 8192, blob: str = "sha256:aa")
     return LayerRecord(blob, 4000, "some/type", "zstd:chunked", "table", device, size)
 
 
-def chain(*layers: LayerRecord, fsid: str = FSID, size: int = 4096) -> ChainRecord:
-    return ChainRecord(fsid, size, list(layers))
+def chain(
+    *layers: LayerRecord, key: str = "key", fsid: str = FSID, size: int = 4096
+) -> ChainRecord:
+    return ChainRecord(key, fsid, size, list(layers))
 
 
 def source(
@@ -57,7 +60,6 @@ def test_new_library_is_empty(library: Library) -> None:
     assert library.bootstraps() == {}
     assert library.devices() == {}
     assert library.find_chain("key") is None
-    assert library.chain_of(FSID) is None
     assert library.find_image("reg/app:1", "linux/amd64") is None
     assert library.sources("dev") == []
 
@@ -69,38 +71,36 @@ def test_records_are_synced_and_readers_do_not_wait(library: Library) -> None:
 
 def test_chain_with_the_same_layer_twice_and_one_without_data(library: Library) -> None:
     record = chain(layer_record(), layer_record(), layer_record("empty", 0))
-    library.add_chain("key", record)
+    library.add_chain(record)
     assert library.find_chain("key") == record
-    assert library.chain_of(FSID) == record
     assert library.bootstraps() == {FSID: 4096}
     assert library.devices() == {"dev": 8192}
 
 
 def test_two_chains_of_one_bootstrap(library: Library) -> None:
-    one, other = chain(layer_record(blob="sha256:aa")), chain(layer_record(blob="sha256:bb"))
-    library.add_chain("b", other)
-    library.add_chain("a", one)
+    one = chain(layer_record(blob="sha256:aa"), key="a")
+    other = chain(layer_record(blob="sha256:bb"), key="b")
+    library.add_chain(other)
+    library.add_chain(one)
     assert library.find_chain("a") == one
     assert library.find_chain("b") == other
-    assert library.chain_of(FSID) == one
     assert library.bootstraps() == {FSID: 4096}
 
 
 def test_chain_that_is_built_again(library: Library) -> None:
-    library.add_chain("key", chain(layer_record()))
+    library.add_chain(chain(layer_record()))
     again = chain(layer_record("new"), fsid="e" * 64, size=12_288)
-    library.add_chain("key", again)
+    library.add_chain(again)
     assert library.find_chain("key") == again
-    assert library.chain_of(FSID) is None
     assert library.bootstraps() == {FSID: 4096, "e" * 64: 12_288}
 
 
 def test_tag_that_moves(library: Library) -> None:
-    library.add_chain("key", chain(layer_record()))
-    library.add_chain("next", chain(layer_record(), fsid="e" * 64))
-    first = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", FSID)
-    second = ImageRecord("reg/app:1", "linux/amd64", "sha256:m2", "e" * 64)
-    other = ImageRecord("reg/app:1", "linux/arm64", "sha256:m3", FSID)
+    library.add_chain(chain(layer_record()))
+    library.add_chain(chain(layer_record(), key="next", fsid="e" * 64))
+    first = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", "key")
+    second = ImageRecord("reg/app:1", "linux/amd64", "sha256:m2", "next")
+    other = ImageRecord("reg/app:1", "linux/arm64", "sha256:m3", "key")
     for image in (first, other, second):
         library.add_image(image, [])
     assert library.find_image("reg/app:1", "linux/amd64") == second
@@ -109,8 +109,8 @@ def test_tag_that_moves(library: Library) -> None:
 
 
 def test_sources_of_a_device(library: Library) -> None:
-    library.add_chain("key", chain(layer_record(), layer_record("other")))
-    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", FSID)
+    library.add_chain(chain(layer_record(), layer_record("other")))
+    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", "key")
     library.add_image(image, [("dev", source()), ("other", source("reg/other"))])
     library.add_image(image, [("dev", source("reg/mirror")), ("dev", source(access=b"new"))])
     assert sorted(library.sources("dev"), key=lambda one: one.repository) == [
@@ -121,10 +121,10 @@ def test_sources_of_a_device(library: Library) -> None:
 
 
 def test_image_of_an_unknown_bootstrap_changes_nothing(library: Library) -> None:
-    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", FSID)
+    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", "key")
     with pytest.raises(StorageError, match="records: FOREIGN KEY constraint failed"):
         library.add_image(image, [])
-    library.add_chain("key", chain(layer_record()))
+    library.add_chain(chain(layer_record()))
     with pytest.raises(StorageError, match="FOREIGN KEY"):
         library.add_image(image, [("dev", source()), ("unknown", source())])
     assert library.find_image("reg/app:1", "linux/amd64") is None
@@ -134,7 +134,7 @@ def test_image_of_an_unknown_bootstrap_changes_nothing(library: Library) -> None
 
 
 def test_records_outlive_the_process(path: Path, library: Library) -> None:
-    library.add_chain("key", chain(layer_record()))
+    library.add_chain(chain(layer_record()))
     again = Library(path)  # the first one is still open, as it is after a crash
     assert again.find_chain("key") == chain(layer_record())
     again.close()
@@ -148,11 +148,11 @@ def test_failed_commit_does_not_block_the_next_transaction(path: Path) -> None:
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM chain").fetchall()
     with pytest.raises(StorageError, match="records: database is locked"):
-        library.add_chain("key", chain(layer_record()))
+        library.add_chain(chain(layer_record()))
     reader.execute("COMMIT")
     reader.close()
     assert library.find_chain("key") is None
-    library.add_chain("key", chain(layer_record()))
+    library.add_chain(chain(layer_record()))
     assert library.find_chain("key") == chain(layer_record())
     library.close()
 
@@ -162,17 +162,17 @@ def test_full_disk(library: Library) -> None:
     library._db.execute(f"PRAGMA max_page_count = {pages}")
     many = chain(*(layer_record(f"{number:064}") for number in range(1000)))
     with pytest.raises(StorageError, match="records: database or disk is full"):
-        library.add_chain("key", many)
+        library.add_chain(many)
     library._db.execute("PRAGMA max_page_count = 1000000")
     assert library.bootstraps() == {}
-    library.add_chain("key", many)
+    library.add_chain(many)
     assert library.find_chain("key") == many
 
 
 def test_threads_take_turns(library: Library) -> None:
     def work(number: int) -> None:
         for step in range(5):
-            library.add_chain(f"{number}-{step}", chain(layer_record(f"{number}-{step}")))
+            library.add_chain(chain(layer_record(f"{number}-{step}"), key=f"{number}-{step}"))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -227,15 +227,125 @@ def test_records_of_every_earlier_version_open(tmp_path: Path) -> None:
     assert len(schemas) == 1
 
 
+VERSION_3 = """
+BEGIN;
+CREATE TABLE bootstrap (
+    fsid TEXT PRIMARY KEY,       -- sha256 of the file
+    size INTEGER NOT NULL        -- bytes
+) STRICT, WITHOUT ROWID;
+INSERT INTO "bootstrap" VALUES ('e',4096);
+INSERT INTO "bootstrap" VALUES ('f',4096);
+CREATE TABLE chain (             -- the layers that a bootstrap was built from
+    key TEXT PRIMARY KEY,        -- of the layers' indexes, lowest first
+    fsid TEXT NOT NULL REFERENCES bootstrap (fsid),
+    layers BLOB NOT NULL         -- JSON, [LayerRecord]
+) STRICT, WITHOUT ROWID;
+INSERT INTO "chain" VALUES ('a','f',CAST('[{"blob":"sha256:aa","blob_size":4000,
+    "media_type":"some/type","format":"zstd:chunked",
+    "table":"table","device":"dev","device_size":8192}]' AS BLOB));
+INSERT INTO "chain" VALUES ('b','f',CAST('[{"blob":"sha256:bb","blob_size":4000,
+    "media_type":"some/type","format":"zstd:chunked",
+    "table":"table","device":"dev","device_size":8192}]' AS BLOB));
+INSERT INTO "chain" VALUES ('c','e',CAST('[{"blob":"sha256:cc","blob_size":4000,
+    "media_type":"some/type","format":"zstd:chunked",
+    "table":"table","device":"dev","device_size":8192}]' AS BLOB));
+CREATE TABLE device (
+    name TEXT PRIMARY KEY,
+    size INTEGER NOT NULL        -- bytes
+) STRICT, WITHOUT ROWID;
+INSERT INTO "device" VALUES ('dev',8192);
+CREATE TABLE image (
+    reference TEXT NOT NULL,     -- canonical, with the tag or digest asked for
+    platform TEXT NOT NULL,      -- os/arch[/variant]
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    fsid TEXT NOT NULL REFERENCES bootstrap (fsid),
+    PRIMARY KEY (reference, platform)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "image" VALUES ('reg/app:1','linux/amd64','sha256:app','f');
+INSERT INTO "image" VALUES ('reg/copy:1','linux/amd64','sha256:copy','f');
+INSERT INTO "image" VALUES ('reg/other:1','linux/amd64','sha256:other','e');
+CREATE TABLE mount (             -- on users' directories
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- one may lie in an earlier one
+    directory TEXT NOT NULL UNIQUE,
+    reference TEXT NOT NULL,     -- what was asked for
+    platform TEXT NOT NULL,      -- os/arch[/variant]
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    fsid TEXT NOT NULL REFERENCES bootstrap (fsid),
+    scratch TEXT NOT NULL,       -- name below scratch/; '' where nothing can be written
+    state TEXT NOT NULL          -- MountState
+) STRICT;
+INSERT INTO "mount" VALUES (2,'/b','reg/app:1','linux/amd64','sha256:app','f','scr','mounted');
+INSERT INTO "mount" VALUES (3,'/a','reg/other:1','linux/amd64','sha256:other','e','','unmounting');
+CREATE TABLE proof (             -- that a user may read a blob
+    repository TEXT NOT NULL,    -- with its registry
+    user TEXT NOT NULL,          -- name in the credential; '' for none
+    blob TEXT NOT NULL,          -- digest
+    seen REAL NOT NULL,          -- seconds since the epoch
+    PRIMARY KEY (repository, user, blob)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "proof" VALUES ('reg/app','me','sha256:aa',5.0);
+CREATE TABLE source (            -- a blob from which a device can be filled
+    device TEXT NOT NULL REFERENCES device (name),
+    repository TEXT NOT NULL,    -- with its registry
+    blob TEXT NOT NULL,          -- digest
+    blob_size INTEGER NOT NULL,  -- bytes
+    table_name TEXT NOT NULL,    -- file below tables/
+    access BLOB NOT NULL,        -- JSON, without secrets
+    PRIMARY KEY (device, repository, blob)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "source" VALUES ('dev','reg/app','sha256:aa',4000,'table',X'7B7D');
+INSERT INTO "source" VALUES ('dev','reg/copy','sha256:bb',4000,'table',X'7B7D');
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES ('mount',3);
+PRAGMA user_version = 3;
+COMMIT;
+"""
+"""All of a file as the lazyimg with records of version 3 wrote it; digests are shortened."""
+
+
+def test_records_of_images_and_mounts_without_their_chains(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.executescript(VERSION_3)
+    database.close()
+    library = Library(path)
+    assert library.find_image("reg/app:1", "linux/amd64") == ImageRecord(
+        "reg/app:1", "linux/amd64", "sha256:app", "a"
+    )
+    copied = library.find_image("reg/copy:1", "linux/amd64")
+    assert copied == ImageRecord("reg/copy:1", "linux/amd64", "sha256:copy", "a")
+    other = ImageRecord("reg/other:1", "linux/amd64", "sha256:other", "c")
+    assert library.find_image("reg/other:1", "linux/amd64") == other
+    layers = [layer_record(blob="sha256:bb")]
+    assert library.find_chain("b") == ChainRecord("b", "f", 4096, layers)
+    assert [
+        (one.directory, one.image.chain, one.scratch, one.state) for one in library.mounts()
+    ] == [
+        ("/b", "a", "scr", MountState.MOUNTED),
+        ("/a", "c", "", MountState.UNMOUNTING),
+    ]
+    assert library.proofs("reg/app", "me") == {"sha256:aa": 5.0}
+    assert len(library.sources("dev")) == 2
+    library.add_image(
+        msgspec.structs.replace(copied, chain="b"), []
+    )  # as the next look at the registry does
+    found = library.find_image("reg/copy:1", "linux/amd64")
+    assert found is not None
+    assert found.chain == "b"
+    library.add_mount(MountRecord("/new", other, "", MountState.MOUNTING))
+    (number,) = library._db.execute("SELECT max(number) FROM mount").fetchone()
+    assert number == 4  # none is given twice
+    library.close()
+
+
 def mount_record(
     directory: str, state: MountState = MountState.MOUNTED, scratch: str = ""
 ) -> MountRecord:
-    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:aa", FSID)
+    image = ImageRecord("reg/app:1", "linux/amd64", "sha256:aa", "key")
     return MountRecord(directory, image, scratch, state)
 
 
 def test_mounts_in_the_order_they_were_made(library: Library) -> None:
-    library.add_chain("key", chain())
+    library.add_chain(chain())
     assert library.mounts() == []
     records = [mount_record("/b"), mount_record("/a", scratch="s"), mount_record("/c")]
     for record in records:
@@ -247,7 +357,7 @@ def test_mounts_in_the_order_they_were_made(library: Library) -> None:
 
 
 def test_state_of_a_mount(library: Library) -> None:
-    library.add_chain("key", chain())
+    library.add_chain(chain())
     library.add_mount(mount_record("/a", MountState.MOUNTING))
     library.add_mount(mount_record("/b"))
     library.set_mount("/a", MountState.UNMOUNTING)

@@ -43,7 +43,7 @@ ROOT = Node(
 
 def image(name: str = "a") -> Image:
     layer = LayerRecord("sha256:1", 1, "type", "format", "table", f"device-{name}", 4096)
-    chain = ChainRecord(name * 64, 4096, [layer])
+    chain = ChainRecord(name, name * 64, 4096, [layer])
     return Image(f"reg.test/{name}:1", "sha256:" + name * 64, "linux/amd64", chain)
 
 
@@ -91,7 +91,7 @@ def root(tmp_path: Path) -> Path:
 def library(root: Path) -> Iterator[Library]:
     library = Library(root / "library.sqlite")
     for name in "abc":
-        library.add_chain(name, image(name).chain)
+        library.add_chain(image(name).chain)
     yield library
     library.close()
 
@@ -742,7 +742,7 @@ def leave(
 ) -> None:
     """Record what a process that died was doing with the image "a"."""
     one = image()
-    record = ImageRecord(one.reference, one.platform, one.digest, one.chain.fsid)
+    record = ImageRecord(one.reference, one.platform, one.digest, one.chain.key)
     library.add_mount(MountRecord(directory, record, scratch, state))
 
 
@@ -871,6 +871,7 @@ async def test_mount_of_an_image_that_is_not_known(
     mounts: Mounts, host: FakeMounts, library: Library, caplog: pytest.LogCaptureFixture
 ) -> None:
     leave(library, MountState.MOUNTED)
+    library._db.execute("PRAGMA foreign_keys = OFF")
     library._db.execute("DELETE FROM chain")
     await mounts.recover(served=True)
     assert caplog.messages == ["/one: reg.test/a:1 is not known any more"]

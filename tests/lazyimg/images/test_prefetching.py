@@ -184,7 +184,7 @@ async def test_device_that_nobody_recorded(node: Node) -> None:
     other = type(layer)(
         layer.blob, layer.blob_size, layer.media_type, layer.format, layer.table, "0" * 64, 4096
     )
-    chain = type(image.chain)(image.chain.fsid, image.chain.size, [other])
+    chain = type(image.chain)(image.chain.key, image.chain.fsid, image.chain.size, [other])
     with pytest.raises(NotFoundError, match="no image that is known here has it"):
         await node.prefetcher.prefetch(replace(image, chain=chain), [], ignore)
 
