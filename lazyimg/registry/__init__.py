@@ -8,7 +8,10 @@ and whole blobs are; a part of a blob is the caller's to check.
 
 A request to a registry goes through
     client       one pool of connections; one `Repository` for each (name, access)
-    repository   manifests, ranged and streamed blobs; the redirects that are still good
+    repository   one name with one access; says who does what:
+    manifests    documents, by tag or digest, fetched and pushed
+    blob_reads   parts of blobs; blob_streams whole ones, blob_answers one request for either,
+                 with the redirects that are still good
     upload       POST, PATCH, PUT; what broke off goes on, what failed is ended at the registry
     endpoints    mirrors, then the registry (`hosts` reads which): who is asked, and who is asked
                  when one fails (`health`); the whole is tried again as `retry` says

@@ -18,8 +18,7 @@ from lazyimg.errors import (
     NotFoundError,
     RegistryError,
 )
-from lazyimg.registry import endpoints, spool
-from lazyimg.registry import repository as repository_module
+from lazyimg.registry import blob_reads, endpoints, spool
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.health import Health
 from lazyimg.registry.ports import Access
@@ -347,7 +346,7 @@ class TestWholeBlobs:
     async def test_far_ahead_another_host_is_asked(
         self, setup: Setup, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(repository_module, "AHEAD", 0)
+        monkeypatch.setattr(blob_reads, "AHEAD", 0)
         setup.mirror.ignore_range = True
         await setup.read(setup.repository(), 200_000)
         assert setup.origin.asked[-1].range == "bytes=200000-200499"

@@ -1,0 +1,125 @@
+"""Ranged reads of blobs of one repository: host after host, each in its turn, or from the spool."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.errors import CorruptError
+from lazyimg.registry.endpoints import PassedOverError
+from lazyimg.registry.ranges import ByteRange
+from lazyimg.registry.spool import AHEAD, Incoming, Spool, Spooled
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from lazyimg.registry.blob_answers import Answer, BlobAnswers
+    from lazyimg.registry.connection import Connection
+    from lazyimg.registry.endpoints import Endpoints
+    from lazyimg_formats.oci.digest import Digest
+    from lazyimg_formats.oci.documents import Descriptor
+
+MAX_ANSWERS_KNOWN: Final = 1024
+"""Ranges whose mirror is remembered, in case that they turn out to be wrong."""
+
+
+class BlobReads:
+    """Reads ranges of blobs.
+
+    Args:
+        name: what messages call the repository.
+        endpoints: the hosts that serve it.
+        answers: asks one of them.
+        spool: receives blobs of hosts that send whole ones.
+    """
+
+    def __init__(self, name: str, endpoints: Endpoints, answers: BlobAnswers, spool: Spool) -> None:
+        self.name = name
+        self._endpoints = endpoints
+        self._answers = answers
+        self._spool = spool
+        self._answered: OrderedDict[tuple[Digest, int, int], Connection] = OrderedDict()
+
+    async def read(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        """Give a part of a blob; see ImageSource."""
+        end = offset + length
+        if not 0 <= offset <= end <= descriptor.size:
+            raise ValueError(f"{offset}+{length} is not inside a blob of {descriptor.size} bytes")
+        if not length:
+            return b""
+        wanted = ByteRange(offset, end, descriptor.size)
+
+        async def ask(connection: Connection) -> bytes:
+            data = await self._read_range(connection, descriptor.digest, wanted)
+            self._note_answered(connection, descriptor.digest, offset, length)
+            return data
+
+        return await self._endpoints.ask("pull", f"{self.name}@{descriptor.digest}", ask)
+
+    async def _read_range(self, connection: Connection, digest: Digest, wanted: ByteRange) -> bytes:
+        """Read from the spool, or by a request; an answer with the whole blob is spooled."""
+        what, host = f"{self.name}@{digest}", connection.endpoint.host
+        key = (self, host, digest)
+        async with AsyncExitStack() as held:
+            async with self._spool.turn(host, key):
+                blob = self._spool.find(key)
+                if blob is None:
+                    await self._take_turn(connection, held, wanted, what)
+                    answer = await held.enter_async_context(
+                        self._answers.open(connection, digest, wanted)
+                    )
+                    if answer.response.status == 200 and not wanted.is_whole:
+                        blob = await self._spool_answer(connection, key, held, answer)
+            if blob is None:
+                data = b"".join([piece async for piece in answer.pieces(what)])
+                connection.traffic.received += len(data)
+                return data
+        if not connection.endpoint.final and wanted.end > blob.received + AHEAD:
+            raise PassedOverError(what, "is on its way, but not as far", retryable=True)
+        return await blob.read(wanted.start, wanted.end - wanted.start)
+
+    async def _take_turn(
+        self, connection: Connection, held: AsyncExitStack, wanted: ByteRange, what: str
+    ) -> None:
+        """Wait until the host has room for a request; raises if it fails meanwhile."""
+        turn = connection.turns.turn(wanted.end - wanted.start)
+        waited, endpoint = await held.enter_async_context(turn), connection.endpoint
+        if waited and not endpoint.final and self._endpoints.health.cools(endpoint.host, what):
+            raise PassedOverError(what, f"{endpoint.host} has failed meanwhile", retryable=True)
+
+    async def _spool_answer(
+        self, connection: Connection, key: Hashable, held: AsyncExitStack, answer: Answer
+    ) -> Spooled | None:
+        """Hand an answer over to the spool, with what holds it open; None if it is not taken."""
+
+        def count(size: int) -> None:
+            connection.traffic.received += size
+
+        taken = held.pop_all()
+        what, size = self.name, answer.wanted.size
+        incoming = Incoming(what, size, taken, answer.response.content.iter_any(), count)
+        blob = await self._spool.start(connection.endpoint.host, key, incoming)
+        if blob is None:
+            await held.enter_async_context(taken)
+        return blob
+
+    def _note_answered(
+        self, connection: Connection, digest: Digest, offset: int, length: int
+    ) -> None:
+        if connection.endpoint.final:
+            return
+        self._answered[digest, offset, length] = connection
+        if len(self._answered) > MAX_ANSWERS_KNOWN:
+            self._answered.popitem(last=False)
+
+    def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:
+        """Ask another host for this blob from now on, if a mirror gave the range; see the port."""
+        connection = self._answered.pop((descriptor.digest, offset, length), None)
+        if connection is None:
+            return False
+        self._spool.drop((self, connection.endpoint.host, descriptor.digest))
+        what = f"{self.name}@{descriptor.digest}"
+        error = CorruptError(what, f"wrong bytes at {offset}")
+        self._endpoints.note_failure(connection, what, error)
+        return True
