@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from lazyimg.fill.engine import Engine
     from lazyimg.host.service_manager import ServiceManager
     from lazyimg.images.library import ChainRecord
-    from lazyimg.images.mounts import Mounted, Mounts
+    from lazyimg.images.mounted import Mounted
+    from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.service import Image, Images
     from lazyimg.registry.client import RegistryClient

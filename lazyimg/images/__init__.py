@@ -9,6 +9,9 @@ lock, and the daemon should pay neither. `upper` and `merge` are the pure part o
 answers the transport: a name is a bootstrap, whose bytes are in a local file, or a device, which
 the fill engine fills.
 
+`mounts` puts images on users' directories (`mounted`, `scratch`), over the one kernel mount that
+`kernel_mounts` makes of each; `recovery` begins with what the process before this one left.
+
 On disk, below ROOT; every file is named by its content, written aside, synced and renamed:
     content/<sha256>        configs and layers' indexes, as they were fetched
     bootstraps/<fsid>       EROFS images; the name is the file's sha256

@@ -7,61 +7,37 @@ Rules:
     or took too long, the mount table says whether it came about;
   - what somebody else has unmounted already is as good as unmounted here, and what somebody else
     has mounted is never unmounted;
-  - each step is recorded before it is done, so that `recover` knows what a process that died was
-    doing: a mount that it had not finished is undone, an unmount is finished.
-
-What `recover` finds after a worker died while the supervisor kept the kernel's fd: mounts that
-work, which are taken over. After both died, or a reboot: dead ones or none; what was recorded is
-mounted again in its place, with what had been written to it. Who was in a dead mount keeps it, and
-the kernel refuses to mount the image again until they are gone.
+  - each step is recorded before it is done, so that `recovery` knows what a process that died was
+    doing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
-import stat
 from collections import defaultdict
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from lazyimg.errors import CorruptError, InUseError, LazyimgError, NotFoundError, StorageError
+from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
 from lazyimg.host.mount_table import mount_at
-from lazyimg.images.kernel_mounts import KernelMounts, make_directory
-from lazyimg.images.library import ImageRecord, MountRecord, MountState
-from lazyimg.images.service import Image
-from lazyimg_formats.erofs.reader import Image as ErofsImage
-from lazyimg_formats.errors import FormatError
+from lazyimg.images.kernel_mounts import KernelMounts
+from lazyimg.images.library import MountState
+from lazyimg.images.mounted import CoveredError, Mounted, is_of, record_of, unmount_ours
+from lazyimg.images.recovery import Recovery
+from lazyimg.images.scratch import prepare_scratch, remove_scratch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
 
-    from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.kernel_mounts import Objects
     from lazyimg.images.library import Library
+    from lazyimg.images.service import Image
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """An image on a user's directory.
-
-    Attributes:
-        image: what is mounted.
-        directory: where; absolute.
-        scratch: of a read-write mount: holds its upper and work directories.
-    """
-
-    image: Image
-    directory: str
-    scratch: Path | None
 
 
 class Mounts:
@@ -118,7 +94,7 @@ class Mounts:
             scratch = self._root / "scratch" / uuid4().hex if read_write else None
             mounted = Mounted(image, directory, scratch)
             try:
-                await asyncio.to_thread(self._library.add_mount, _record(mounted))
+                await asyncio.to_thread(self._library.add_mount, record_of(mounted))
                 await self._put(mounted)
             except BaseException:
                 await asyncio.shield(self._undo(mounted))
@@ -142,13 +118,8 @@ class Mounts:
         if scratch is None:
             await host.bind_mount(lower, directory)
             return
-        upper, work = scratch / "upper", scratch / f"work-{uuid4().hex}"  # a dead one is used yet
-        new = not upper.exists()
-        for path in (scratch, upper, work):
-            make_directory(path)
-        if new:
-            bootstrap = self._root / "bootstraps" / mounted.image.chain.fsid
-            await asyncio.to_thread(_dress_as_root, upper, bootstrap)
+        bootstrap = self._root / "bootstraps" / mounted.image.chain.fsid
+        upper, work = await asyncio.to_thread(prepare_scratch, scratch, bootstrap)
         await host.mount_overlay([lower], upper, work, directory)
 
     async def unmount(self, directory: str, *, lazy: bool) -> Mounted:
@@ -173,12 +144,12 @@ class Mounts:
     async def _take_off(self, mounted: Mounted, *, lazy: bool) -> None:
         directory, scratch = mounted.directory, mounted.scratch
         try:
-            await _unmount_ours(mounted)
+            await unmount_ours(mounted)
         except NotFoundError:
             _log.warning("%s: was unmounted by somebody else", directory)
             scratch = None  # who is still in it has its files until all is over
         except InUseError as error:
-            if not lazy or isinstance(error, _CoveredError):
+            if not lazy or isinstance(error, CoveredError):
                 raise
             with _logged(directory):
                 await self._note(directory, MountState.DETACHING)
@@ -189,7 +160,7 @@ class Mounts:
             return  # who is in it keeps the kernel's mount, and its scratch directory
         del self._mounted[directory]
         if scratch is not None:
-            await asyncio.to_thread(_remove_tree, scratch)
+            await asyncio.to_thread(remove_scratch, scratch)
         with _logged(directory):
             await self._forget(directory)
         await self._kernel.release(mounted.image.chain.fsid)
@@ -231,109 +202,18 @@ class Mounts:
         """
         if not await host.wait_for_calls():
             _log.warning("a mount or unmount of the process before this one does not end")
+        recovery = Recovery(self._root, self._domain_id, self._library, self._kernel)
         if served:
-            await self._adopt(await asyncio.to_thread(self._library.mounts))
+            for mounted in await recovery.adopt():
+                self._mounted[mounted.directory] = mounted
         else:
-            await self._mount_again()
-
-    async def _adopt(self, records: Sequence[MountRecord]) -> None:
-        entries = await host.mount_table()
-        for record in records:
-            mounted = await self._describe(record)
-            if mounted is not None and await self._is_kept(record.state, mounted, entries):
-                self._mounted[record.directory] = mounted
-                await self._note(record.directory, MountState.MOUNTED)
-            else:
-                await self._forget(record.directory)
-        used = [mounted.image.chain.fsid for mounted in self._mounted.values()]
-        await self._kernel.adopt(entries, used)
-        if used:
-            _log.info("%d mounts were taken over", len(used))
-
-    async def _is_kept(
-        self, state: MountState, mounted: Mounted, entries: Sequence[MountEntry]
-    ) -> bool:
-        """Finish or undo what was begun with a mount; gives whether it is there to stay."""
-        directory, scratch = mounted.directory, mounted.scratch
-        ours = [
-            entry for entry in entries if entry.mount_point == directory and _is_of(entry, mounted)
-        ]
-        try:
-            if ours and state is MountState.UNMOUNTING:
-                await _unmount_ours(mounted)
-            elif ours and state in {MountState.MOUNTING, MountState.DETACHING}:
-                await host.unmount(Path(directory), lazy=True)
-            elif ours:
-                return True
-        except LazyimgError as error:
-            _log.warning("%s: it stays mounted: %s", directory, error)
-            return True
-        if state is MountState.MOUNTED:
-            _log.warning("%s: was unmounted by somebody else", directory)
-        elif scratch is not None and state is not MountState.DETACHING:
-            await asyncio.to_thread(_remove_tree, scratch)
-        return False
-
-    async def _describe(self, record: MountRecord) -> Mounted | None:
-        image = record.image
-        chain = await asyncio.to_thread(self._library.find_chain, image.chain)
-        if chain is None:
-            _log.warning("%s: %s is not known any more", record.directory, image.reference)
-            return None
-        scratch = self._root / "scratch" / record.scratch if record.scratch else None
-        known = Image(image.reference, image.digest, image.platform, chain)
-        return Mounted(known, record.directory, scratch)
-
-    async def _mount_again(self) -> None:
-        """Detach what is dead, and put what is recorded in its place."""
-        stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
-        for target in reversed(stale):
-            _log.warning("%s: left by a daemon that died; unmounted", target)
-            with suppress(NotFoundError):  # it went with one that it was propagated from
-                await host.unmount(Path(target), lazy=True)
-        records = await asyncio.to_thread(self._library.mounts)
-        wanted = [record for record in records if record.state is MountState.MOUNTED]
-        try:
-            kept = {record.scratch for record in wanted}
-            await asyncio.to_thread(self._remove_leftovers, kept)
-        except OSError as error:
-            raise StorageError(
-                str(error.filename), f"cannot be removed: {error.strerror}", "remove it"
-            ) from error
-        for record in records:
-            mounted = await self._describe(record) if record in wanted else None
-            if mounted is None:
-                await self._forget(record.directory)
-                continue
-            try:
-                await self._put(mounted)
-            except LazyimgError as error:
-                await self._forget(record.directory)
-                _log.error(
-                    "%s: %s is not mounted again: %s",
-                    mounted.directory, mounted.image.reference, error,
-                )  # fmt: skip
-            else:
-                _log.warning("%s: %s is mounted again", mounted.directory, record.image.reference)
-
-    def _is_ours(self, mount: MountEntry) -> bool:
-        if mount.fs_type == "erofs":
-            return mount.super_option("domain_id") == self._domain_id
-        upper = mount.super_option("upperdir") or ""
-        return mount.fs_type == "overlay" and upper.startswith(f"{self._root}/scratch/")
-
-    def _remove_leftovers(self, kept: set[str]) -> None:
-        for path in (self._root / "mnt").iterdir():
-            path.rmdir()
-        for path in (self._root / "scratch").iterdir():
-            if path.name not in kept:
-                shutil.rmtree(path)
+            await recovery.mount_again(self._put)
 
     async def _take_back(self, mounted: Mounted) -> None:
         """Undo a mount on a user's directory that may, or may not, have come about."""
         try:
             there = mount_at(await host.mount_table(), mounted.directory)
-            if there is not None and _is_of(there, mounted):
+            if there is not None and is_of(there, mounted):
                 await host.unmount(Path(mounted.directory), lazy=True)
         except LazyimgError as error:
             _log.warning("%s: %s", mounted.directory, error)
@@ -342,7 +222,7 @@ class Mounts:
     async def _undo(self, mounted: Mounted) -> None:
         """Remove what is left of a mount that did not come about."""
         if mounted.scratch is not None:
-            await asyncio.to_thread(_remove_tree, mounted.scratch)
+            await asyncio.to_thread(remove_scratch, mounted.scratch)
         await self._forget(mounted.directory)
 
     async def _note(self, directory: str, state: MountState) -> None:
@@ -359,67 +239,3 @@ def _logged(directory: str) -> Iterator[None]:
         yield
     except StorageError as error:
         _log.warning("%s: its unmounting is not recorded: %s", directory, error)
-
-
-class _CoveredError(InUseError):
-    """Somebody has mounted something else on top of a mount of ours."""
-
-
-def _record(mounted: Mounted) -> MountRecord:
-    image = mounted.image
-    return MountRecord(
-        mounted.directory,
-        ImageRecord(image.reference, image.platform, image.digest, image.chain.key),
-        mounted.scratch.name if mounted.scratch else "",
-        MountState.MOUNTING,
-    )
-
-
-def _is_of(mount: MountEntry, mounted: Mounted) -> bool:
-    """Whether an entry of the mount table is the mount on a user's directory."""
-    if mounted.scratch is None:
-        return mount.super_option("fsid") == mounted.image.chain.fsid
-    upper = mount.super_option("upperdir") or ""
-    return mount.fs_type == "overlay" and upper.endswith(f"/{mounted.scratch.name}/upper")
-
-
-async def _unmount_ours(mounted: Mounted) -> None:
-    """Unmount a user's directory.
-
-    Raises:
-        NotFoundError: our mount is not there.
-        InUseError: it is busy, or covered.
-    """
-    directory = mounted.directory
-    there = [entry for entry in await host.mount_table() if entry.mount_point == directory]
-    ours = [_is_of(entry, mounted) for entry in there]
-    if any(ours) and not ours[-1]:
-        raise _CoveredError(
-            directory, f"a mount of {there[-1].source} lies on top of it", "unmount that first"
-        )
-    if ours and not any(ours):
-        raise NotFoundError(directory, "only mounts of others are there")
-    await host.unmount(Path(directory))
-
-
-def _dress_as_root(upper: Path, bootstrap: Path) -> None:
-    """Give an overlay's upper directory what the image's root has: it becomes the root."""
-    try:
-        root = ErofsImage(bootstrap.read_bytes()).root
-        os.chown(upper, root.uid, root.gid)
-        upper.chmod(stat.S_IMODE(root.mode))
-        mtime = root.mtime * 1_000_000_000 + root.mtime_ns
-        os.utime(upper, ns=(mtime, mtime))
-    except FormatError as error:
-        raise CorruptError(str(bootstrap), str(error), "remove it, and mount again") from error
-    except OSError as error:
-        raise StorageError(str(upper), f"cannot be made: {error.strerror}") from error
-
-
-def _remove_tree(path: Path) -> None:
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:  # the next start tries again
-        _log.warning("%s: cannot be removed: %s", path, error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError
 from lazyimg.host.mount_table import MountEntry
-from lazyimg.images import kernel_mounts
+from lazyimg.images import kernel_mounts, mounted, recovery
 from lazyimg.images import mounts as images_mounts
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class FakeMounts:
     _detached: list[str] = field(default_factory=list)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
-        """Stand for the module where images are mounted."""
-        for module in (images_mounts, kernel_mounts):
+        """Stand for the module wherever images are mounted."""
+        for module in (images_mounts, kernel_mounts, mounted, recovery):
             monkeypatch.setattr(module, "host", self)
         return self
 

@@ -11,11 +11,12 @@ from lazyimg.errors import StorageError
 from lazyimg.images import kernel_mounts as kernel_mounts_module
 from lazyimg.images.kernel_mounts import KernelMounts, make_directory
 from lazyimg.images.library import ChainRecord, LayerRecord
-from tests.fakes.host_mounts import FakeMounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from tests.fakes.host_mounts import FakeMounts
 
 LAYERS = [
     LayerRecord("sha256:1", 1, "type", "format", "table", name, size)
@@ -41,11 +42,6 @@ class Cache:
         self.waited.append(cookie)
         self.asked_first.set()
         await self.opening.wait()
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
-    return FakeMounts().install(monkeypatch)
 
 
 async def test_new_files_of_all_devices_are_waited_for(tmp_path: Path, host: FakeMounts) -> None:

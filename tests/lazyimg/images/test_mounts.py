@@ -3,114 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
-from lazyimg.host.mount_table import MountEntry
-from lazyimg.images.library import (
-    ChainRecord,
-    ImageRecord,
-    LayerRecord,
-    Library,
-    MountRecord,
-    MountState,
+from tests.fakes.image_mounts import (
+    FAILURE,
+    ROOT,
+    Cache,
+    image,
+    kernel_mount,
+    leftovers,
+    recorded,
 )
-from lazyimg.images.mounts import Mounts
-from lazyimg.images.service import Image
-from lazyimg_formats.erofs.tree import Node
-from lazyimg_formats.erofs.writer import serialize_image
-from tests.fakes.host_mounts import FakeMounts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-FAILURE = KernelError("mount", "failed on demand")
-
-ROOT = Node(
-    stat.S_IFDIR | 0o2751,
-    uid=os.getuid(),
-    gid=os.getgid(),
-    mtime=1_234_567_890,
-    mtime_ns=7,
-    children={},
-)
-
-
-def image(name: str = "a") -> Image:
-    layer = LayerRecord("sha256:1", 1, "type", "format", "table", f"device-{name}", 4096)
-    chain = ChainRecord(name, name * 64, 4096, [layer])
-    return Image(f"reg.test/{name}:1", "sha256:" + name * 64, "linux/amd64", chain)
-
-
-class Cache:
-    """The cache's files: those in `new` are not there until an image that has them is unmounted."""
-
-    def __init__(self, host: FakeMounts) -> None:
-        self.host = host
-        self.new: set[str] = set()
-        self.waited: list[str] = []
-        self.failure: Exception | None = None
-
-    def linked(self, cookies: Iterable[str]) -> set[str]:
-        if isinstance(self.failure, OSError):
-            raise self.failure
-        return set(cookies) - self.new
-
-    async def opened(self, cookie: str) -> None:
-        assert self.host.table
-        self.waited.append(cookie)
-        if self.failure is not None:
-            raise self.failure
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
-    return FakeMounts().install(monkeypatch)
-
-
-@pytest.fixture
-def cache(host: FakeMounts) -> Cache:
-    return Cache(host)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in ("mnt", "scratch", "bootstraps"):
-        (tmp_path / name).mkdir()
-    for name in "abc":
-        (tmp_path / "bootstraps" / (name * 64)).write_bytes(serialize_image(ROOT))
-    return tmp_path
-
-
-@pytest.fixture
-def library(root: Path) -> Iterator[Library]:
-    library = Library(root / "library.sqlite")
-    for name in "abc":
-        library.add_chain(image(name).chain)
-    yield library
-    library.close()
-
-
-@pytest.fixture
-def mounts(root: Path, library: Library, cache: Cache) -> Mounts:
-    return Mounts(root, "lazyimg", 1 << 20, library, cache)
-
-
-def recorded(library: Library) -> list[tuple[str, str]]:
-    return [(record.directory, record.state) for record in library.mounts()]
-
-
-def leftovers(root: Path) -> list[str]:
-    return sorted(path.name for name in ("mnt", "scratch") for path in (root / name).iterdir())
-
-
-def kernel_mount(root: Path, name: str = "a") -> str:
-    return str(root / "mnt" / (name * 64))
+    from lazyimg.images.library import Library
+    from lazyimg.images.mounts import Mounts
+    from tests.fakes.host_mounts import FakeMounts
 
 
 async def test_first_mount_and_its_end(mounts: Mounts, host: FakeMounts, root: Path) -> None:
@@ -558,64 +471,6 @@ async def test_close_goes_on_when_an_image_cannot_be_unmounted(
     assert host.points == [kernel_mount(root, "a")]
 
 
-def entry(point: str, fs_type: str, *super_options: str) -> MountEntry:
-    return MountEntry(1, 0, (0, 1), "/", point, ("ro",), fs_type, "none", super_options)
-
-
-async def test_what_a_dead_daemon_left_is_taken_away(
-    mounts: Mounts, host: FakeMounts, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    ours = ("ro", "fsid=f", "domain_id=lazyimg")
-    host.listed = [
-        entry("/", "ext4", "rw"),
-        entry("/erofs", "erofs", "ro", "device=/dev/sda"),
-        entry("/theirs", "erofs", "fsid=f", "domain_id=other"),
-        entry(kernel_mount(root), "erofs", *ours),
-        entry("/one", "erofs", *ours),
-        entry("/rw", "overlay", f"lowerdir=/x,upperdir={root}/scratch/1/upper".split(",")[1]),
-        entry("/docker", "overlay", "upperdir=/var/lib/docker/1"),
-        entry("/lower-only", "overlay", "lowerdir=/a:/b"),
-        entry("/other", "tmpfs", f"upperdir={root}/scratch/1/upper"),
-    ]
-    host.table = [(one.mount_point, "", one.mount_point) for one in host.listed]
-    host.busy.update(host.points)
-    (root / "mnt" / ("a" * 64)).mkdir()
-    (root / "scratch" / "1" / "upper").mkdir(parents=True)
-    await mounts.recover(served=False)
-    assert host.points == ["/", "/erofs", "/theirs", "/docker", "/lower-only", "/other"]
-    assert leftovers(root) == []
-    assert caplog.messages == [
-        f"{point}: left by a daemon that died; unmounted"
-        for point in ("/rw", "/one", kernel_mount(root))
-    ]
-
-
-async def test_leftover_that_goes_with_another_one(
-    mounts: Mounts, host: FakeMounts, root: Path
-) -> None:
-    ours = ("fsid=f", "domain_id=lazyimg")
-    host.listed = [entry("/peer", "erofs", *ours), entry("/one", "erofs", *ours)]
-    host.table = [("/peer", "", "f")]
-    await mounts.recover(served=False)
-    assert host.points == []
-
-
-async def test_leftover_that_the_kernel_keeps(mounts: Mounts, host: FakeMounts) -> None:
-    host.listed = [entry("/one", "erofs", "fsid=f", "domain_id=lazyimg")]
-    host.failures["unmount"] = FAILURE
-    with pytest.raises(KernelError):
-        await mounts.recover(served=False)
-
-
-async def test_leftover_directory_that_is_not_empty(mounts: Mounts, root: Path) -> None:
-    path = root / "mnt" / "x"
-    path.mkdir()
-    (path / "file").touch()
-    with pytest.raises(StorageError) as caught:
-        await mounts.recover(served=False)
-    assert str(caught.value) == f"{path}: cannot be removed: Directory not empty; remove it"
-
-
 # New cache files.
 
 
@@ -688,7 +543,7 @@ async def test_cache_that_cannot_be_read(
     assert leftovers(root) == []
 
 
-# Records, and what a process that died left.
+# Records.
 
 
 async def test_each_step_is_recorded_first(
@@ -735,203 +590,6 @@ async def test_close_leaves_no_records(mounts: Mounts, library: Library) -> None
     await mounts.mount(image("b"), "/two", read_write=True)
     await mounts.close()
     assert recorded(library) == []
-
-
-def leave(
-    library: Library, state: MountState, *, directory: str = "/one", scratch: str = ""
-) -> None:
-    """Record what a process that died was doing with the image "a"."""
-    one = image()
-    record = ImageRecord(one.reference, one.platform, one.digest, one.chain.key)
-    library.add_mount(MountRecord(directory, record, scratch, state))
-
-
-def leave_mounted(host: FakeMounts, root: Path, *directories: str) -> None:
-    (root / "mnt" / ("a" * 64)).mkdir()
-    host.table = [(kernel_mount(root), "erofs in lazyimg", "a" * 64)]
-    host.table += [(directory, "bind", "a" * 64) for directory in directories]
-
-
-async def test_mounts_are_taken_over(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path
-) -> None:
-    for directory in ("/one", "/two"):
-        leave(library, MountState.MOUNTED, directory=directory)
-    leave_mounted(host, root, "/one", "/two")
-    await mounts.recover(served=True)
-    assert [(one.directory, one.image) for one in mounts.list()] == [
-        ("/one", image()),
-        ("/two", image()),
-    ]
-    assert host.calls == ["wait_for_calls", "mount_table"]
-    await mounts.unmount("/one", lazy=False)
-    assert host.points == [kernel_mount(root), "/two"]
-    await mounts.mount(image(), "/three", read_write=False)
-    await mounts.unmount("/two", lazy=False)
-    await mounts.unmount("/three", lazy=False)
-    assert host.points == []
-    assert "mount_erofs" not in host.calls
-
-
-async def test_read_write_mount_is_taken_over(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path
-) -> None:
-    leave(library, MountState.MOUNTED, scratch="s")
-    upper = root / "scratch" / "s" / "upper"
-    upper.mkdir(parents=True)
-    leave_mounted(host, root)
-    host.table.append(("/one", "overlay", "a" * 64))
-    host.overlays["/one"] = (upper, upper)
-    await mounts.recover(served=True)
-    assert mounts.find("/one").scratch == root / "scratch" / "s"
-    assert upper.exists()
-    await mounts.unmount("/one", lazy=False)
-    assert leftovers(root) == []
-
-
-@pytest.mark.parametrize("state", [MountState.MOUNTING, MountState.UNMOUNTING])
-@pytest.mark.parametrize("there", [False, True])
-async def test_what_was_begun_is_undone_or_finished(
-    mounts: Mounts,
-    host: FakeMounts,
-    library: Library,
-    root: Path,
-    state: MountState,
-    *,
-    there: bool,
-) -> None:
-    leave(library, state, scratch="s")
-    upper = root / "scratch" / "s" / "upper"
-    upper.mkdir(parents=True)
-    leave_mounted(host, root)
-    if there:
-        host.table.append(("/one", "overlay", "a" * 64))
-        host.overlays["/one"] = (upper, upper)
-    await mounts.recover(served=True)
-    assert host.points == []
-    assert mounts.list() == []
-    assert recorded(library) == []
-    assert leftovers(root) == []
-
-
-async def test_unmount_that_was_begun_and_finds_the_directory_busy(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    leave(library, MountState.UNMOUNTING)
-    leave_mounted(host, root, "/one")
-    host.busy.add("/one")
-    await mounts.recover(served=True)
-    assert "/one: it stays mounted: " in caplog.text
-    assert [one.directory for one in mounts.list()] == ["/one"]
-    assert recorded(library) == [("/one", "mounted")]
-
-
-@pytest.mark.parametrize("there", [False, True])
-async def test_detaching_is_finished_and_leaves_those_in_it_their_files(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path, *, there: bool
-) -> None:
-    leave(library, MountState.DETACHING, scratch="s")
-    upper = root / "scratch" / "s" / "upper"
-    upper.mkdir(parents=True)
-    leave_mounted(host, root)
-    host.busy |= {kernel_mount(root), "/one"}
-    if there:
-        host.table.append(("/one", "overlay", "a" * 64))
-        host.overlays["/one"] = (upper, upper)
-    await mounts.recover(served=True)
-    assert host.points == [kernel_mount(root)]
-    assert mounts.list() == []
-    assert upper.exists()
-    await mounts.mount(image(), "/two", read_write=False)
-    assert "mount_erofs" not in host.calls
-
-
-async def test_mount_that_somebody_else_unmounted_meanwhile(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    leave(library, MountState.MOUNTED)
-    leave_mounted(host, root)
-    await mounts.recover(served=True)
-    assert caplog.messages == ["/one: was unmounted by somebody else"]
-    assert host.points == []
-    assert recorded(library) == []
-
-
-async def test_image_nobody_uses_is_unmounted_and_what_is_empty_is_removed(
-    mounts: Mounts, host: FakeMounts, root: Path
-) -> None:
-    leave_mounted(host, root)
-    (root / "mnt" / ("b" * 64)).mkdir()
-    await mounts.recover(served=True)
-    assert host.points == []
-    assert leftovers(root) == []
-
-
-async def test_mount_of_an_image_that_is_not_known(
-    mounts: Mounts, host: FakeMounts, library: Library, caplog: pytest.LogCaptureFixture
-) -> None:
-    leave(library, MountState.MOUNTED)
-    library._db.execute("PRAGMA foreign_keys = OFF")
-    library._db.execute("DELETE FROM chain")
-    await mounts.recover(served=True)
-    assert caplog.messages == ["/one: reg.test/a:1 is not known any more"]
-    assert recorded(library) == []
-
-
-async def test_calls_of_the_process_before_that_do_not_end(
-    mounts: Mounts, host: FakeMounts, caplog: pytest.LogCaptureFixture
-) -> None:
-    host.calls_end = False
-    await mounts.recover(served=True)
-    assert caplog.messages == ["a mount or unmount of the process before this one does not end"]
-
-
-async def test_mount_directory_that_cannot_be_read(mounts: Mounts, root: Path) -> None:
-    (root / "mnt").rmdir()
-    with pytest.raises(StorageError, match="mnt: cannot be read: No such file or directory"):
-        await mounts.recover(served=True)
-
-
-async def test_dead_mounts_are_made_again(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    leave(library, MountState.MOUNTED)
-    leave(library, MountState.MOUNTED, directory="/rw", scratch="s")
-    leave(library, MountState.UNMOUNTING, directory="/going", scratch="t")
-    for name in "st":
-        (root / "scratch" / name / "upper").mkdir(parents=True)
-        (root / "scratch" / name / "upper" / "written").touch()
-    leave_mounted(host, root, "/one", "/going")
-    await mounts.recover(served=False)
-    assert host.points == [kernel_mount(root), "/one", "/rw"]
-    assert host.overlays["/rw"][0] == root / "scratch" / "s" / "upper"
-    assert (root / "scratch" / "s" / "upper" / "written").exists()
-    assert leftovers(root) == ["a" * 64, "s"]
-    assert recorded(library) == [("/one", "mounted"), ("/rw", "mounted")]
-    assert caplog.messages == [
-        "/going: left by a daemon that died; unmounted",
-        "/one: left by a daemon that died; unmounted",
-        f"{kernel_mount(root)}: left by a daemon that died; unmounted",
-        "/one: reg.test/a:1 is mounted again",
-        "/rw: reg.test/a:1 is mounted again",
-    ]
-    await mounts.unmount("/one", lazy=False)
-    await mounts.unmount("/rw", lazy=False)
-    assert host.points == []
-
-
-async def test_dead_mount_that_is_in_use_is_not_made_again(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    leave(library, MountState.MOUNTED, scratch="s")
-    (root / "scratch" / "s" / "upper").mkdir(parents=True)
-    leave_mounted(host, root)
-    host.busy.add(kernel_mount(root))
-    await mounts.recover(served=False)
-    assert "/one: reg.test/a:1 is not mounted again: " in caplog.text
-    assert host.points == []
-    assert recorded(library) == []
-    assert (root / "scratch" / "s" / "upper").exists()  # for who is in it
 
 
 @pytest.mark.parametrize("lazy", [False, True])
