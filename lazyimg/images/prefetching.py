@@ -3,6 +3,7 @@
 The kernel hands out a device's fd only when an image that has it is mounted, so an image is held
 mounted while it is filled. Of a mount that this process took over from one that died, the kernel
 hands the fd out again when it misses something: then a byte that is absent is read, by a child.
+There, what belongs only to files that upper layers hide is not fetched: nobody can read it.
 """
 
 from __future__ import annotations
@@ -98,10 +99,12 @@ class Prefetcher:
         tables = {device: await self._catalog.device(device) for device in wanted}
         fetched_before = self._fetched(wanted)
         done = dict.fromkeys(wanted, 0)
-        total = sum(len(part) for ranges in wanted.values() for part in ranges)
+        totals = {device: sum(map(len, ranges)) for device, ranges in wanted.items()}
+        soon = asyncio.get_running_loop().time() + OPEN_SOON
 
         def now() -> Progress:
-            return Progress(sum(done.values()), total, self._fetched(wanted) - fetched_before)
+            fetched = self._fetched(wanted) - fetched_before
+            return Progress(sum(done.values()), sum(totals.values()), fetched)
 
         for device, ranges in wanted.items():
 
@@ -109,9 +112,14 @@ class Prefetcher:
                 done[device] = present
                 report(now())
 
-            sink = await self._open(image, top, device, ranges)
+            sink = await self._opened_by(soon, device)
+            missing: list[range] = []
+            if sink is None:  # the process before this one had it open
+                missing = await asyncio.to_thread(self._missing, device, ranges)
+                sink = await self._open_by_read(image, top, device, missing)
             if sink is None:
-                progress(sum(map(len, ranges)), 0)
+                totals[device] -= sum(map(len, missing))
+                progress(totals[device], 0)
                 continue
             present = await asyncio.to_thread(self._transport.present, device)
             await prefetch(
@@ -124,21 +132,34 @@ class Prefetcher:
             )
         return now()
 
-    async def _open(self, image: Image, top: Path, device: str, ranges: list[range]) -> Sink | None:
-        """Give the sink of a device of a mount; None if nothing is missing of `ranges`."""
+    async def _opened_by(self, moment: float, device: str) -> Sink | None:
         try:
-            async with asyncio.timeout(OPEN_SOON):
+            async with asyncio.timeout_at(moment):
                 return await self._transport.opened(device)
         except TimeoutError:
-            pass  # the process before this one had it open
-        bootstrap = self._root / "bootstraps" / image.chain.fsid
-        local = await asyncio.to_thread(self._transport.present_on_disk, device)
-        missing = list(subtract(ranges, local or []))
+            return None
+
+    def _missing(self, device: str, ranges: list[range]) -> list[range]:
+        """Give what a device that is not open lacks of `ranges`."""
+        try:
+            local = self._transport.present_on_disk(device)
+        except OSError as error:
+            raise StorageError(str(error.filename), f"cannot be read: {error.strerror}") from error
+        return list(subtract(ranges, local or []))
+
+    async def _open_by_read(
+        self, image: Image, top: Path, device: str, missing: list[range]
+    ) -> Sink | None:
+        """Have the kernel open a device; None if no file of the image holds a missing byte."""
         if not missing:
             return None
+        bootstrap = self._root / "bootstraps" / image.chain.fsid
         place = await asyncio.to_thread(_find_file, bootstrap, device, missing)
         if place is None:
-            return await self._transport.opened(device)
+            _log.info(
+                "%s: what is missing of device %s cannot be read in it", image.reference, device
+            )
+            return None
         reading = asyncio.create_task(read_byte(top / os.fsdecode(place[0]), place[1]))
         try:
             return await self._transport.opened(device)

@@ -251,3 +251,34 @@ async def test_first_byte_that_is_missing_is_read(
     late = LateTransport(node, monkeypatch)
     await node.prefetcher.prefetch(image, ["/bin/tool"], ignore)
     assert late.read == [(f"{node.root}/mnt/{image.chain.fsid}/bin/tool", 3 * BLOCK_SIZE)]
+
+
+async def test_hidden_file_of_a_mount_that_was_taken_over_is_left_out(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = await open_image(node)
+    caplog.set_level("INFO")
+    visible = await node.prefetcher.prefetch(image, ["/*"], ignore)
+    base = image.chain.layers[0].device  # its /etc/name is hidden
+    late = LateTransport(node, monkeypatch)
+    steps: list[Progress] = []
+    end = await asyncio.wait_for(node.prefetcher.prefetch(image, [], steps.append), 60)
+    assert end == Progress(visible.total, visible.total, 0)
+    assert visible.total == sum(layer.device_size for layer in image.chain.layers) - BLOCK_SIZE
+    assert steps[-1] == end
+    assert late.read == []
+    assert (
+        f"{image.reference}: what is missing of device {base} cannot be read in it" in caplog.text
+    )
+
+
+async def test_cache_that_cannot_be_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = await open_image(node)
+    LateTransport(node, monkeypatch)
+
+    def fail(_: str) -> None:
+        raise OSError(5, "Input/output error", "/cache")
+
+    monkeypatch.setattr(node.transport, "present_on_disk", fail)
+    with pytest.raises(StorageError, match=r"^/cache: cannot be read: Input/output error$"):
+        await node.prefetcher.prefetch(image, [], ignore)
