@@ -7,6 +7,10 @@ reads it (it has its own), and begins with the priority that the journal underst
 What can fail a thousand times a second for one reason is logged through `Repeats`: once, and then
 now and again, with how often.
 
+Who logs never waits: a thread of its own writes the lines (`QueuedLines`). When standard error
+takes nothing (a full pipe, a stopped terminal) lines wait in memory, `QUEUE` of them, and what does
+not fit is lost and counted. At the end of the process what is left gets `FLUSH_TIMEOUT`.
+
 Secrets never get here: facts hold no credentials, no headers, and URLs without their query. As a
 second line of defence, anything that looks like one is replaced.
 """
@@ -17,9 +21,11 @@ import json
 import logging
 import os
 import re
+import select
 import sys
+import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
@@ -46,6 +52,13 @@ _SECRETS: Final = (
         r"\1\2***",
     ),
 )
+
+
+QUEUE: Final = 10_000
+"""Lines that wait for standard error; some 2 MB."""
+
+FLUSH_TIMEOUT: Final = 2.0
+"""Seconds that the last lines of a process may take."""
 
 
 def redact(text: str) -> str:
@@ -120,8 +133,9 @@ class LogChoice(Protocol):
 
 def configure_logs(settings: LogChoice, stream: TextIO | None = None) -> None:
     """Send this process's logs to `stream` (standard error) as `settings` says."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    journal = stream is None and _is_journal()
+    fd = _standard_error() if stream is None else None
+    handler = logging.StreamHandler(stream) if fd is None else QueuedLines(fd)
+    journal = fd is not None and _is_journal(fd)
     handler.setFormatter(
         JsonFormatter() if settings.format == "json" else TextFormatter(journal=journal)
     )
@@ -131,13 +145,85 @@ def configure_logs(settings: LogChoice, stream: TextIO | None = None) -> None:
     logging.raiseExceptions = False  # a closed standard error must not break what is logged about
 
 
-def _is_journal() -> bool:
+def _standard_error() -> int | None:
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return None
+
+
+def _is_journal(fd: int) -> bool:
     """Tell whether standard error goes to systemd's journal. Source: systemd.exec(5)."""
     try:
-        status = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):  # closed, or no file
+        status = os.fstat(fd)
+    except OSError:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class QueuedLines(logging.Handler):
+    """Writes lines to a file descriptor, in a thread that begins with the first one.
+
+    Args:
+        fd: where to write.
+        capacity: lines that may wait.
+    """
+
+    def __init__(self, fd: int, capacity: int = QUEUE) -> None:
+        super().__init__()
+        self._fd = fd
+        self._capacity = capacity
+        self._lines: deque[bytes] = deque()
+        self._lost = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line; never waits for who reads it."""
+        line = self.format(record).encode(errors="backslashreplace") + b"\n"
+        with self._changed:
+            if self._lost or len(self._lines) >= self._capacity:
+                self._lost += 1
+                return
+            self._lines.append(line)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all lines are written, but not for long."""
+        with self._changed:
+            if self._thread is not None:
+                self._changed.wait_for(lambda: not self._lines, FLUSH_TIMEOUT)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                line = self._lines[0]
+            self._write(line)
+            with self._changed:
+                self._lines.popleft()
+                if self._lost and not self._lines:
+                    self._lines.append(self._format_lost())
+                    self._lost = 0
+                self._changed.notify_all()
+
+    def _format_lost(self) -> bytes:
+        text = f"{self._lost} lines were lost: nobody read them"
+        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (), None)
+        return self.format(record).encode() + b"\n"
+
+    def _write(self, line: bytes) -> None:
+        """Write a line, or lose it: nobody reads the pipe any more, or the disk is full."""
+        while line:
+            try:
+                line = line[os.write(self._fd, line) :]
+            except BlockingIOError:  # somebody who shares the file made it so
+                select.select([], [self._fd], [])
+            except OSError:
+                return
 
 
 class Repeats:

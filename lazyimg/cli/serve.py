@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lazyimg.cli.options import common_options, pass_invocation
+from lazyimg.host.open_files import open_standard_files
 from lazyimg.host.user import require_root
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def command(
         log__format=log_format,
     )
     require_root("lazyimg serve")  # now: who is not root may be unable to run what follows
+    open_standard_files()
     from lazyimg.supervisor.command import LogSettings, supervisor_command  # noqa: PLC0415
     from lazyimg.worker import worker_command  # noqa: PLC0415
 

@@ -1,8 +1,15 @@
-"""How many files this process may have open: each object that is mounted takes one."""
+"""The files that this process has open: how many it may, and the three that it must.
+
+Each object that is mounted takes one.
+"""
 
 from __future__ import annotations
 
+import os
 import resource
+from typing import Final
+
+_STANDARD: Final = (0, 1, 2)
 
 
 def raise_open_files() -> int:
@@ -11,3 +18,16 @@ def raise_open_files() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def open_standard_files() -> None:
+    """Let /dev/null stand for standard input, output and error where they are closed.
+
+    Otherwise the next file opened would get the number, and what is said there.
+    """
+    for number in _STANDARD:
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            os.set_inheritable(opened, True)  # noqa: FBT003 - positional only

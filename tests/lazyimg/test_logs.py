@@ -6,17 +6,20 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lazyimg import logs
 from lazyimg.config import LogSettings
-from lazyimg.logs import JsonFormatter, Repeats, TextFormatter, configure_logs, redact
+from lazyimg.logs import JsonFormatter, QueuedLines, Repeats, TextFormatter, configure_logs, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +126,7 @@ def test_priorities_only_where_the_journal_reads(
         monkeypatch.setenv("JOURNAL_STREAM", stream.format(os.fstat(file.fileno())))
         configure_logs(LogSettings())
         logging.getLogger("lazyimg.x").warning("loud")
+        logging.root.handlers[0].flush()
         file.seek(0)
         assert file.read().endswith(f"{line}\n")
 
@@ -153,3 +157,102 @@ def test_only_so_many_kinds_of_events_are_remembered() -> None:
     repeats = Repeats(capacity=2, clock=lambda: 0.0)
     assert [repeats.due(event) for event in "abcab"] == [""] * 5
     assert repeats.due("b") is None
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def fill_pipe(end: int) -> int:
+    """Fill a pipe; return how many bytes it takes."""
+    os.set_blocking(end, False)
+    size = 0
+    with suppress(BlockingIOError):
+        while True:
+            size += os.write(end, b"x" * 4096)
+    return size
+
+
+def read_exactly(end: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += os.read(end, size - len(data))
+    return data
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_nobody_waits_for_a_pipe_that_is_full(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, *, blocking: bool
+) -> None:
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 0.01)
+    end, full = pipe
+    size = fill_pipe(full)
+    os.set_blocking(full, blocking)
+    handler = QueuedLines(full, capacity=3)
+    handler.setFormatter(TextFormatter(journal=False))
+    for number in range(10):
+        handler.handle(record(f"line {number}"))
+    handler.flush()
+    read_exactly(end, size)
+    prefix = "1970-01-01T00:00:00.125Z info    lazyimg.fill: line "
+    expected = "".join(f"{prefix}{number}\n" for number in range(3))
+    assert read_exactly(end, len(expected)).decode() == expected
+    lost = os.read(end, 4096).decode()
+    assert lost.endswith("warning lazyimg.logs: 7 lines were lost: nobody read them\n")
+    monkeypatch.setattr(logs, "FLUSH_TIMEOUT", 60)
+    handler.flush()
+    handler.handle(record("line 10"))
+    handler.flush()
+    assert os.read(end, 4096).decode() == f"{prefix}10\n"
+
+
+def test_nobody_reads_any_more(pipe: tuple[int, int]) -> None:
+    end, write_end = pipe
+    closed = os.dup(end)
+    os.close(end)
+    handler = QueuedLines(write_end)
+    handler.handle(record("to nobody"))
+    handler.flush()
+    os.dup2(closed, end)
+    os.close(closed)
+
+
+def test_flush_without_a_line(pipe: tuple[int, int]) -> None:
+    QueuedLines(pipe[1]).flush()
+
+
+def test_name_that_is_not_utf8(pipe: tuple[int, int]) -> None:
+    handler = QueuedLines(pipe[1])
+    handler.handle(record("caf\udce9"))
+    handler.flush()
+    assert os.read(pipe[0], 100) == b"caf\\udce9\n"
+
+
+def test_process_with_a_full_standard_error_ends(pipe: tuple[int, int]) -> None:
+    """Also the interpreter's own end does not wait for it."""
+    fill_pipe(pipe[1])
+    os.set_blocking(pipe[1], True)
+    program = (
+        "import logging; from lazyimg import logs; from lazyimg.config import LogSettings;"
+        "logs.FLUSH_TIMEOUT = 0.1; logs.configure_logs(LogSettings());"
+        "[logging.warning('x' * 100) for _ in range(1000)]; print('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=pipe[1],
+        check=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == b"done\n"
+
+
+def test_standard_error_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    configure_logs(LogSettings())
+    logging.getLogger("lazyimg.x").warning("to nobody")

@@ -1,4 +1,4 @@
-"""The limit of open files, of a process of its own."""
+"""The limit of open files and the standard files, of processes of their own."""
 
 from __future__ import annotations
 
@@ -26,3 +26,30 @@ def test_limit_is_raised_to_the_hard_one() -> None:
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.split() == [str(hard)] * 4
+
+
+STANDARD = """
+import os, sys
+from lazyimg.host.open_files import open_standard_files
+open_standard_files()
+open_standard_files()
+if len(sys.argv) > 1:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+"""
+LIST = """
+import os
+os.write(1, " ".join(os.readlink(f"/proc/self/fd/{number}") for number in range(3)).encode())
+"""
+
+
+def test_closed_standard_files_are_opened_for_those_who_follow() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" "$2" <&- 2>&-', sys.executable, STANDARD, LIST],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    first, output, error = done.stdout.split()
+    assert (first, error) == ("/dev/null", "/dev/null")
+    assert output.startswith("pipe:")
