@@ -26,7 +26,8 @@ Ranged reads of a blob, one host after the other:
      the host fails while others wait, they go on to the next one.
   3. Ask for the range. 206: that is it. 200: the host ignores ranges, or is cold. The answer, with
      the connection it holds, is handed to the spool, and this read waits there like all others.
-     Without room in the spool, what comes before the range is passed over.
+     Without room in the spool, what comes before the range is passed over. At a host known for
+     this, the first read of a blob goes ahead, and others of the same blob wait for its status.
   4. Whoever finds the bytes to be wrong says so (`distrust`): if they came from a mirror, another
      host is asked for this blob from then on.
 

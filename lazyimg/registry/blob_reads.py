@@ -12,13 +12,13 @@ from lazyimg.registry.ranges import ByteRange
 from lazyimg.registry.spool import AHEAD, Incoming, Spool, Spooled
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from lazyimg.registry.blob_answers import Answer, BlobAnswers
     from lazyimg.registry.connection import Connection
     from lazyimg.registry.endpoints import Endpoints
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.documents import Descriptor
+
+    _Key = tuple[object, str, Digest]
 
 MAX_ANSWERS_KNOWN: Final = 1024
 """Ranges whose mirror is remembered, in case that they turn out to be wrong."""
@@ -62,34 +62,63 @@ class BlobReads:
         what, host = f"{self.name}@{digest}", connection.endpoint.host
         key = (self, host, digest)
         async with AsyncExitStack() as held:
-            async with self._spool.turn(host, key):
-                blob = self._spool.find(key)
-                if blob is None:
-                    await self._take_turn(connection, held, wanted, what)
+            blob = await self._find_or_take_turn(connection, held, wanted, key)
+            if blob is None:
+                with self._spool.probe(host, key):
                     answer = await held.enter_async_context(
                         self._answers.open(connection, digest, wanted)
                     )
-                    if answer.response.status == 200 and not wanted.is_whole:
+                    if answer.response.status == 206:
+                        self._spool.note_part(host, key)
+                    elif not wanted.is_whole:
                         blob = await self._spool_answer(connection, key, held, answer)
             if blob is None:
                 data = b"".join([piece async for piece in answer.pieces(what)])
                 connection.traffic.received += len(data)
                 return data
-        if not connection.endpoint.final and wanted.end > blob.received + AHEAD:
+        if not connection.endpoint.final and _is_far(blob, wanted):
             raise PassedOverError(what, "is on its way, but not as far", retryable=True)
         return await blob.read(wanted.start, wanted.end - wanted.start)
 
+    async def _find_or_take_turn(
+        self, connection: Connection, held: AsyncExitStack, wanted: ByteRange, key: _Key
+    ) -> Spooled | None:
+        """Give the blob if it is in the spool; else come back with a turn at the host."""
+        blob = self._spool.find(key)
+        if blob is not None:
+            if _is_far(blob, wanted) and connection.endpoint.final and self._spool.is_due(key):
+                await self._take_turn(connection, held, wanted, key)
+                return None  # by now, it may be sent in parts
+            return blob
+        await self._take_turn(connection, held, wanted, key)
+        if self._spool.is_probed(key):
+            await held.aclose()  # no turn is needed to wait for another's answer
+            await self._spool.wait_for_probe(key)
+            if self._spool.find(key) is None:
+                await self._take_turn(connection, held, wanted, key, waited=True)
+        blob = self._spool.find(key)
+        if blob is not None:  # it has come meanwhile
+            await held.aclose()
+        return blob
+
     async def _take_turn(
-        self, connection: Connection, held: AsyncExitStack, wanted: ByteRange, what: str
+        self,
+        connection: Connection,
+        held: AsyncExitStack,
+        wanted: ByteRange,
+        key: _Key,
+        *,
+        waited: bool = False,
     ) -> None:
         """Wait until the host has room for a request; raises if it fails meanwhile."""
+        what, endpoint = f"{self.name}@{key[2]}", connection.endpoint
         turn = connection.turns.turn(wanted.end - wanted.start)
-        waited, endpoint = await held.enter_async_context(turn), connection.endpoint
+        waited = await held.enter_async_context(turn) or waited
         if waited and not endpoint.final and self._endpoints.health.cools(endpoint.host, what):
             raise PassedOverError(what, f"{endpoint.host} has failed meanwhile", retryable=True)
 
     async def _spool_answer(
-        self, connection: Connection, key: Hashable, held: AsyncExitStack, answer: Answer
+        self, connection: Connection, key: _Key, held: AsyncExitStack, answer: Answer
     ) -> Spooled | None:
         """Hand an answer over to the spool, with what holds it open; None if it is not taken."""
 
@@ -123,3 +152,8 @@ class BlobReads:
         error = CorruptError(what, f"wrong bytes at {offset}")
         self._endpoints.note_failure(connection, what, error)
         return True
+
+
+def _is_far(blob: Spooled, wanted: ByteRange) -> bool:
+    """Tell whether a range is a long way behind what has come of a blob."""
+    return wanted.end > blob.received + AHEAD

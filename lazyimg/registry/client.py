@@ -5,16 +5,19 @@
         descriptor, data = await repository.fetch_manifest(reference.target)
 
 Repositories of one client and one access share tokens and redirects; those of another access
-never do. What is known of a host's health is shared by all.
+never do. They are forgotten when nobody uses them any more, but for those asked for last. What is
+known of a host's health is shared by all.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
+from weakref import WeakValueDictionary
 
 from lazyimg.registry.connection import Connection
 from lazyimg.registry.credentials import find_credential
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     from lazyimg.registry.hosts import Endpoint
     from lazyimg.registry.proxies import ProxyRules
     from lazyimg_formats.oci.reference import Reference
+
+MAX_UNUSED: Final = 32
+"""Repositories, asked for last, that keep their tokens though nobody may use them any more."""
 
 
 class RegistryClient:
@@ -76,7 +82,10 @@ class RegistryClient:
         self._health = Health(time.monotonic)
         self._turns: dict[str, Turns] = {}
         self._traffic: dict[str, Traffic] = {}
-        self._repositories: dict[tuple[str, Access], Repository] = {}
+        self._repositories: WeakValueDictionary[tuple[str, Access], Repository] = (
+            WeakValueDictionary()
+        )
+        self._recent: deque[Repository] = deque(maxlen=MAX_UNUSED)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,7 +101,8 @@ class RegistryClient:
     def repository(self, reference: Reference, access: Access = Access()) -> Repository:  # noqa: B008 - frozen
         """Give the repository of a reference; its tag and digest do not matter. Asks nobody."""
         key = (reference.name, access)
-        if key not in self._repositories:
+        repository = self._repositories.get(key)
+        if repository is None:
             endpoints = Endpoints(
                 reference.name,
                 partial(find_endpoints, reference, access, self._mirror_timeout),
@@ -100,10 +110,12 @@ class RegistryClient:
                 self._health,
                 self._policy,
             )
-            self._repositories[key] = Repository(
-                reference, endpoints, self._spool, self._chunk_size
-            )
-        return self._repositories[key]
+            repository = Repository(reference, endpoints, self._spool, self._chunk_size)
+            self._repositories[key] = repository
+        if repository in self._recent:
+            self._recent.remove(repository)
+        self._recent.append(repository)
+        return repository
 
     def traffic(self) -> dict[str, Traffic]:
         """Give what was counted since the start, for each host."""

@@ -5,9 +5,13 @@ over what comes before the part would cost one whole transfer for each part. So 
 answer is kept: its body goes to a file without a name, and every read of this blob, of the same
 repository and access, waits there for its bytes, until the blob has been unused for `IDLE`. Then
 the file goes, and the next read asks with a range again: a mirror that was cold has the blob now.
+A read far behind what has come asks earlier, every `RETRY`, since a host may be warm, or another
+machine, by then.
 
-While it is known that a host does this, only one request at a time asks it for a blob that is not
-in the spool, so that it is not made to send the same blob several times.
+While it is known that a host does this, the first request for a blob is a `Probe`: other reads of
+that blob wait for its status, so that the host is not made to send the same blob several times.
+Whatever the status, they all go on at once then; of a blob that was given in part, or that there
+is no room for, there is no probe. Other blobs never wait.
 """
 
 from __future__ import annotations
@@ -16,15 +20,15 @@ import asyncio
 import os
 import tempfile
 import time
-from collections import defaultdict
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections import OrderedDict
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import LazyimgError, RegistryError, StorageError
 from lazyimg.registry.ranges import take_range
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterator
     from pathlib import Path
 
 IDLE: Final = 30.0
@@ -32,6 +36,15 @@ IDLE: Final = 30.0
 
 REMEMBER: Final = 600.0
 """Seconds for which a host is known to send whole blobs."""
+
+RETRY: Final = 10.0
+"""Seconds until a blob that is on its way is asked for in part again."""
+
+PATIENCE: Final = 5.0
+"""Seconds that a read waits for the status of another's request."""
+
+MAX_KNOWN: Final = 4096
+"""Blobs that are known to need no probe; the longest unused are forgotten first."""
 
 AHEAD: Final = 16 << 20
 """Bytes behind what has come from which on a read asks another host, if there is one."""
@@ -212,27 +225,57 @@ class Spool:
         self._sizes: dict[Hashable, int] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._ignorant: dict[str, float] = {}
-        self._locks: defaultdict[Hashable, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._turns: defaultdict[Hashable, int] = defaultdict(int)
+        self._probes: dict[Hashable, asyncio.Future[None]] = {}
+        self._free: OrderedDict[Hashable, None] = OrderedDict()
+        self._due: dict[Hashable, float] = {}
 
     def find(self, key: Hashable) -> Spooled | None:
         """Give a blob that is here or on its way."""
         return self._blobs.get(key)
 
-    @asynccontextmanager
-    async def turn(self, host: str, key: Hashable) -> AsyncIterator[None]:
-        """Wait for one's turn to ask `host` for a blob, if it is known to send whole ones."""
-        if self._ignorant.get(host, 0.0) < self._clock():
+    def is_due(self, key: Hashable) -> bool:
+        """Tell whether a blob that is on its way should be asked for in part again; once."""
+        if self._clock() < self._due[key]:
+            return False
+        self._due[key] = self._clock() + RETRY
+        return True
+
+    def is_probed(self, key: Hashable) -> bool:
+        """Tell whether the first request for a blob waits for its status."""
+        return key in self._probes
+
+    async def wait_for_probe(self, key: Hashable) -> None:
+        """Wait until it has it, or has failed, for `PATIENCE` at most."""
+        await asyncio.wait([self._probes[key]], timeout=PATIENCE)
+
+    @contextmanager
+    def probe(self, host: str, key: Hashable) -> Iterator[None]:
+        """Ask `host` for a part of a blob inside the block, which ends with the status."""
+        if (
+            not self._capacity
+            or key in self._free
+            or key in self._probes
+            or self._ignorant.get(host, 0.0) < self._clock()
+        ):
             yield
             return
-        self._turns[key] += 1
+        probe = self._probes[key] = asyncio.get_running_loop().create_future()
         try:
-            async with self._locks[key]:
-                yield
+            yield
         finally:
-            self._turns[key] -= 1
-            if not self._turns[key]:
-                del self._turns[key], self._locks[key]
+            del self._probes[key]
+            probe.set_result(None)
+
+    def note_part(self, host: str, key: Hashable) -> None:
+        """Learn that `host` has sent a part of a blob as a part."""
+        if self._ignorant.get(host, 0.0) >= self._clock():
+            self._set_free(key)
+
+    def _set_free(self, key: Hashable) -> None:
+        self._free[key] = None
+        self._free.move_to_end(key)
+        if len(self._free) > MAX_KNOWN:
+            self._free.popitem(last=False)
 
     async def start(self, host: str, key: Hashable, incoming: Incoming) -> Spooled | None:
         """Receive an answer of `host` from now on, or give what is being received already.
@@ -246,11 +289,13 @@ class Spool:
             StorageError: no file can be made.
         """
         self._ignorant[host] = self._clock() + REMEMBER
+        self._free.pop(key, None)
         known = self._blobs.get(key)
         if known is not None:
             await incoming.answer.aclose()
             return known
         if self._directory is None or self._used + incoming.size > self._capacity:
+            self._set_free(key)
             return None
         self._used += incoming.size
         try:
@@ -269,6 +314,7 @@ class Spool:
             return raced
         blob = Spooled(incoming, file, lambda: self._drop(key, blob))
         self._blobs[key], self._sizes[key] = blob, incoming.size
+        self._due[key] = self._clock() + RETRY
         return blob
 
     def drop(self, key: Hashable) -> None:
@@ -280,7 +326,7 @@ class Spool:
     def _drop(self, key: Hashable, blob: Spooled) -> None:
         if self._blobs.get(key) is not blob:
             return
-        del self._blobs[key]
+        del self._blobs[key], self._due[key]
         size = self._sizes.pop(key)
         task = asyncio.create_task(self._end(blob, size))
         self._closing.add(task)

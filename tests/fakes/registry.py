@@ -65,16 +65,21 @@ class Fault:
         kind: ``status`` answers `status`; ``reset`` closes the connection; ``half`` sends half of
             the body; ``wrong`` changes the body's first byte; ``long`` sends a byte more;
             ``headers`` only adds `headers`; ``lost`` does the work, then closes the connection;
-            ``hang`` never answers.
+            ``hang`` never answers; ``pause`` sends half of the body, and the rest after `go_on`;
+            ``barrier`` answers when it has been asked `times` times.
+        go_on: ends the pause.
     """
 
-    kind: Literal["status", "reset", "half", "wrong", "long", "headers", "lost", "hang"]
+    kind: Literal[
+        "status", "reset", "half", "wrong", "long", "headers", "lost", "hang", "pause", "barrier"
+    ]
     method: str = "GET"
     path: str = "/blobs/"
     status: int = 500
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     times: int = 1
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class FakeRegistry:
@@ -151,9 +156,10 @@ class FakeRegistry:
         )
         return self.add_manifest(name, tag, document)
 
-    def fail(self, kind: Any, **options: Any) -> None:
+    def fail(self, kind: Any, **options: Any) -> Fault:
         """Let the next fitting requests go wrong; see `Fault`."""
         self.faults.append(Fault(kind, **options))
+        return self.faults[-1]
 
     def count(self, method: str = "GET", path: str = "/") -> int:
         """Give the number of requests so far whose method and path fit."""
@@ -181,6 +187,10 @@ class FakeRegistry:
         fault = self._take_fault(request)
         if fault is not None and fault.kind == "hang":
             await asyncio.Event().wait()
+        if fault is not None and fault.kind == "barrier":
+            if not fault.times:
+                fault.go_on.set()
+            await fault.go_on.wait()
         if fault is not None and fault.kind == "status":
             asked.status = fault.status
             return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
@@ -188,7 +198,7 @@ class FakeRegistry:
             return _abort(request)
         response = await self._answer(request)
         asked.status = response.status
-        if fault is not None:
+        if fault is not None and fault.kind != "barrier":
             return await _spoil(request, response, fault)
         if isinstance(response.body, bytes) and request.method != "HEAD":
             asked.sent = len(response.body)
@@ -409,10 +419,14 @@ async def _spoil(request: web.Request, response: web.Response, fault: Fault) -> 
         response.body = bytes([body[0] ^ 0xFF]) + body[1:]
         return response
     cut = web.StreamResponse(status=response.status, headers=response.headers)
-    if fault.kind == "half":
+    if fault.kind in {"half", "pause"}:
         cut.content_length = len(body)
         await cut.prepare(request)
         await cut.write(body[: len(body) // 2])
+        if fault.kind == "pause":
+            await fault.go_on.wait()
+            await cut.write(body[len(body) // 2 :])
+            return cut
         assert request.transport is not None
         request.transport.close()
         return cut

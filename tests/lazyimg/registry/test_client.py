@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import AccessDeniedError
-from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.client import MAX_UNUSED, RegistryClient
 from lazyimg.registry.ports import Access
 from lazyimg_formats.oci.reference import parse_reference
 from tests.fakes.registry import run_registry
@@ -25,6 +25,32 @@ async def test_repositories_are_shared_by_name_and_access() -> None:
         assert client.repository(parse_reference("quay.io/a/c")) is not one
         other = client.repository(parse_reference("quay.io/a/b"), Access(username="me"))
         assert other is not one
+
+
+async def test_repositories_that_nobody_uses_are_forgotten(tmp_path: Path) -> None:
+    async with run_registry() as registry, RegistryClient(environ={}) as client:
+        registry.auth = "token"
+        blob = registry.add_blob("a/b", b"data")
+        used = client.repository(parse_reference(f"{registry.host}/a/b"))
+        assert await used.read_blob(blob, 0, 4) == b"data"
+        for number in range(3 * MAX_UNUSED):
+            access = Access(username=f"user {number}", ca_file=tmp_path)
+            client.repository(parse_reference(f"{registry.host}/a/b"), access)
+        assert len(client._repositories) == MAX_UNUSED + 1
+        again = client.repository(parse_reference(f"{registry.host}/a/b"))
+        assert again is used
+        assert await again.read_blob(blob, 1, 2) == b"at"
+        assert registry.count("GET", "/token") == 1
+
+
+async def test_repository_asked_for_again_keeps_its_token_though_nobody_holds_it() -> None:
+    async with run_registry() as registry, RegistryClient(environ={}) as client:
+        registry.auth = "token"
+        blob = registry.add_blob("a/b", b"data")
+        reference = parse_reference(f"{registry.host}/a/b")
+        for _ in range(3):
+            assert await client.repository(reference).read_blob(blob, 0, 4) == b"data"
+        assert registry.count("GET", "/token") == 1
 
 
 async def test_tokens_of_one_access_never_serve_another(tmp_path: Path) -> None:

@@ -330,6 +330,62 @@ class TestWholeBlobs:
         )
         assert len(setup.mirror.asked) == 1
 
+    async def test_other_blobs_of_the_host_are_read_side_by_side(self, setup: Setup) -> None:
+        repository = setup.repository(access=Access())
+        setup.origin.ignore_range = True
+        await setup.read(repository)  # one object whose ranges are ignored
+        setup.origin.ignore_range = False
+        other = setup.origin.add_blob("a/b", BLOB[::-1])
+        await repository.read_blob(other, 0, 10)
+        setup.origin.asked.clear()
+        setup.origin.fail("barrier", times=3)  # none is answered before all three have come
+        parts = [repository.read_blob(other, at, 10) for at in (10, 20, 30)]
+        assert b"".join(await asyncio.gather(*parts)) == BLOB[::-1][10:40]
+        assert setup.origin.sent() == 30
+
+    async def test_cold_parts_wait_for_the_first_one_only(self, setup: Setup) -> None:
+        repository = setup.repository(access=Access())
+        setup.origin.ignore_range = True
+        await setup.read(repository)
+        setup.origin.ignore_range = False
+        other = setup.origin.add_blob("a/b", BLOB[::-1])
+        await setup.read(repository, 10)
+        first = setup.origin.fail("barrier", path=str(other.digest))
+        setup.origin.fail("barrier", path=str(other.digest), times=3)
+        await asyncio.gather(*(repository.read_blob(other, at, 10) for at in range(4)))
+        assert first.go_on.is_set()
+        assert setup.origin.sent(str(other.digest)) == 40
+
+    async def test_without_a_spool_nothing_waits(self, setup: Setup) -> None:
+        setup.client._spool._capacity = 0
+        repository = setup.repository(access=Access())
+        setup.origin.ignore_range = True
+        await setup.read(repository)
+        setup.origin.fail("barrier", times=3)
+        await asyncio.gather(*(setup.read(repository, at) for at in (200_000, 10, 1000)))
+
+    async def test_registry_that_understands_ranges_again_is_asked_for_what_is_far_ahead(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(blob_reads, "AHEAD", 0)
+        repository = setup.repository(access=Access())
+        pause = setup.origin.fail("pause")
+        setup.origin.ignore_range = True
+        first = asyncio.create_task(setup.read(repository, 200_000))
+        while not setup.client._spool._blobs:  # noqa: ASYNC110 - nobody else is told
+            await asyncio.sleep(0)
+        setup.origin.ignore_range = False
+        later = asyncio.create_task(setup.read(repository, 210_000))
+        await asyncio.sleep(0)
+        assert setup.origin.count("GET", "/blobs/") == 1
+        setup.client._spool._due = dict.fromkeys(setup.client._spool._due, 0.0)
+        await setup.read(repository, 220_000)
+        assert setup.origin.asked[-1].sent == 500
+        assert not later.done()
+        pause.go_on.set()
+        await asyncio.gather(first, later)
+        assert setup.origin.count("GET", "/blobs/") == 2
+
     async def test_ranges_again_once_the_mirror_is_warm(
         self, setup: Setup, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lazyimg.errors import RegistryError, StorageError
 from lazyimg.registry import spool as module
-from lazyimg.registry.spool import REMEMBER, Incoming, Spool, Spooled
+from lazyimg.registry.spool import REMEMBER, RETRY, Incoming, Spool, Spooled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -216,24 +216,81 @@ async def test_directory_that_cannot_be_made(setup: Setup) -> None:
     assert answer.closed
 
 
-async def test_one_request_at_a_time_to_a_host_that_sends_whole_blobs(setup: Setup) -> None:
-    order: list[str] = []
+async def test_first_request_to_a_host_that_sends_whole_blobs_is_a_probe(setup: Setup) -> None:
+    spool = setup.spool
+    with spool.probe("host", "blob"):
+        assert not spool.is_probed("blob")  # nothing is known of this host
+    await setup.start(Answer(), "another")
+    with spool.probe("elsewhere", "blob"):
+        assert not spool.is_probed("blob")
+    with spool.probe("host", "blob"):
+        assert spool.is_probed("blob")
+        assert not spool.is_probed("other")
+        with spool.probe("host", "other"), spool.probe("host", "blob"):
+            assert spool.is_probed("other")
+        assert spool.is_probed("blob")
+        waiting = asyncio.create_task(spool.wait_for_probe("blob"))
+        cancelled = asyncio.create_task(spool.wait_for_probe("blob"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert not waiting.done()
+    await waiting
+    assert not spool._probes
 
-    async def ask(host: str, name: str) -> None:
-        async with setup.spool.turn(host, "blob"):
-            order.append(f"{name} begins")
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            order.append(f"{name} ends")
 
-    await asyncio.gather(ask("host", "a"), ask("host", "b"))
-    assert order == ["a begins", "b begins", "a ends", "b ends"]
-    await setup.start(Answer())
-    order.clear()
-    await asyncio.gather(ask("host", "a"), ask("host", "b"))
-    assert order == ["a begins", "a ends", "b begins", "b ends"]
-    assert not setup.spool._locks
+async def test_probe_that_gets_no_status_is_waited_for_a_while_only(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    await setup.start(Answer(), "another")
+    with setup.spool.probe("host", "blob"):
+        await setup.spool.wait_for_probe("blob")
+        assert setup.spool.is_probed("blob")
+
+
+async def test_no_probe_once_the_host_is_forgotten(setup: Setup) -> None:
+    await setup.start(Answer(), "another")
     setup.now += REMEMBER + 1
-    order.clear()
-    await asyncio.gather(ask("host", "a"), ask("host", "b"))
-    assert order[1] == "b begins"
+    with setup.spool.probe("host", "blob"):
+        assert not setup.spool.is_probed("blob")
+
+
+async def test_no_probe_of_what_comes_in_parts(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = setup.spool
+    spool.note_part("host", "blob")
+    assert not spool._free  # of a host that always does, nothing is remembered
+    await setup.start(Answer(), "another")
+    spool.note_part("host", "blob")
+    with spool.probe("host", "blob"):
+        assert not spool.is_probed("blob")
+    await setup.start(Answer(), "blob")  # it is sent whole again
+    spool.drop("blob")
+    with spool.probe("host", "blob"):
+        assert spool.is_probed("blob")
+    monkeypatch.setattr(module, "MAX_KNOWN", 2)
+    for number in range(5):
+        spool.note_part("host", number)
+    assert list(spool._free) == [3, 4]
+
+
+async def test_no_probe_of_what_there_is_no_room_for(setup: Setup) -> None:
+    for key in ("a", "b"):
+        await setup.start(Answer(), key)
+    assert await setup.spool.start("host", "c", Answer().incoming()) is None
+    with setup.spool.probe("host", "c"):
+        assert not setup.spool.is_probed("c")
+    nothing = Spool(None, 1 << 30)
+    await nothing.start("host", "a", Answer().incoming())
+    with nothing.probe("host", "b"):
+        assert not nothing.is_probed("b")
+
+
+async def test_blob_on_its_way_is_asked_for_in_part_now_and_then(setup: Setup) -> None:
+    await setup.start(Answer())
+    assert not setup.spool.is_due("blob")
+    setup.now += RETRY
+    assert setup.spool.is_due("blob")
+    assert not setup.spool.is_due("blob")
