@@ -170,7 +170,7 @@ def normalize_path(raw: bytes) -> bytes:
     parts = [part for part in raw.split(b"/") if part not in {b"", b"."}]
     for part in parts:
         if part == b"..":
-            raise FormatError("layer entry", f"path {raw!r} contains '..'")
+            raise FormatError("layer entry", f"path {raw[:80]!r} contains '..'")
         if len(part) > MAX_NAME:
             raise FormatError("layer entry", f"a part of path {raw[:80]!r}... is over 255 bytes")
     path = b"/".join(parts)

@@ -161,6 +161,8 @@ class Client:
             raise self._not_understood() from error
         except msgspec.DecodeError as error:  # cut off in the middle
             raise self._cut_off() from error
+        except (ValueError, RecursionError) as error:  # no UTF-8, or too deep
+            raise self._not_understood() from error
 
     def _cut_off(self) -> DaemonUnavailableError:
         return DaemonUnavailableError(

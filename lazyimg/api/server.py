@@ -191,7 +191,7 @@ def _prefetch_handler(
 async def _read(request: web.Request, kind: type[_Request]) -> _Request:
     try:
         return msgspec.json.decode(await request.read(), type=kind)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also of what is no UTF-8
         raise UsageError(request.path, f"the request cannot be read: {error}") from error
 
 

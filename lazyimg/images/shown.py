@@ -56,7 +56,7 @@ class ShownAccess:
         try:
             line = msgspec.json.decode(text, type=_Line)
             access = parse_access(bytes(line.access))
-        except msgspec.DecodeError:
+        except ValueError:  # also of what is no UTF-8
             return
         self._set(line.repository, replace(access, username=line.username, password=line.password))
 

@@ -134,9 +134,13 @@ class Connection:
     async def _find_origin(self) -> URL:
         host = self.reference.host
         plain, secure = URL(f"http://{host}"), URL(f"https://{host}")
+        try:
+            name = secure.host or ""
+        except UnicodeError as error:  # of xn--
+            raise RegistryError(self.reference.name, "names an impossible host") from error
         if self.endpoint.route.plain_http:
             return plain
-        if not is_loopback(secure.host or ""):
+        if not is_loopback(name):
             return secure
         try:
             async with self.transport.send(
@@ -241,9 +245,10 @@ class _Tokens:
     def _parse(self, realm: str) -> URL:
         try:
             url = URL(realm)
+            possible = url.scheme in {"http", "https"} and url.host
         except ValueError:
-            url = URL()
-        if url.scheme not in {"http", "https"} or not url.host:
+            possible = None
+        if not possible:
             raise RegistryError(self._registry, "names an impossible authorization service")
         return url
 

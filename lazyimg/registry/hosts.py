@@ -163,13 +163,26 @@ def _read_hosts(directory: Path) -> tuple[Host, ...]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_HOSTS_FILE + 1)
-        return parse_hosts(data, str(directory))
+        hosts = parse_hosts(data, str(directory))
     except FileNotFoundError:
         return (_read_certificates(directory),)
     except OSError as error:
         raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from error
     except FormatError as error:
         raise ConfigurationError(str(path), error.problem) from error
+    for host in hosts:
+        if host.root and not _is_possible(host.root):
+            raise ConfigurationError(str(path), f"names an impossible host: {host.root[:300]}")
+    return hosts
+
+
+def _is_possible(root: str) -> bool:
+    """Tell whether a URL that has the right form has a host and port that can be."""
+    try:
+        url = URL(root)
+        return bool(url.host and url.port)
+    except ValueError:  # also of a name that is no IDNA
+        return False
 
 
 def _read_certificates(directory: Path) -> Host:

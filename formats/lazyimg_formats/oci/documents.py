@@ -236,17 +236,17 @@ def parse_document(data: bytes, media_type: str = "") -> Manifest | Index:
     if version == 1 or "fsLayers" in fields.rest:
         raise FormatError("manifest", "Docker's schema 1, which no longer carries images")
     if version != 2:
-        raise FormatError("manifest", f"expected schemaVersion 2, got {version}")
+        raise FormatError("manifest", f"expected schemaVersion 2, got {str(version)[:80]}")
     known = MANIFEST_TYPES + INDEX_TYPES
     if media_type in known and own_type and own_type != media_type:
-        raise FormatError("manifest", f"calls itself {own_type!r}, was sent as {media_type!r}")
+        raise FormatError("manifest", f"calls itself {own_type[:80]!r}, was sent as {media_type!r}")
     is_index = "manifests" in fields.rest
     is_manifest = "config" in fields.rest or "layers" in fields.rest
     if is_index and is_manifest:
         raise FormatError("manifest", "has the fields of both a manifest and an index")
     effective = own_type or media_type
     if effective in (MANIFEST_TYPES if is_index else INDEX_TYPES):
-        raise FormatError("manifest", f"is called {effective!r}, has fields of the other kind")
+        raise FormatError("manifest", f"is called {effective[:80]!r}, has fields of the other kind")
     if is_index:
         return _index(fields, own_type)
     return _manifest(fields, own_type)
@@ -285,7 +285,7 @@ def _descriptor(value: object) -> Descriptor:
     media_type: str = fields.need("mediaType", str)
     size: int = fields.need("size", int)
     if not 0 <= size <= MAX_SIZE:
-        raise FormatError("descriptor", f"size cannot be {size}")
+        raise FormatError("descriptor", f"size cannot be {str(size)[:80]}")
     platform = fields.take("platform", dict)
     return Descriptor(
         media_type=media_type,

@@ -116,6 +116,7 @@ class TarScanner:
         self._regions: list[Region] = []
         self._real_size = 0
         self._map = bytearray()
+        self._map_lines = 0
 
     def feed(self, data: bytes) -> list[Member]:
         """Take the next bytes; give the members whose headers end in them.
@@ -268,6 +269,7 @@ class TarScanner:
         if records.get(b"GNU.sparse.major") == b"1":
             self._header = header
             self._map.clear()
+            self._map_lines = 0
             self._wait(self._take_map_block)
             return None
         self._regions = parse_listed(records)
@@ -275,10 +277,11 @@ class TarScanner:
 
     def _take_map_block(self, block: bytes) -> Member | None:
         self._map += block
+        self._map_lines += block.count(b"\n")
         if self._next > self._payload_end or len(self._map) > MAX_MAP_SIZE:
             raise FormatError("sparse file", "its map does not end")
         lines = count_lines(self._map[:BLOCK])
-        if not lines or self._map.count(b"\n") < lines:
+        if not lines or self._map_lines < lines:
             return None
         self._regions = parse_leading(bytes(self._map))
         return self._end_sparse(self._pending)

@@ -161,6 +161,8 @@ OK = b"HTTP/1.0 200 OK\r\n\r\n"
         (b"HTTP/1.0 200 OK\r\nA: b\r\n", "the daemon ended in the middle of its answer"),
         (OK + b'{"version": "0.1', "the daemon ended in the middle of its answer"),
         (OK + b"{}", "the answer is not one of this version of lazyimg"),
+        (OK + b'{"version": "\xff"}', "the answer is not one of this version of lazyimg"),
+        (OK + b'{"x":' + b"[" * 9999, "the answer is not one of this version of lazyimg"),
         (b"SSH-2.0-x\r\n\r\n", "the answer is not one of this version of lazyimg"),
         (b"HTTP/1.0 oh\r\n\r\n", "the answer is not one of this version of lazyimg"),
         (b"HTTP/1.0 404 No\r\n\r\n{}", "the answer is not one of this version of lazyimg"),

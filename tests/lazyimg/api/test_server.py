@@ -236,6 +236,8 @@ async def test_own_error_is_logged_and_not_told(
     [
         (b"", "the request cannot be read: Input data was truncated"),
         (b"\xff", "the request cannot be read: JSON is malformed: invalid character (byte 0)"),
+        (b'{"reference": "\xff"}', "the request cannot be read: 'utf-8' codec can't decode"),
+        (b'{"x":' + b"[" * 9999, "the request cannot be read: maximum recursion depth exceeded"),
         (b"[]", "the request cannot be read: Expected `object`, got `array`"),
         (b"{}", "the request cannot be read: Object missing required field `reference`"),
         (

@@ -101,6 +101,12 @@ class TestOrigin:
         )
         assert str(await connection.url("x")) == expected
 
+    @pytest.mark.parametrize("plain_http", [False, True])
+    async def test_impossible_host(self, *, plain_http: bool) -> None:
+        async with connect("xn--a.example", Access(plain_http=plain_http)) as setup:
+            with pytest.raises(RegistryError, match=r"^xn--a.example/a/b: names an impossible host"):
+                await setup.get()
+
     async def test_loopback_without_tls(self, registry: FakeRegistry, setup: Setup) -> None:
         for _ in range(2):
             assert str(await setup.connection.root()) == f"http://{registry.host}/v2"
@@ -261,7 +267,7 @@ class TestTokens:
         )
         assert "guess" not in str(caught.value)
 
-    @pytest.mark.parametrize("realm", ["", "ftp://x/", "http://[oops/", "/token"])
+    @pytest.mark.parametrize("realm", ["", "ftp://x/", "http://[oops/", "/token", "http://xn--a/"])
     async def test_impossible_realm(
         self, registry: FakeRegistry, setup: Setup, blob: str, realm: str
     ) -> None:

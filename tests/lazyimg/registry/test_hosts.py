@@ -135,6 +135,17 @@ def test_file_that_makes_no_sense(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("host", ["a:99999", "a:0", "xn--a"])
+@pytest.mark.parametrize("line", ['server = "{}"', '[host."{}"]'])
+def test_host_that_cannot_be(tmp_path: Path, host: str, line: str) -> None:
+    access = write(tmp_path, "_default", line.format(f"http://{host}"))
+    with pytest.raises(ConfigurationError) as caught:
+        find_endpoints(REFERENCE, access)
+    assert str(caught.value) == (
+        f"{tmp_path}/_default/hosts.toml: names an impossible host: http://{host}/v2"
+    )
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "_default").mkdir()
     (tmp_path / "_default" / "hosts.toml").mkdir()
