@@ -17,11 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import zstandard
 
+from lazyimg.api.messages import StatusReply
 from lazyimg.config import Config
 from lazyimg.config_file import serialize_config
 from lazyimg.convert.layer import LayerConversion
+from lazyimg.images.build import BuildReply
+from lazyimg.images.library import LayerRecord
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
     Codec,
@@ -29,9 +33,12 @@ from lazyimg_formats.device_table import (
     Span,
     serialize_device_table,
 )
-from lazyimg_formats.erofs.layout import EROFS_SUPER_OFFSET
+from lazyimg_formats.erofs.chunk import Chunk, ChunkFormat, serialize_chunks
+from lazyimg_formats.erofs.dirent import serialize_block
+from lazyimg_formats.erofs.layout import EROFS_SUPER_OFFSET, FileType
 from lazyimg_formats.erofs.tree import Device, FlatData, Node
 from lazyimg_formats.erofs.writer import serialize_image
+from lazyimg_formats.erofs.xattr import serialize_body
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.zstd_chunked.location import (
     TocLocation,
@@ -70,6 +77,23 @@ def erofs() -> list[bytes]:
     image = bytearray(serialize_image(root, [Device("d" * 64, 2)]))
     image[EROFS_SUPER_OFFSET + 8] &= ~1  # feature_compat: no checksum
     return [bytes(image)]
+
+
+def erofs_parts() -> list[bytes]:
+    """An image's structures, and a directory's block, attributes, chunks."""
+    (image,) = erofs()
+    names = (b".", b"..", b"name")
+    kinds = [FileType.DIR, FileType.DIR, FileType.REG_FILE]
+    attributes = ((b"user.a", b"b"), (b"security.capability", b"\x01\0\0\2"))
+    inodes = [image[at : at + 64] for at in range(1280, 1280 + 512, 32)]
+    return [
+        image[EROFS_SUPER_OFFSET : EROFS_SUPER_OFFSET + 128],
+        image[1152:1280],
+        *inodes,
+        serialize_block(names, [36, 36, 40], kinds),
+        serialize_body(attributes, [1, 2]),
+        serialize_chunks([Chunk(1, 7), Chunk(0, None)], ChunkFormat(12, indexes=True)),
+    ]
 
 
 @cache
@@ -252,9 +276,61 @@ def headers() -> list[bytes]:
     ]
 
 
-def records() -> list[bytes]:
+def tokens() -> list[bytes]:
     return [
-        b'{"authfile":"/a","plain_http":true,"ca_file":"/b"}',
+        b'{"token":"abc","expires_in":300,"issued_at":"2024-01-01T00:00:00Z"}',
+        b'{"access_token":"a.b-c","expires_in":1e3}',
+        b'{"ServerURL":"r.test","Username":"me","Secret":"x"}',
+    ]
+
+
+def credentials() -> list[bytes]:
+    return [
+        b'{"auths":{"https://r.test:5000/v2/":{"auth":"bWU6c2VjcmV0"}}}',
+        b'{"auths":{"r.test:5000/team":{"username":"me","password":"p"},"x":{}}}',
+        b'{"auths":{"r.test:5000":{"identitytoken":"t"}},"credHelpers":{"r.test:5000":"x"}}',
+        b'{"credsStore":"desktop","auths":null}',
+    ]
+
+
+def layouts() -> list[bytes]:
+    """The marker, an index, and a tar of both."""
+    index = json.dumps({"schemaVersion": 2, "manifests": []}).encode()
+    marker = b'{"imageLayoutVersion":"1.0.0"}'
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in (("oci-layout", marker), ("index.json", index)):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(data), {"comment": "x"}
+            archive.addfile(member, io.BytesIO(data))
+    return [marker, index, buffer.getvalue()]
+
+
+def proxies() -> list[bytes]:
+    return [b"http://u:p@proxy.test:3128", b"proxy:1", b".a.test,b:80,10.0.0.0/8,[::1]:5,fe80::/10"]
+
+
+def messages() -> list[bytes]:
+    status = StatusReply(
+        version="1", pid=1, transport="x", root="/", uptime=1.5, mounts=[], reads=0,
+        reads_failed=0, fetched=0, fetches=0,
+    )  # fmt: skip
+    return [
         b'{"reference":"a","directory":"/b","access":{"username":"x"}}',
         b'{"references":["a"],"paths":["/x*"]}',
+        b'{"reference":"a","present":1,"total":2,"done":true,"error":null}',
+        b'{"kind":"not-found","what":"a","problem":"b","remedy":"","exit_code":70}',
+        msgspec.json.encode(status),
+    ]
+
+
+def records() -> list[bytes]:
+    layer = LayerRecord("sha256:a", 1, "m", "zstd:chunked", "t", "d", 4096)
+    access = b'{"authfile":"/a","plain_http":true,"insecure":false,"ca_file":"/b","hosts_dir":""}'
+    return [
+        access,
+        msgspec.json.encode(BuildReply("f", 4096)),
+        msgspec.json.encode([layer]),
+        b'{"repository":"r","username":"u","password":"p","access":' + access + b"}\n",
+        b"READY=1\nFDSTORE=1\nFDNAME=api\nSTATUS=serving",
     ]

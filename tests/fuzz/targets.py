@@ -8,16 +8,18 @@ that is merged and written as a bootstrap), the target goes the whole way.
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
-from yarl import URL
 
-from lazyimg.api.messages import MountRequest, PrefetchRequest, StatusReply
+from lazyimg.api import messages
+from lazyimg.api.client import Client, rebuild_error
+from lazyimg.api.server import _read
 from lazyimg.config_file import load_config
 from lazyimg.convert.decompress import MAGIC_SIZE, choose_decompressor
 from lazyimg.errors import ConfigurationError, CorruptError, KernelError, LazyimgError
@@ -25,22 +27,33 @@ from lazyimg.fill.decode import decode_span
 from lazyimg.host.mount_table import find_mount, parse_mount_table
 from lazyimg.host.own_mounts import parse_mapped_files
 from lazyimg.images.access import parse_access
+from lazyimg.images.build import BuildReply
+from lazyimg.images.library import LayerRecord
 from lazyimg.images.merge import merge_layers
-from lazyimg.registry.auth import parse_challenges
+from lazyimg.images.shown import ShownAccess
+from lazyimg.layers.locate import locate_index, name_format
 from lazyimg.registry.login import parse_registry
-from lazyimg.registry.ranges import ByteRange, plan_range
-from lazyimg.registry.redact import printable, redact_url
-from lazyimg.registry.retry import parse_retry_after
-from lazyimg.registry.transport import join_location
-from lazyimg_formats.cachefiles.messages import parse_request
+from lazyimg.supervisor.messages import is_name, parse_notification
+from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
 from lazyimg_formats.device_table import BLOCK_SIZE, Codec, DeviceTable, Span
+from lazyimg_formats.erofs.chunk import ChunkFormat, parse_chunk_format, parse_chunks
+from lazyimg_formats.erofs.dirent import parse_block, serialize_block
+from lazyimg_formats.erofs.inode import parse_inode
 from lazyimg_formats.erofs.reader import Image
+from lazyimg_formats.erofs.superblock import parse_slots, parse_superblock
 from lazyimg_formats.erofs.tree import Device
 from lazyimg_formats.erofs.writer import serialize_image
-from lazyimg_formats.errors import FormatError
+from lazyimg_formats.erofs.xattr import parse_body, parse_long_prefix
 from lazyimg_formats.oci.digest import Digest
-from lazyimg_formats.oci.documents import parse_config, parse_document, parse_errors
-from lazyimg_formats.oci.hosts import parse_hosts
+from lazyimg_formats.oci.documents import (
+    OCI_LAYER_ZSTD,
+    Descriptor,
+    Manifest,
+    parse_config,
+    parse_document,
+    parse_errors,
+    serialize_document,
+)
 from lazyimg_formats.oci.platform import Platform, parse_platform
 from lazyimg_formats.oci.reference import parse_location, parse_reference
 from lazyimg_formats.tar.header import parse_header, parse_number
@@ -51,7 +64,8 @@ from lazyimg_formats.zstd_chunked import entries
 from lazyimg_formats.zstd_chunked.location import parse_annotations, parse_footer
 from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_frames import decode_frame, iterate_frames, parse_frame_header
-from tests.fuzz import seeds
+from tests.fuzz import registry_targets, seeds
+from tests.fuzz.registry_targets import each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,20 +86,13 @@ class Target(NamedTuple):
     seeds: Callable[[], Sequence[bytes]]
 
 
-def each(*calls: Callable[[], object], allowed: type[Exception] = FormatError) -> None:
-    """Call everything; each may raise what is allowed."""
-    for call in calls:
-        with suppress(allowed):
-            call()
-
-
 def text_of(data: bytes) -> str:
     """Give text that any bytes stand for, as file names and variables are read."""
     return data.decode(errors="surrogateescape")
 
 
 def run_cachefiles(data: bytes) -> None:
-    each(lambda: parse_request(data))
+    each(lambda: parse_request(data), lambda: refuse_unreadable(data, 5))
 
 
 def run_erofs(data: bytes) -> None:
@@ -101,6 +108,33 @@ def walk_image(data: bytes) -> None:
             lambda inode=inode: image.target(inode),  # type: ignore[misc]
         )
     image.lookup(b"a/b")
+
+
+def run_erofs_parts(data: bytes) -> None:
+    """Each structure by itself; a whole image seldom gets as far."""
+
+    def directory() -> None:
+        found = parse_block(data)
+        again = serialize_block(
+            [one.name for one in found],
+            [one.nid for one in found],
+            [one.file_type for one in found],
+        )
+        if parse_block(again) != found:
+            raise AssertionError("another directory when it is parsed again")
+
+    each(
+        lambda: parse_superblock(data[:128]),
+        lambda: parse_slots(data),
+        lambda: parse_inode(data[:32], 1),
+        lambda: parse_inode(data[:64], 1),
+        directory,
+        lambda: parse_body(data, (b"user.long.",)),
+        lambda: parse_long_prefix(data),
+        lambda: parse_chunk_format(int.from_bytes(data[:4], "little"), 12),
+        lambda: parse_chunks(data, ChunkFormat(12, indexes=True)),
+        lambda: parse_chunks(data, ChunkFormat(12, indexes=False)),
+    )
 
 
 def run_tar(data: bytes) -> None:
@@ -189,6 +223,11 @@ def run_toc_location(data: bytes) -> None:
         lambda: parse_footer(data),
         lambda: entries.parse_time(text_of(data)),
     )
+    layer = Descriptor(
+        media_type=OCI_LAYER_ZSTD, digest=Digest.of(b""), size=1 << 40, annotations=annotations
+    )
+    name_format(layer)
+    each(lambda: locate_index(layer, "a layer"), allowed=LazyimgError)
 
 
 def run_device_table(data: bytes) -> None:
@@ -206,8 +245,14 @@ def run_device_table(data: bytes) -> None:
 
 
 def run_documents(data: bytes) -> None:
+    def again() -> None:
+        document = parse_document(data)
+        kind = "manifest" if isinstance(document, Manifest) else "index"
+        if parse_document(serialize_document(document)) != document:
+            raise AssertionError(f"another {kind} when it is parsed again")
+
     each(
-        lambda: parse_document(data),
+        again,
         lambda: parse_document(data, "application/vnd.oci.image.index.v1+json"),
         lambda: parse_document(data, "application/vnd.oci.image.manifest.v1+json"),
         lambda: parse_config(data),
@@ -230,10 +275,6 @@ def run_references(data: bytes) -> None:
         lambda: parse_platform(text, _LOCAL),
     )
     each(lambda: parse_registry(text), allowed=LazyimgError)
-
-
-def run_hosts(data: bytes) -> None:
-    each(lambda: parse_hosts(data, "/certs.d/registry"))
 
 
 def run_mount_table(data: bytes) -> None:
@@ -261,32 +302,49 @@ def run_config(data: bytes) -> None:
         )
 
 
-def run_headers(data: bytes) -> None:
-    """What a registry writes into headers of its answers."""
-    text = data.decode("latin-1")
-    parse_challenges([text, text[::-1]])
-    parse_retry_after(text, 0.0)
-    base = URL("http://127.0.0.1:5000/v2/")
-    location = join_location(base, text)
-    if location is not None:
-        redact_url(location)
-    printable(text)
-    each(
-        lambda: plan_range("b", 206, {"Content-Range": text}, ByteRange(0, 10, 100)),
-        lambda: plan_range("b", 200, {"Content-Length": text}, ByteRange(0, 10, 100)),
-        allowed=LazyimgError,
-    )
+class Request:
+    """Stands for a request over the local API that has this body."""
+
+    path = "/v1/x"
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def read(self) -> bytes:
+        return self._body
+
+
+def run_messages(data: bytes) -> None:
+    """What comes over the local API, to the daemon and back."""
+    client = Client("/run/x")
+    requests = (messages.MountRequest, messages.PrefetchRequest, messages.InspectRequest)
+    replies = (messages.StatusReply, messages.InspectReply, messages.PrefetchEvent)
+
+    for kind in requests:
+        with suppress(LazyimgError):
+            registry_targets.run(_read(cast("Any", Request(data)), kind))
+    for reply in (*replies, messages.ErrorReply):
+        with suppress(LazyimgError):
+            said = client._decode(data, reply)
+            if isinstance(said, messages.ErrorReply):
+                str(rebuild_error(said))
 
 
 def run_records(data: bytes) -> None:
-    """JSON of our own that is read back, and what comes over the local API."""
-    each(
-        lambda: parse_access(data),
-        lambda: msgspec.json.decode(data, type=MountRequest),
-        lambda: msgspec.json.decode(data, type=PrefetchRequest),
-        lambda: msgspec.json.decode(data, type=StatusReply),
-        allowed=ValueError,  # msgspec's own, and of what is no UTF-8
-    )
+    """JSON of our own that is read back, and what the worker tells the supervisor."""
+    with suppress(ValueError, RecursionError):
+        parse_access(data)
+    for kind in (BuildReply, list[LayerRecord]):
+        with suppress(ValueError, RecursionError):
+            msgspec.json.decode(data, type=kind)
+    if not is_name(parse_notification(data).name):
+        raise AssertionError("a name that no fd can have")
+    descriptor = os.memfd_create("records")
+    try:
+        os.write(descriptor, data)
+        ShownAccess(descriptor).find("a")
+    finally:
+        os.close(descriptor)
 
 
 TARGETS: Final = {
@@ -295,15 +353,21 @@ TARGETS: Final = {
     "decompress": Target(run_decompress, seeds.compressed),
     "device-table": Target(run_device_table, seeds.device_tables),
     "documents": Target(run_documents, seeds.documents),
+    "credentials": Target(registry_targets.run_credentials, seeds.credentials),
     "erofs": Target(run_erofs, seeds.erofs),
-    "headers": Target(run_headers, seeds.headers),
+    "erofs-parts": Target(run_erofs_parts, seeds.erofs_parts),
+    "headers": Target(registry_targets.run_headers, seeds.headers),
+    "hosts": Target(registry_targets.run_hosts, seeds.hosts),
+    "layout": Target(registry_targets.run_layout, seeds.layouts),
+    "messages": Target(run_messages, seeds.messages),
     "mount-table": Target(run_mount_table, seeds.mount_tables),
+    "proxies": Target(registry_targets.run_proxies, seeds.proxies),
     "records": Target(run_records, seeds.records),
     "references": Target(run_references, seeds.references),
-    "hosts": Target(run_hosts, seeds.hosts),
     "spans": Target(run_spans, seeds.spans),
     "tar": Target(run_tar, seeds.tars),
     "tar-parts": Target(run_tar_parts, seeds.tar_parts),
+    "tokens": Target(registry_targets.run_tokens, seeds.tokens),
     "toc": Target(run_toc, seeds.tocs),
     "toc-location": Target(run_toc_location, seeds.toc_locations),
     "zstd-frames": Target(run_zstd_frames, seeds.frames),
