@@ -6,6 +6,7 @@ docs/configuration.md are made from them. `lazyimg.config_file` reads and writes
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin, get_type_hints
 
@@ -358,17 +359,23 @@ def _limits_text(meta: Meta, unit: str) -> str:
     return f", above 0, at most {format_value(most, unit)}"
 
 
-def list_settings() -> Iterator[Setting]:
+@cache
+def list_settings() -> tuple[Setting, ...]:
     """Give every setting, in the file's order."""
-    yield from _settings_of(Config, "")
+    return tuple(_settings_of(Config, ""))
 
 
-def list_sections() -> Iterator[tuple[str, str]]:
+@cache
+def list_sections() -> tuple[tuple[str, str], ...]:
     """Give each section's name and what it is about; "" for the settings outside of sections."""
-    yield "", "What the daemon is and where its files are."
-    for name, kind in get_type_hints(Config).items():
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            yield name, " ".join((kind.__doc__ or "").split())
+    return (
+        ("", "What the daemon is and where its files are."),
+        *(
+            (name, " ".join((kind.__doc__ or "").split()))
+            for name, kind in get_type_hints(Config).items()
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        ),
+    )
 
 
 def _settings_of(structure: type[msgspec.Struct], prefix: str) -> Iterator[Setting]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
 
@@ -95,7 +96,7 @@ def _file_values(
         raise ConfigurationError(str(path), "does not exist") from error
     except OSError as error:
         raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(str(path), f"is not TOML: {error}") from error
     names = {name for name, _ in list_sections()}
     for key, value in document.items():
@@ -134,12 +135,12 @@ def _normalize(unit: str, value: Any) -> Any:
         return None
     if unit in {"duration", "deadline"}:
         seconds = _parse_quantity(value, _DURATIONS)
-        if seconds <= 0:
+        if not 0 < seconds < inf:  # nor is it a NaN
             raise ValueError(value)
         return seconds
     if unit == "size":
         size = _parse_quantity(value, SIZE_UNITS)
-        if size != int(size):
+        if size % 1:  # also of infinity and NaN
             raise ValueError(value)
         return int(size)
     return value

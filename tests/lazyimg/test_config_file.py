@@ -136,6 +136,19 @@ def test_environment_of_each_kind(file: Path) -> None:
             ),
         ),
         (
+            "[fill]\nmemory = inf",
+            "'fill.memory': expected a size such as \"64MiB\" from 1MiB to 1TiB, got Infinity",
+        ),
+        (
+            "[fill]\nread_deadline = inf",
+            '\'fill.read_deadline\': expected a duration such as "60s", or "wait", got Infinity',
+        ),
+        (
+            "[fill]\nread_deadline = nan",
+            '\'fill.read_deadline\': expected a duration such as "60s", or "wait", got NaN',
+        ),
+        ("a = " + "[" * 5000, "is not TOML: maximum recursion depth exceeded"),
+        (
             "[fill]\nread_deadline = 0",
             '\'fill.read_deadline\': expected a duration such as "60s", or "wait", got 0',
         ),
