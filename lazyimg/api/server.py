@@ -124,7 +124,7 @@ def _handler(
     begun: set[asyncio.Task[msgspec.Struct]],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
-        message = await _read(request, kind)
+        message = await read_request(request, kind)
         task = asyncio.create_task(call(message))
         begun.add(task)
         task.add_done_callback(begun.discard)
@@ -169,7 +169,7 @@ def _prefetch_handler(
                 await response.write(msgspec.json.encode(event) + b"\n")
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        message = await _read(request, PrefetchRequest)
+        message = await read_request(request, PrefetchRequest)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         task = asyncio.current_task()
@@ -188,7 +188,8 @@ def _prefetch_handler(
     return handle
 
 
-async def _read(request: web.Request, kind: type[_Request]) -> _Request:
+async def read_request(request: web.Request, kind: type[_Request]) -> _Request:
+    """Give the message in a request's body; raises UsageError."""
     try:
         return msgspec.json.decode(await request.read(), type=kind)
     except (ValueError, RecursionError) as error:  # ValueError: also of what is no UTF-8

@@ -236,21 +236,14 @@ class _Tokens:
         self, realm: str, query: Sequence[tuple[str, str]], authorization: str
     ) -> bytes:
         headers = {"Authorization": authorization} if authorization else {}
-        return await self._ask("GET", self._parse(realm).extend_query(query), headers, None)
+        return await self._ask(
+            "GET", parse_realm(self._registry, realm).extend_query(query), headers, None
+        )
 
     async def post_token(self, realm: str, form: Sequence[tuple[str, str]]) -> bytes:
+        url = parse_realm(self._registry, realm)
         data = URL.build(query=form).raw_query_string.encode()
-        return await self._ask("POST", self._parse(realm), {"Content-Type": _FORM}, data)
-
-    def _parse(self, realm: str) -> URL:
-        try:
-            url = URL(realm)
-            possible = url.scheme in {"http", "https"} and url.host
-        except ValueError:
-            possible = None
-        if not possible:
-            raise RegistryError(self._registry, "names an impossible authorization service")
-        return url
+        return await self._ask("POST", url, {"Content-Type": _FORM}, data)
 
     async def _ask(
         self, method: str, url: URL, headers: Mapping[str, str], data: bytes | None
@@ -261,6 +254,18 @@ class _Tokens:
             if response.status == 200:
                 return await read_body(response, MAX_TOKEN_REPLY)
             raise await refusal(response, redact_url(url), self._registry, local=True)
+
+
+def parse_realm(registry: str, realm: str) -> URL:
+    """Give the URL of the authorization service that a registry names; raises RegistryError."""
+    try:
+        url = URL(realm)
+        possible = url.scheme in {"http", "https"} and url.host
+    except ValueError:  # also of a host's name
+        possible = None
+    if not possible:
+        raise RegistryError(registry, "names an impossible authorization service")
+    return url
 
 
 async def refusal(

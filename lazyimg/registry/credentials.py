@@ -313,10 +313,15 @@ async def _run_helper(
         if _NOT_FOUND in text:
             return None
         raise ConfigurationError(program, f"{verb} failed: {printable(text) or 'without a word'}")
-    return _parse_helper_reply(program, output) if verb == "get" else None
+    return parse_helper_reply(program, output) if verb == "get" else None
 
 
-def _parse_helper_reply(program: str, output: bytes) -> Credential | None:
+def parse_helper_reply(program: str, output: bytes) -> Credential | None:
+    """Give what a credential helper's ``get`` wrote; None for no user.
+
+    Raises:
+        ConfigurationError: it wrote something else.
+    """
     try:
         reply = msgspec.json.decode(output[:MAX_HELPER_REPLY], type=dict[str, str])
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -186,7 +186,7 @@ class Uploader:
             headers=_octets(data) | {"Content-Range": f"{start}-{end - 1}"},
             data=data,
         ) as response:
-            received = _parse_progress(response.headers)
+            received = parse_progress(response.headers)
             if received not in {None, end}:
                 raise RegistryError(
                     self._what, f"has {received} bytes of an upload, sent were {end}"
@@ -198,7 +198,7 @@ class Uploader:
             async with self._connection.open(
                 "GET", location, what=self._what, expect={204}, scopes=self._scopes
             ) as response:
-                received = _parse_progress(response.headers)
+                received = parse_progress(response.headers)
                 return _location(response, location), 0 if received in {None, 1} else received or 0
 
         return await self._connection.retry(ask)
@@ -240,7 +240,7 @@ def _location(response: ClientResponse, default: URL | None = None) -> URL:
     return location
 
 
-def _parse_progress(headers: Mapping[str, str]) -> int | None:
+def parse_progress(headers: Mapping[str, str]) -> int | None:
     """Give the number of bytes in a Range header; None without one. ``0-0`` may be none, too."""
     match = _RANGE.fullmatch(headers.get("Range", ""))
     return int(match[1]) + 1 if match else None

@@ -16,8 +16,8 @@ from yarl import URL
 from lazyimg.errors import ConfigurationError, LazyimgError
 from lazyimg.registry.auth import Authenticator, Challenge, parse_challenges
 from lazyimg.registry.blob_files import parse_index
-from lazyimg.registry.connection import _Tokens
-from lazyimg.registry.credentials import _parse_helper_reply, find_credential
+from lazyimg.registry.connection import parse_realm
+from lazyimg.registry.credentials import find_credential, parse_helper_reply
 from lazyimg.registry.hosts import find_endpoints
 from lazyimg.registry.oci_archive import ArchiveFiles
 from lazyimg.registry.oci_layout import check_marker
@@ -27,8 +27,8 @@ from lazyimg.registry.ranges import ByteRange, plan_range
 from lazyimg.registry.redact import printable, redact_url
 from lazyimg.registry.redirects import redirect_lifetime
 from lazyimg.registry.retry import parse_retry_after
-from lazyimg.registry.transport import Route, Transport, TransportLimits, join_location
-from lazyimg.registry.upload import _parse_progress
+from lazyimg.registry.transport import join_location
+from lazyimg.registry.upload import parse_progress
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.reference import Reference
@@ -78,11 +78,11 @@ def run_headers(data: bytes) -> None:
         redact_url(location)
         redirect_lifetime(location.query, 0.0)
     printable(text)
-    _parse_progress({"Range": text})
+    parse_progress({"Range": text})
     each(
         lambda: plan_range("b", 206, {"Content-Range": text}, ByteRange(0, 10, 100)),
         lambda: plan_range("b", 200, {"Content-Length": text}, ByteRange(0, 10, 100)),
-        lambda: _Tokens(Transport(TransportLimits()), Route(), "r.test")._parse(text),
+        lambda: parse_realm("r.test", text),
         allowed=LazyimgError,
     )
 
@@ -115,7 +115,7 @@ def run_tokens(data: bytes) -> None:
 
     each(
         lambda: run(renew()),
-        lambda: _parse_helper_reply("docker-credential-x", data),
+        lambda: parse_helper_reply("docker-credential-x", data),
         allowed=LazyimgError,
     )
 

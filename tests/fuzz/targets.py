@@ -19,7 +19,7 @@ import msgspec
 
 from lazyimg.api import messages
 from lazyimg.api.client import Client, rebuild_error
-from lazyimg.api.server import _read
+from lazyimg.api.server import read_request
 from lazyimg.config_file import load_config
 from lazyimg.convert.decompress import MAGIC_SIZE, choose_decompressor
 from lazyimg.errors import ConfigurationError, CorruptError, KernelError, LazyimgError
@@ -322,7 +322,7 @@ def run_messages(data: bytes) -> None:
 
     for kind in requests:
         with suppress(LazyimgError):
-            registry_targets.run(_read(cast("Any", Request(data)), kind))
+            registry_targets.run(read_request(cast("Any", Request(data)), kind))
     for reply in (*replies, messages.ErrorReply):
         with suppress(LazyimgError):
             said = client._decode(data, reply)
