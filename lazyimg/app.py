@@ -165,7 +165,14 @@ async def start(
 
     listener = _bind(Path(config.address), manager, stack)
     stack.enter_context(calls_known_by(root / "calls"))
-    mounts = Mounts(root, config.domain_id, config.mount.read_ahead, library, transport)
+    mounts = Mounts(
+        root,
+        config.domain_id,
+        config.mount.read_ahead,
+        library,
+        transport,
+        readers=catalog.readers,
+    )
     await mounts.recover(served=served)
     stack.push_async_callback(mounts.close)
     images = Images(root, library, catalog, registries.open_image)

@@ -9,6 +9,9 @@ lock, and the daemon should pay neither. `upper` and `merge` are the pure part o
 answers the transport: a name is a bootstrap, whose bytes are in a local file, or a device, which
 the fill engine fills.
 
+A device is filled from repositories of images that are mounted (`readers`): what another user may
+read is not fetched with this user's credentials, nor the other way round.
+
 `mounts` puts images on users' directories (`mounted`, `scratch`), over the one kernel mount that
 `kernel_mounts` makes of each; `recovery` begins with what the process before this one left.
 

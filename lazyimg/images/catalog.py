@@ -14,6 +14,7 @@ import mmap
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
+from lazyimg.images.readers import Readers, ReadersBlob
 from lazyimg.logs import Repeats
 from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.errors import FormatError
@@ -54,6 +55,9 @@ class Catalog:
         open_blob: gives the reader of a source, with what was last shown to its repository, or,
             if None, as it is recorded.
         shown: has that, where it is a name and a password.
+
+    Attributes:
+        readers: say which repositories a device may be filled from now.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Catalog:
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
         self._blobs: dict[tuple[str, str, str], BlobReader] = {}
         self._shown = shown
+        self.readers = Readers()
         self._noted: dict[str, Sink] = {}
         self._presence: Presence | None = None
         self._failures = Repeats()
@@ -83,13 +88,16 @@ class Catalog:
         self._presence = presence
 
     def load(self) -> None:
-        """Learn the names that are recorded. Blocks for a local query.
+        """Learn the names that are recorded, and what is mounted. Blocks for local queries.
 
         Raises:
             StorageError: the records cannot be read.
         """
         self._bootstraps.update(self._library.bootstraps())
         self._devices.update(self._library.devices())
+        mounted = [record.image for record in self._library.mounts()]
+        chains = [(one.reference, self._library.find_chain(one.chain)) for one in mounted]
+        self.readers.replace((reference, chain) for reference, chain in chains if chain)
 
     def add(self, chain: ChainRecord) -> None:
         """Learn the names of an image that was just recorded."""
@@ -168,7 +176,9 @@ class Catalog:
     async def _open_device(self, name: str) -> DeviceTable:
         table: DeviceTable | None = None
         failure: LazyimgError | None = None
-        for source in await asyncio.to_thread(self._library.sources, name):
+        sources = await asyncio.to_thread(self._library.sources, name)
+        sources.sort(key=lambda one: self.readers.may_use(name, one.repository))
+        for source in sources:  # the last one is asked first
             try:
                 table = await self._open_source(name, source)
             except LazyimgError as error:
@@ -183,7 +193,8 @@ class Catalog:
 
     async def _open_source(self, name: str, source: SourceRecord) -> DeviceTable:
         table = await asyncio.to_thread(self._load_table, name, source)
-        blob = await self._open_blob(source, self._shown.find(source.repository))
+        opened = await self._open_blob(source, self._shown.find(source.repository))
+        blob = ReadersBlob(opened, self.readers, name, source.repository)
         self._engine.add_device(table, blob)
         key = (name, source.repository, source.blob)
         replaced, self._blobs[key] = self._blobs.get(key), blob

@@ -20,7 +20,7 @@ import msgspec
 from lazyimg.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterator, Mapping
     from pathlib import Path
 
 _STEPS: Final = (
@@ -104,6 +104,10 @@ INSERT INTO new_mount
     FROM mount JOIN chain USING (fsid) GROUP BY number;
 DROP TABLE mount;
 ALTER TABLE new_mount RENAME TO mount;
+""",
+    """
+ALTER TABLE proof ADD COLUMN     -- that has let it be read; '' is not known
+    host TEXT NOT NULL DEFAULT '';
 """,
 )
 """What makes each version of the records from the one before; the first from nothing."""
@@ -330,22 +334,28 @@ class Library:
             ).fetchall()
         return [SourceRecord(*row) for row in rows]
 
-    def proofs(self, repository: str, user: str) -> dict[str, float]:
-        """Give when a user was last seen to read each blob of a repository, since the epoch."""
+    def proofs(self, repository: str, user: str, hosts: Container[str]) -> dict[str, float]:
+        """Give when one of `hosts` last let a user read each blob, in seconds since the epoch."""
         with self._transaction(write=False) as db:
-            return dict(
-                db.execute(
-                    "SELECT blob, seen FROM proof WHERE repository = ? AND user = ?",
-                    (repository, user),
-                )
-            )
+            rows = db.execute(
+                "SELECT blob, seen, host FROM proof WHERE repository = ? AND user = ?",
+                (repository, user),
+            ).fetchall()
+        return {blob: seen for blob, seen, host in rows if host in hosts}
 
-    def add_proofs(self, repository: str, user: str, blobs: Iterable[str], seen: float) -> None:
-        """Record that a user may read blobs of a repository, seen at a time since the epoch."""
+    def add_proofs(self, repository: str, user: str, blobs: Mapping[str, str], seen: float) -> None:
+        """Record that a user may read blobs of a repository.
+
+        Args:
+            repository: with its registry.
+            user: the name in the credential.
+            blobs: digest -> the host that has let it be read.
+            seen: when, in seconds since the epoch.
+        """
         with self._transaction(write=True) as db:
             db.executemany(
-                "INSERT OR REPLACE INTO proof VALUES (?, ?, ?, ?)",
-                [(repository, user, blob, seen) for blob in blobs],
+                "INSERT OR REPLACE INTO proof VALUES (?, ?, ?, ?, ?)",
+                [(repository, user, blob, seen, host) for blob, host in blobs.items()],
             )
 
     def mounts(self) -> list[MountRecord]:

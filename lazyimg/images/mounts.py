@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from lazyimg.images.kernel_mounts import Objects
     from lazyimg.images.library import Library
+    from lazyimg.images.readers import Readers
     from lazyimg.images.service import Image
 
 _log = logging.getLogger(__name__)
@@ -49,14 +50,23 @@ class Mounts:
         read_ahead: bytes.
         library: keeps the records.
         objects: knows the cache's files.
+        readers: are told what is mounted.
     """
 
     def __init__(
-        self, root: Path, domain_id: str, read_ahead: int, library: Library, objects: Objects
+        self,
+        root: Path,
+        domain_id: str,
+        read_ahead: int,
+        library: Library,
+        objects: Objects,
+        *,
+        readers: Readers,
     ) -> None:
         self._root = root.resolve()  # as the mount table has it
         self._domain_id = domain_id
         self._library = library
+        self._readers = readers
         self._kernel = KernelMounts(self._root, domain_id, read_ahead, objects)
         self._mounted: dict[str, Mounted] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -103,7 +113,7 @@ class Mounts:
 
     async def _put(self, mounted: Mounted) -> None:
         """Mount what is recorded as being mounted."""
-        lower = await self._kernel.hold(mounted.image.chain)
+        lower = await self._hold(mounted.image)
         try:
             await self._show(lower, mounted)
             await self._note(mounted.directory, MountState.MOUNTED)
@@ -163,24 +173,24 @@ class Mounts:
             await asyncio.to_thread(remove_scratch, scratch)
         with _logged(directory):
             await self._forget(directory)
-        await self._kernel.release(mounted.image.chain.fsid)
+        await self._release(mounted.image)
 
     async def _forget_gone(self, directory: str) -> bool:
         """Whether somebody else has unmounted a directory; then it is forgotten."""
         if any(mount.mount_point == directory for mount in await host.mount_table()):
             return False
         _log.warning("%s: was unmounted by somebody else", directory)
-        await self._kernel.release(self._mounted.pop(directory).image.chain.fsid)
+        await self._release(self._mounted.pop(directory).image)
         return True
 
     @asynccontextmanager
     async def hold(self, image: Image) -> AsyncIterator[Path]:
         """Keep an image mounted, out of users' sight."""
-        path = await self._kernel.hold(image.chain)
+        path = await self._hold(image)
         try:
             yield path
         finally:
-            await asyncio.shield(self._kernel.release(image.chain.fsid))
+            await asyncio.shield(self._release(image))
 
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
@@ -204,9 +214,12 @@ class Mounts:
             _log.warning("a mount or unmount of the process before this one does not end")
         recovery = Recovery(self._root, self._domain_id, self._library, self._kernel)
         if served:
-            for mounted in await recovery.adopt():
-                self._mounted[mounted.directory] = mounted
+            kept = await recovery.adopt()
+            self._mounted = {mounted.directory: mounted for mounted in kept}
+            images = [mounted.image for mounted in kept]
+            self._readers.replace((image.reference, image.chain) for image in images)
         else:
+            self._readers.replace(())
             await recovery.mount_again(self._put)
 
     async def _take_back(self, mounted: Mounted) -> None:
@@ -217,13 +230,27 @@ class Mounts:
                 await host.unmount(Path(mounted.directory), lazy=True)
         except LazyimgError as error:
             _log.warning("%s: %s", mounted.directory, error)
-        await self._kernel.release(mounted.image.chain.fsid)
+        await self._release(mounted.image)
 
     async def _undo(self, mounted: Mounted) -> None:
         """Remove what is left of a mount that did not come about."""
         if mounted.scratch is not None:
             await asyncio.to_thread(remove_scratch, mounted.scratch)
         await self._forget(mounted.directory)
+
+    async def _hold(self, image: Image) -> Path:
+        """Mount an image out of users' sight, for one user more."""
+        self._readers.begin(image.reference, image.chain)
+        try:
+            return await self._kernel.hold(image.chain)
+        except BaseException:
+            self._readers.end(image.reference, image.chain)
+            raise
+
+    async def _release(self, image: Image) -> None:
+        """Take one `_hold` back."""
+        await self._kernel.release(image.chain.fsid)
+        self._readers.end(image.reference, image.chain)
 
     async def _note(self, directory: str, state: MountState) -> None:
         await asyncio.to_thread(self._library.set_mount, directory, state)

@@ -6,6 +6,12 @@ repository and with its own credentials, before anything made from it is used. W
 recorded for (repository, user, blob), and counts for `PROOF_LIFETIME`. While the registry is away
 an older proof of the same user counts, too: a node must be able to go on with what it has. The
 password cannot be checked then; the user is the name in the credential, "" without one.
+
+Who is asked is who would be asked for the bytes: mirrors first, each with its own credentials. A
+mirror that gives everybody everything therefore proves access for everybody. That is no more than
+it gives away anyhow: containerd on the same node reads the same blobs from it, with the same
+hosts.toml, which only root can write. But it is the mirror's word, not the registry's: a proof
+counts only as long as the host that gave it is configured.
 """
 
 from __future__ import annotations
@@ -91,7 +97,7 @@ class Proofs:
         known = all(str(layer.digest) in times for layer in stale)
         try:
             async with asyncio.timeout(PROVE_DEADLINE if known else None):
-                await _ask(source, stale)
+                proven = await _ask(source, stale)
         except (RegistryError, TimeoutError) as error:
             if not known:
                 raise
@@ -100,21 +106,22 @@ class Proofs:
                 source.name, error or "too slow",
             )  # fmt: skip
             return
-        proven = [str(layer.digest) for layer in stale]
         user = await source.user()
         await asyncio.to_thread(self._library.add_proofs, source.name, user, proven, now)
 
     async def _times(self, source: ProvingSource) -> dict[str, float]:
-        user = await source.user()
-        return await asyncio.to_thread(self._library.proofs, source.name, user)
+        user, hosts = await source.user(), await source.hosts()
+        return await asyncio.to_thread(self._library.proofs, source.name, user, hosts)
 
 
-async def _ask(source: ProvingSource, layers: Sequence[Descriptor]) -> None:
+async def _ask(source: ProvingSource, layers: Sequence[Descriptor]) -> dict[str, str]:
+    """Ask for each layer; gives the host that has let it be read, by digest."""
     turns = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+    proven: dict[str, str] = {}
 
     async def ask(layer: Descriptor) -> None:
         async with turns:
-            await source.prove_blob(layer)
+            proven[str(layer.digest)] = await source.prove_blob(layer)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -122,3 +129,4 @@ async def _ask(source: ProvingSource, layers: Sequence[Descriptor]) -> None:
                 group.create_task(ask(layer))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures
+    return proven

@@ -21,6 +21,7 @@ from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
 from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
 from lazyimg.images.proofs import Proofs
+from lazyimg.images.readers import repository_of
 from lazyimg.layers.fetch import fetch_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
 from lazyimg.limits import MIB
@@ -339,7 +340,6 @@ def _chain_key(layers: tuple[Descriptor, ...], locations: list[IndexLocation]) -
 
 
 def _source_record(place: Location, layer: LayerRecord, access: Access) -> SourceRecord:
-    repository = place.reference.name if isinstance(place, RegistryLocation) else str(place)
     return SourceRecord(
-        repository, layer.blob, layer.blob_size, layer.table, serialize_access(access)
+        repository_of(place), layer.blob, layer.blob_size, layer.table, serialize_access(access)
     )

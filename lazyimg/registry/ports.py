@@ -90,8 +90,16 @@ class ProvingSource(ImageSource, Protocol):
         """Give the user name that the registry is shown; "" for none."""
         ...
 
-    async def prove_blob(self, descriptor: Descriptor) -> None:
-        """Ask whether a blob may be read here; raises AccessDeniedError if not."""
+    async def hosts(self) -> frozenset[str]:
+        """Give the hosts, the registry or mirrors of it, that are configured to be asked."""
+        ...
+
+    async def prove_blob(self, descriptor: Descriptor) -> str:
+        """Ask whether a blob may be read here; raises AccessDeniedError if not.
+
+        Returns:
+            Which of the hosts has let it be read.
+        """
         ...
 
 

@@ -85,33 +85,39 @@ class Repository:
         connection = (await self._endpoints.all())[-1]
         return await connection.user()
 
-    async def prove_blob(self, descriptor: Descriptor) -> None:
+    async def hosts(self) -> frozenset[str]:
+        """Give the hosts that are asked; see ProvingSource."""
+        return frozenset(one.endpoint.host for one in await self._endpoints.all())
+
+    async def prove_blob(self, descriptor: Descriptor) -> str:
         """Ask whether a blob may be read here; see ProvingSource.
 
         By HEAD, or where that is refused by a GET of one byte. To be redirected is to be allowed.
         """
         what = f"{self.name}@{descriptor.digest}"
 
-        async def ask(connection: Connection) -> None:
+        async def ask_by(connection: Connection, method: str, headers: dict[str, str]) -> str:
             url = await connection.url(f"blobs/{descriptor.digest}")
-            for method, headers in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
-                try:
-                    async with connection.open(
-                        method,
-                        url,
-                        what=what,
-                        expect=FOUND | _REDIRECTED,
-                        scopes=self._pull,
-                        headers=headers,
-                    ):
-                        return
-                except (AccessDeniedError, RegistryError) as error:
-                    passing = isinstance(error, RegistryError) and error.retryable
-                    if passing or method == "GET":
-                        raise
+            async with connection.open(
+                method,
+                url,
+                what=what,
+                expect=FOUND | _REDIRECTED,
+                scopes=self._pull,
+                headers=headers,
+            ):
+                return connection.endpoint.host
+
+        async def ask(connection: Connection) -> str:
+            try:
+                return await ask_by(connection, "HEAD", {})
+            except (AccessDeniedError, RegistryError) as error:
+                if isinstance(error, RegistryError) and error.retryable:
+                    raise
+            return await ask_by(connection, "GET", {"Range": "bytes=0-0"})
 
         try:
-            await self._endpoints.ask("pull", what, ask)
+            return await self._endpoints.ask("pull", what, ask)
         except NotFoundError as error:
             raise AccessDeniedError(
                 what,

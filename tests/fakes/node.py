@@ -115,7 +115,14 @@ class Node:
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
-        self.mounts = Mounts(self.root, "lazyimg", 1 << 20, self.library, self.transport)
+        self.mounts = Mounts(
+            self.root,
+            "lazyimg",
+            1 << 20,
+            self.library,
+            self.transport,
+            readers=self.catalog.readers,
+        )
         self.prefetcher = Prefetcher(
             self.root,
             self.mounts,

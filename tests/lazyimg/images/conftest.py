@@ -8,6 +8,7 @@ import pytest
 
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
+from lazyimg.images.readers import Readers
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.image_mounts import Cache, image, make_root
 
@@ -47,4 +48,4 @@ def library(root: Path) -> Iterator[Library]:
 @pytest.fixture
 def mounts(root: Path, library: Library, cache: Cache) -> Mounts:
     """Give what is tested."""
-    return Mounts(root, "lazyimg", 1 << 20, library, cache)
+    return Mounts(root, "lazyimg", 1 << 20, library, cache, readers=Readers())

@@ -183,12 +183,20 @@ def test_threads_take_turns(library: Library) -> None:
 
 
 def test_proofs_are_of_one_user_and_one_repository(path: Path, library: Library) -> None:
-    library.add_proofs("reg/app", "me", ["a", "b"], 10.0)
-    library.add_proofs("reg/app", "me", ["b"], 20.5)
-    library.add_proofs("reg/app", "", ["c"], 30.0)
-    assert Library(path).proofs("reg/app", "me") == {"a": 10.0, "b": 20.5}
-    assert library.proofs("reg/app", "") == {"c": 30.0}
-    assert library.proofs("reg/other", "me") == {}
+    library.add_proofs("reg/app", "me", {"a": "reg", "b": "reg"}, 10.0)
+    library.add_proofs("reg/app", "me", {"b": "reg"}, 20.5)
+    library.add_proofs("reg/app", "", {"c": "reg"}, 30.0)
+    assert Library(path).proofs("reg/app", "me", {"reg"}) == {"a": 10.0, "b": 20.5}
+    assert library.proofs("reg/app", "", {"reg"}) == {"c": 30.0}
+    assert library.proofs("reg/other", "me", {"reg"}) == {}
+
+
+def test_proofs_are_of_one_host(library: Library) -> None:
+    library.add_proofs("reg/app", "", {"a": "reg", "b": "mirror:5000"}, 10.0)
+    assert library.proofs("reg/app", "", {"reg"}) == {"a": 10.0}
+    assert library.proofs("reg/app", "", {"reg", "mirror:5000"}) == {"a": 10.0, "b": 10.0}
+    library.add_proofs("reg/app", "", {"b": "reg"}, 20.0)
+    assert library.proofs("reg/app", "", {"reg"}) == {"a": 10.0, "b": 20.0}
 
 
 def test_closed_library(path: Path) -> None:
@@ -323,7 +331,7 @@ def test_records_of_images_and_mounts_without_their_chains(path: Path) -> None:
         ("/b", "a", "scr", MountState.MOUNTED),
         ("/a", "c", "", MountState.UNMOUNTING),
     ]
-    assert library.proofs("reg/app", "me") == {"sha256:aa": 5.0}
+    assert library.proofs("reg/app", "me", {""}) == {"sha256:aa": 5.0}  # asked anew
     assert len(library.sources("dev")) == 2
     library.add_image(
         msgspec.structs.replace(copied, chain="b"), []

@@ -33,16 +33,22 @@ class Source:
         self.allowed = set(BLOBS)
         self.failure: LazyError = None
         self.asked: list[str] = []
+        self.configured = ["mirror.test:5000", "reg.test"]
+        self.answers = "reg.test"
+
+    async def hosts(self) -> frozenset[str]:
+        return frozenset(self.configured)
 
     async def user(self) -> str:
         return self.who
 
-    async def prove_blob(self, descriptor: Descriptor) -> None:
+    async def prove_blob(self, descriptor: Descriptor) -> str:
         self.asked.append(str(descriptor.digest))
         if self.failure is not None:
             raise self.failure
         if str(descriptor.digest) not in self.allowed:
             raise AccessDeniedError(self.name, "no")
+        return self.answers
 
     async def fetch_manifest(self, reference: Digest | str) -> tuple[Descriptor, bytes]:
         raise AssertionError
@@ -142,6 +148,20 @@ async def test_registry_that_says_nothing(setup: Setup, monkeypatch: pytest.Monk
     setup.now += 10 * PROOF_LIFETIME
     monkeypatch.setattr(module, "PROVE_DEADLINE", 0.0)
     assert await setup.prove() >= 0
+
+
+async def test_word_of_a_mirror_counts_as_long_as_it_is_configured(setup: Setup) -> None:
+    setup.source.answers = "mirror.test:5000"
+    assert await setup.prove() == 2
+    assert await setup.prove() == 0
+    setup.source.configured.remove("mirror.test:5000")
+    assert not await setup.proofs.are_fresh(setup.source, BLOBS)
+    with pytest.raises(AccessDeniedError, match="has not been seen to read the image"):
+        await setup.proofs.require(setup.source, BLOBS)
+    setup.source.answers = "reg.test"
+    assert await setup.prove() == 2
+    setup.source.configured.append("mirror.test:5000")
+    assert await setup.prove() == 0
 
 
 async def test_nothing_counts_that_was_never_proven(setup: Setup) -> None:

@@ -461,6 +461,22 @@ class TestCredentials:
         await setup.read(setup.repository(access=access))
         assert not setup.origin.asked
 
+    async def test_mirror_for_everybody_proves_access_and_says_so(self, setup: Setup) -> None:
+        setup.origin.auth = "basic"
+        repository = setup.repository()
+        assert await repository.prove_blob(setup.blob) == setup.mirror.host
+        assert await repository.hosts() == {setup.mirror.host, setup.origin.host}
+        assert not setup.origin.asked
+
+    async def test_mirror_that_refuses_leaves_the_proof_to_the_registry(self, setup: Setup) -> None:
+        setup.mirror.auth = setup.origin.auth = "basic"
+        setup.origin.users = {"me": "secret"}
+        with pytest.raises(AccessDeniedError):
+            await setup.repository().prove_blob(setup.blob)
+        access = Access(hosts_dir=setup.directory, username="me", password="secret")
+        allowed = setup.repository(access=access)
+        assert await allowed.prove_blob(setup.blob) == setup.origin.host
+
     async def test_refusals_name_the_registry(self, setup: Setup) -> None:
         setup.mirror.fail("reset", times=100)
         setup.origin.auth = "basic"

@@ -158,7 +158,8 @@ class TestProofs:
     async def test_blob_that_may_be_read(
         self, registry: FakeRegistry, repository: Repository, blob: Descriptor
     ) -> None:
-        await repository.prove_blob(blob)
+        assert await repository.prove_blob(blob) == registry.host
+        assert await repository.hosts() == {registry.host}
         assert [one.method for one in registry.asked if "/blobs/" in one.path] == ["HEAD"]
 
     async def test_redirect_is_proof_enough(
