@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lazyimg.cli.options import common_options
+from lazyimg.cli.options import common_options, pass_invocation
 from lazyimg.cli.output import print_line
 from lazyimg.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from lazyimg.cli.invocation import Invocation
 
 
 @click.command("logout")
@@ -22,12 +26,14 @@ from lazyimg.errors import NotFoundError
     help="A file of credentials, like Docker's config.json.",
 )
 @common_options
-def command(registry: str, *, authfile: Path | None) -> None:
+@pass_invocation
+def command(invocation: Invocation, *, registry: str, authfile: Path | None) -> None:
     """Forget a registry's credentials.
 
     They are removed from where `login` keeps them.
     """
-    asyncio.run(_logout(registry, authfile))
+    configured = invocation.config().registry.authfile
+    asyncio.run(_logout(registry, authfile or (Path(configured) if configured else None)))
 
 
 async def _logout(registry: str, authfile: Path | None) -> None:

@@ -32,24 +32,32 @@ def parse_registry(text: str) -> str:
     return parse_reference(f"{host}/x/x").registry if "." in host else host
 
 
-async def check_credential(registry: str, access: Access) -> None:
+async def check_credential(
+    registry: str, access: Access, transport: Transport | None = None
+) -> None:
     """Show a registry the access's user name and password.
+
+    Args:
+        registry: host and port.
+        access: how to reach it, and what to show.
+        transport: to be used, and closed.
 
     Raises:
         AccessDeniedError: it refuses them.
+        ConfigurationError: its hosts.toml cannot be used.
         RegistryError: it cannot be reached, or is no registry.
     """
     reference = Reference(registry, "login")  # a repository's name is needed, but not asked for
-    transport = Transport(TransportLimits())
+    transport = transport or Transport(TransportLimits())
 
     async def find() -> Credential:
         return Credential(access.username, access.password)
 
-    endpoint = (await asyncio.to_thread(find_endpoints, reference, access))[-1]
-    if not endpoint.is_own:  # a mirror stands in for the registry: these are not for it
-        endpoint = own_endpoint(reference, access)
-    connection = Connection(reference, endpoint, transport, find, RetryPolicy())
     try:
+        endpoint = (await asyncio.to_thread(find_endpoints, reference, access))[-1]
+        if not endpoint.is_own:  # a mirror stands in for the registry: these are not for it
+            endpoint = own_endpoint(reference, access)
+        connection = Connection(reference, endpoint, transport, find, RetryPolicy())
         root = await connection.root()
         async with connection.open("GET", root / "", what=registry, expect={200}, scopes=()):
             pass

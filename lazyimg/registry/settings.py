@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.proxies import NO_PROXY, ProxyRules, parse_proxy
 from lazyimg.registry.retry import RetryPolicy
-from lazyimg.registry.transport import TransportLimits
+from lazyimg.registry.transport import Transport, TransportLimits
 from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lazyimg.config import RegistrySettings
     from lazyimg.registry.ports import Access
-    from lazyimg_formats.oci.reference import Location
+    from lazyimg_formats.oci.reference import Location, Reference
 
 
 def transport_limits(settings: RegistrySettings) -> TransportLimits:
@@ -34,6 +34,22 @@ def transport_limits(settings: RegistrySettings) -> TransportLimits:
 def retry_policy(settings: RegistrySettings) -> RetryPolicy:
     """Give how often a request is tried: once, and then as often as the settings say."""
     return RetryPolicy(attempts=settings.retries + 1)
+
+
+def proxy_rules(settings: RegistrySettings, environ: Mapping[str, str]) -> ProxyRules:
+    """Give which requests go through a proxy.
+
+    Raises:
+        ConfigurationError: the settings' proxy is none.
+    """
+    if settings.proxy not in {"", NO_PROXY}:
+        parse_proxy(settings.proxy)
+    return ProxyRules.of(environ, settings.proxy, settings.no_proxy)
+
+
+def make_transport(settings: RegistrySettings, environ: Mapping[str, str]) -> Transport:
+    """Give what sends single requests; raises as `proxy_rules`."""
+    return Transport(transport_limits(settings), proxy_rules(settings, environ))
 
 
 def make_client(
@@ -52,14 +68,12 @@ def make_client(
     Raises:
         ConfigurationError: the settings' proxy is none.
     """
-    if settings.proxy not in {"", NO_PROXY}:
-        parse_proxy(settings.proxy)
     variables = os.environ if environ is None else environ
     return RegistryClient(
         limits=transport_limits(settings),
         policy=retry_policy(settings),
         environ=variables,
-        proxies=ProxyRules.of(variables, settings.proxy, settings.no_proxy),
+        proxies=proxy_rules(settings, variables),
         mirror_timeout=settings.mirror_timeout,
         spool=None if spool is None else (spool, settings.spool),
     )
@@ -69,7 +83,11 @@ def apply_settings(access: Access, location: Location, settings: RegistrySetting
     """Give a request's access, completed with what the settings say of its registry."""
     if not isinstance(location, RegistryLocation):
         return access
-    reference = location.reference
+    return complete_access(access, location.reference, settings)
+
+
+def complete_access(access: Access, reference: Reference, settings: RegistrySettings) -> Access:
+    """Give the access to a repository, completed with what the settings say of its registry."""
     host = reference.host
     names = {reference.registry, host, host.rpartition(":")[0] if ":" in host else host}
     return replace(

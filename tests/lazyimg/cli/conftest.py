@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from tests.fakes.daemon import FakeDaemon, serve_in_thread
 from tests.fakes.registry import run_registry
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
@@ -56,10 +58,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 @pytest.fixture
 def registry() -> Iterator[FakeRegistry]:
     """Run a registry, in a thread of its own."""
+    with registry_in_thread() as running:
+        yield running
+
+
+@contextmanager
+def registry_in_thread(tls: ssl.SSLContext | None = None) -> Iterator[FakeRegistry]:
+    """Run a registry, with TLS if a context is given, until the end of the block."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    context = run_registry()
+    context = run_registry(tls)
 
     def wait_for(step: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(step, loop).result(10)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import ssl
 import sys
 from typing import TYPE_CHECKING
 
 import click
 import pytest
+import trustme
+
+from tests.lazyimg.cli.conftest import registry_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +73,55 @@ def test_wrong_password_is_not_kept(
         "check user name and password\n"
     )
     assert not (home / ".docker").exists()
+
+
+def test_kept_where_the_configuration_says(
+    run: Callable[..., Result],
+    registry: FakeRegistry,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "elsewhere.json"))
+    file, config = tmp_path / "node.json", tmp_path / "config.toml"
+    config.write_text(f'[registry]\nauthfile = "{file}"\n')
+    result = run("login", registry.host, "--creds", "user:pass", "--config", str(config))
+    assert result == (0, f"kept in {file}\n", "")
+    result = run("logout", registry.host, "--config", str(config))
+    assert result == (0, f"removed from {file}\n", "")
+    assert not (tmp_path / "elsewhere.json").exists()
+    assert not (home / ".docker").exists()
+    flag = tmp_path / "flag.json"
+    login = ("login", registry.host, "--creds", "user:pass", "--config", str(config))
+    assert run(*login, "--authfile", str(flag)) == (0, f"kept in {flag}\n", "")
+
+
+def test_certificates_of_the_configured_directory(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with registry_in_thread(context) as private:
+        private.auth, private.users = "token", {"user": "pass"}
+        login = ("login", private.host, "--creds", "user:pass")
+        assert "its certificate cannot be verified" in run(*login).err
+        directory = tmp_path / "certs.d" / private.host
+        directory.mkdir(parents=True)
+        authority.cert_pem.write_to_path(str(directory / "ca.crt"))
+        monkeypatch.setenv("LAZYIMG_REGISTRY_HOSTS_DIR", str(tmp_path / "certs.d"))
+        assert run(*login).code == 0
+
+
+def test_proxy_of_the_configuration(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAZYIMG_REGISTRY_PROXY", "http://127.0.0.1:1")
+    result = run("login", "registry.test", "--creds", "user:pass")
+    assert result.code == 69
+    assert result.err == (
+        "lazyimg: https://registry.test/v2/: the proxy 127.0.0.1 cannot be reached: Connection"
+        " refused\n"
+    )
 
 
 def test_questions_on_a_terminal(
