@@ -7,7 +7,8 @@ second fetch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
+
+from lazyimg.host.mutex import Mutex
 
 
 class RecentSpans:
@@ -20,7 +21,7 @@ class RecentSpans:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._spans: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._lock = Lock()
+        self._lock = Mutex()
         self.size = 0
 
     def get(self, device: str, span: int) -> bytes | None:

@@ -62,11 +62,22 @@ LOADS: Final = (
 
 
 class Round(NamedTuple):
-    """What one server did for one load: requests, seconds of the clock, CPU seconds of its own."""
+    """What one server did for one load.
+
+    Attributes:
+        requests: how many READs it answered.
+        seconds: of the clock.
+        cpu: seconds of its own.
+        faults: pages that its memory was given meanwhile, or given back.
+        switches: how often one of its threads waited or was made to wait.
+        size: bytes of the file.
+    """
 
     requests: int
     seconds: float
     cpu: float
+    faults: int
+    switches: int
     size: int
 
     @property
@@ -97,6 +108,10 @@ def describe(load: Load, runs: dict[str, list[Round]]) -> Iterator[Figure]:
         yield Figure(f"{load.name}: {text}", "requests/s", rates)
         cpu = [1e6 * one.cpu / one.requests for one in runs[kind]]
         yield Figure("its CPU", "us/request", cpu)
+        faults = [one.faults / one.requests for one in runs[kind]]
+        yield Figure("its page faults", "per request", faults)
+        switches = [one.switches / one.requests for one in runs[kind]]
+        yield Figure("its switches of threads", "per request", switches)
         if kind != "minimal":
             yield ratio("its rate to the minimal loop's", rates, least, GOALS.get(kind))
         if not load.reads:
@@ -122,26 +137,34 @@ def run_round(work: Path, image: ReadImage, load: Load, kind: str, *, seed: int)
         if server.stdin is None or server.stdout is None or server.stdout.readline() != "ready\n":
             raise RuntimeError("the server did not start")
 
-        def ask() -> tuple[float, int]:
+        def ask() -> dict[str, float]:
             assert server.stdin is not None  # noqa: S101 - a pipe, see above
             assert server.stdout is not None  # noqa: S101
             print(file=server.stdin, flush=True)
-            said = json.loads(server.stdout.readline())
-            return said["cpu"], said["reads"]
+            said: dict[str, float] = json.loads(server.stdout.readline())
+            return said
 
         try:
             mount(image.fsid, top, load.request // KIB)
-            cpu, requests = ask()
+            before = ask()
             begin = time.perf_counter()
             read(top / FILE, load, image.content.stat().st_size, seed)
             seconds = time.perf_counter() - begin
-            later, now = ask()
+            after = ask()
         finally:
             subprocess.run(["umount", top], check=False)
             server.stdin.close()
             server.wait()
     subprocess.run(["rm", "-rf", cache], check=True)
-    return Round(now - requests, seconds, later - cpu, image.content.stat().st_size)
+    used = {name: after[name] - before[name] for name in after}
+    return Round(
+        int(used["reads"]),
+        seconds,
+        used["cpu"],
+        int(used["faults"]),
+        int(used["switches"]),
+        image.content.stat().st_size,
+    )
 
 
 def mount(fsid: str, top: Path, read_ahead_kb: int) -> None:

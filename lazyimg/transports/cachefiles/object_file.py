@@ -12,10 +12,10 @@ import mmap
 import os
 import time
 from errno import EBADF, EINVAL, ENOBUFS, ENXIO
-from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from lazyimg.errors import KernelError, StorageError
+from lazyimg.host.mutex import Mutex
 from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE
 from lazyimg_formats.device_table import BLOCK_SIZE
 
@@ -47,7 +47,7 @@ class ObjectFile:
     def __init__(self, fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         self.fd = fd
-        self._lock = Lock()
+        self._lock = Mutex()
         self._users = 0
         self._closed = False
 

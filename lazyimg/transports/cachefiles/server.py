@@ -11,10 +11,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EIO, ENOBUFS
-from threading import Lock, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import LazyimgError
+from lazyimg.host.mutex import Mutex
 from lazyimg.logs import Repeats
 from lazyimg.transports.cachefiles.cull import run_culling
 from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer
@@ -95,7 +96,7 @@ class Server:
         self._space = space
         self._protocol = Protocol()
         self._files: dict[int, ObjectFile] = {}
-        self._lock = Lock()  # protocol, files, counters
+        self._lock = Mutex()  # protocol, files, counters
         self._writers = WriterPool()
         self._buffer = new_buffer()  # of the thread
         self._tasks: set[asyncio.Task[None]] = set()
