@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 MAX_SEGMENT: Final = 4 << 20
 """Bytes between two members' payloads; more has no honest tar, and readers hold it in memory."""
 
-_FILE: Final = 1
-_SEGMENT: Final = 2
-_LEVEL: Final = 3
+_LEVEL: Final = 1  # larger levels make it no smaller: most of it is digits and zeros
 
 
 class TarSplit(NamedTuple):
@@ -43,13 +41,17 @@ class TarSplit(NamedTuple):
     decoded_length: int
 
 
-class _Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
-    type: int
+class _Segment(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=2):
+    payload: bytes
+    position: int
+
+
+class _File(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="type", tag=1):
     name: str = ""
     name_raw: bytes = b""
     size: int = 0
-    payload: bytes | None
-    position: int
+    payload: bytes | None = b""  # none has this one
+    position: int = -1
 
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -100,28 +102,21 @@ class TarSplitWriter:
             crc: `checksum` of its bytes.
         """
         entry = member.entry
-        key = _clean(entry.path)
-        if self.problem or (problem := _find_problem(member, repeated=key in self._names)):
+        path, size, names = entry.path, entry.size, self._names
+        key = _clean(path)
+        if self.problem or (problem := _find_problem(member, repeated=key in names)):
             self._give_up(self.problem or problem)
             return
-        self._names.add(key)
-        self._write(_Line(type=_SEGMENT, payload=bytes(self._raw), position=self._position))
-        self._raw.clear()
-        self._padding = -entry.size % BLOCK
+        names.add(key)
+        position = self._position
+        payload = crc.to_bytes(8, "big") if size else None
         try:
-            name, name_raw = entry.path.decode(), b""
+            file = _File(path.decode(), b"", size, payload, position + 1)
         except UnicodeDecodeError:
-            name, name_raw = "", entry.path
-        payload = crc.to_bytes(8, "big") if entry.size else None
-        line = _Line(
-            type=_FILE,
-            name=name,
-            name_raw=name_raw,
-            size=entry.size,
-            payload=payload,
-            position=self._position,
-        )
-        self._write(line)
+            file = _File("", path, size, payload, position + 1)
+        self._write((_Segment(bytes(self._raw), position), file))
+        self._raw.clear()
+        self._padding = -size % BLOCK
 
     def finish(self) -> TarSplit | None:
         """Give the data; None where there is a problem, or nothing to say. Ends the tar."""
@@ -131,22 +126,21 @@ class TarSplitWriter:
         if self.problem:
             return None
         if self._raw:
-            self._write(_Line(type=_SEGMENT, payload=bytes(self._raw), position=self._position))
+            self._write((_Segment(bytes(self._raw), self._position),))
+        self._compress()
         if not self._length:
             return None
-        self._compress()
         self._parts.append(self._compressor.flush())
         return TarSplit(b"".join(self._parts), self._length)
 
-    def _write(self, line: _Line) -> None:
-        text = _ENCODER.encode(line) + b"\n"
-        self._position += 1
-        self._length += len(text)
-        self._lines += text
+    def _write(self, lines: tuple[_Segment | _File, ...]) -> None:
+        self._position += len(lines)
+        self._lines += _ENCODER.encode_lines(lines)
         if len(self._lines) >= _WORTH_COMPRESSING:
             self._compress()
 
     def _compress(self) -> None:
+        self._length += len(self._lines)
         self._parts.append(self._compressor.compress(self._lines))
         self._lines.clear()
 
@@ -172,7 +166,7 @@ def _find_problem(member: Member, *, repeated: bool) -> str:
         return f"two members are {entry.path[:80]!r}"
     if member.regions is not None:
         return f"{entry.path[:80]!r} is sparse"
-    if entry.kind is not Kind.REGULAR and entry.size:
+    if entry.size and entry.kind is not Kind.REGULAR:
         return f"{entry.path[:80]!r} has a size, and no bytes"
     if member.has_globals:
         return "it has a global extended header"

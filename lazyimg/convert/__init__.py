@@ -1,7 +1,7 @@
 """Images to lazily loadable images: each layer becomes zstd:chunked, nothing else changes.
 
-    source blob -> decompress -> scan the tar, cut it -> compress, digest -> target blob
-                   `decompress`  `cut`                   `compress`          `layer`
+    source blob -> decompress -> scan the tar, cut and digest it -> compress -> target blob
+                   `decompress`  `cut`                              `compress`  `layer`
 
 `layer` converts one layer as a stream: neither the layer nor its tar is ever held or stored whole.
 `image` walks an image: index, manifests, layers; and writes their documents anew.
@@ -28,6 +28,8 @@ platform, it is taken over as it is. A layer that already is zstd:chunked is cop
 An image index is rewritten with the new manifests. Manifests that are no images (attestations,
 whose subjects are digests of manifests that no longer exist) are left out.
 
-Concurrency: the event loop only moves bytes. For each layer one thread at a time decompresses and
-cuts, and up to one per core compresses; at most `Options.layers` layers are worked on at once.
+Concurrency: the event loop only moves bytes. For each layer one thread at a time decompresses,
+cuts and digests, and up to one per core compresses; at most `Options.layers` layers are worked on
+at once. Compressing a batch of frames is one call that does not hold the interpreter's lock, so
+that threads seldom wait for each other.
 """

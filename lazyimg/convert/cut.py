@@ -17,18 +17,25 @@ MAX_PIECE: Final = 128 << 10
 """Bytes of the largest frame, decoded."""
 
 _ALIGNMENT: Final = 4096
+_LEAST_ZEROS: Final = 4096
+_ZEROS: Final = bytes(MAX_PIECE)
 
 
-class Gap(NamedTuple):
-    """Bytes of the tar that are no payload."""
+class Frame(NamedTuple):
+    """What one frame holds.
 
-    data: bytes | memoryview
+    Attributes:
+        length: bytes of the last member's file; 0: none, but what is no payload.
+        digest: sha256 of them; None: they are all zero.
+        whole: at a file's end, sha256 of all of it, where no frame has the same.
+    """
+
+    length: int
+    digest: bytes | None
+    whole: bytes | None
 
 
-class Piece(NamedTuple):
-    """The next bytes of the last member's payload."""
-
-    data: bytes | memoryview
+GAP: Final = Frame(0, None, None)
 
 
 class Hole(NamedTuple):
@@ -37,17 +44,23 @@ class Hole(NamedTuple):
     length: int
 
 
-class FileEnd(NamedTuple):
-    """The last member has no more bytes; `digest` is its sha256 where no piece has the same."""
+Item = Member | Frame | Hole | TarSplit
+"""What stands in a tar, in its order: each member, then its Frames and Holes, if it has bytes.
 
-    digest: bytes | None
-
-
-Cut = Member | Gap | Piece | Hole | FileEnd | TarSplit
-"""For each member: itself; if it has data, its Pieces and Holes in order, and its FileEnd.
-
-At the end the tar-split data, if the tar can have any.
+Headers and padding are frames too. At the end stands the tar-split data, if the tar can have any.
 """
+
+
+class Batch(NamedTuple):
+    """A part of a tar.
+
+    Attributes:
+        items: what stands in it.
+        frames: for each Frame in `items`, in their order, its bytes. Put together: the tar.
+    """
+
+    items: list[Item]
+    frames: list[bytes | memoryview]
 
 
 def plan_pieces(size: int, regions: tuple[Region, ...] | None) -> Iterator[tuple[int, bool]]:
@@ -74,96 +87,113 @@ class Cutter:
     """Takes a tar piece by piece.
 
     Every method raises FormatError when it is no tar.
+
+    Attributes:
+        size: bytes that `take` would give.
     """
 
     def __init__(self) -> None:
+        self.size = 0
         self._scanner = TarScanner()
-        self._cuts: list[Cut] = []
-        self._parts: list[bytes | memoryview] = []  # of a gap or piece that is not complete
-        self._held = 0
-        self._left = 0  # bytes of the current file that are still to come
-        self._plan: Iterator[tuple[int, bool]] = iter(())
-        self._want = 0  # bytes of the current piece
-        self._whole = hashlib.sha256()
-        self._digest_whole = False
-        self._member: Member | None = None  # whose bytes are still to come
-        self._crc = 0
         self._tar_split = TarSplitWriter()
+        self._batch = Batch([], [])
+        self._parts: list[bytes | memoryview] = []  # of a frame that is not complete
+        self._held = 0
+        self._file: _File | None = None  # whose bytes are still to come
 
-    def feed(self, data: bytes) -> list[Cut]:
-        """Take the next bytes; give the cuts that they complete."""
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
         base = self._scanner.position
+        members = self._scanner.feed(data)
         view = memoryview(data)
-        at = 0
-        for member in self._scanner.feed(data):
+        raw = gap = self._take_payload(view, 0)  # up to where the bytes were taken
+        for member in members:
             stop = member.data_offset - base
-            self._take(view[at:stop])
-            at = stop
-            self._begin(member)
-        self._take(view[at:])
-        cuts, self._cuts = self._cuts, []
-        return cuts
+            self._tar_split.add_raw(view[raw:stop])
+            raw = stop
+            if member.data_size:
+                self._take_gap(view[gap:stop])
+                self._flush_gap()
+                self._batch.items.append(member)
+                raw = gap = self._begin(member, view, stop)
+            else:
+                self._batch.items.append(member)
+                self._end_without_data(member)
+        self._tar_split.add_raw(view[raw:])
+        self._take_gap(view[gap:])
 
-    def finish(self) -> list[Cut]:
-        """Tell that there are no more bytes; give the last cuts."""
+    def finish(self) -> None:
+        """Tell that there are no more bytes."""
         self._scanner.finish()
         self._flush_gap()
         tar_split = self._tar_split.finish()
         if tar_split is not None:
-            self._cuts.append(tar_split)
-        cuts, self._cuts = self._cuts, []
-        return cuts
+            self._batch.items.append(tar_split)
 
-    def _begin(self, member: Member) -> None:
-        if member.data_size:
-            self._flush_gap()
-        self._cuts.append(member)
-        if not member.has_data:
-            self._tar_split.add_member(member)
-            return
-        self._member = member
-        self._crc = 0
-        self._left = member.data_size
-        self._plan = plan_pieces(member.entry.size, member.regions)
-        self._digest_whole = member.regions is None and member.data_size > MAX_PIECE
-        self._whole = hashlib.sha256()
-        self._next_piece()
+    def take(self) -> Batch:
+        """Give what was cut since the last call."""
+        batch, self._batch, self.size = self._batch, Batch([], []), 0
+        return batch
 
-    def _next_piece(self) -> None:
-        for length, is_hole in self._plan:
+    def _begin(self, member: Member, view: memoryview, at: int) -> int:
+        """Take what is there of a member's payload; give where that ends."""
+        end = at + member.data_size
+        if member.data_size <= MAX_PIECE and end <= len(view) and member.regions is None:
+            data = view[at:end]  # most files
+            self._add_piece(data, None)
+            self._tar_split.add_member(member, checksum(data))
+            return end
+        self._file = _File(member)
+        self._end_piece(self._file)
+        return self._take_payload(view, at)
+
+    def _end_without_data(self, member: Member) -> None:
+        if member.regions is not None and member.entry.size:
+            self._batch.items.append(Hole(member.entry.size))
+        self._tar_split.add_member(member)
+
+    def _take_payload(self, view: memoryview, at: int) -> int:
+        while self._file is not None and at < len(view):
+            part = view[at : at + self._file.want - self._held]
+            at += len(part)
+            self._file.update(part)
+            self._hold(part)
+            if self._held == self._file.want:
+                self._add_piece(self._join(), self._file.whole_digest())
+                self._end_piece(self._file)
+        return at
+
+    def _end_piece(self, file: _File) -> None:
+        """Go on to the file's next piece, or to what follows the file."""
+        for length, is_hole in file.plan:
             if not is_hole:
-                self._want = length
+                file.want = length
                 return
-            self._cuts.append(Hole(length))
-        assert self._member is not None  # noqa: S101 - a plan is that of a member
-        self._tar_split.add_member(self._member, self._crc)
-        self._cuts.append(FileEnd(self._whole.digest() if self._digest_whole else None))
+            self._batch.items.append(Hole(length))
+        self._tar_split.add_member(file.member, file.crc)
+        self._file = None
 
-    def _take(self, view: memoryview) -> None:
-        if self._left and view:
-            length = min(self._left, len(view))
-            self._left -= length
-            self._take_payload(view[:length])
-            view = view[length:]
-        self._tar_split.add_raw(view)
+    def _add_piece(self, data: bytes | memoryview, whole: bytes | None) -> None:
+        length = len(data)
+        digest = None if _is_zeros(data, length) else hashlib.sha256(data).digest()
+        self._add(Frame(length, digest, whole), data)
+
+    def _take_gap(self, view: memoryview) -> None:
         while view:
             part = view[: MAX_PIECE - self._held]
-            self._hold(part)
             view = view[len(part) :]
+            self._hold(part)
             if self._held == MAX_PIECE:
                 self._flush_gap()
 
-    def _take_payload(self, view: memoryview) -> None:
-        if self._digest_whole:
-            self._whole.update(view)
-        self._crc = checksum(view, self._crc)
-        while view:
-            part = view[: self._want - self._held]
-            self._hold(part)
-            view = view[len(part) :]
-            if self._held == self._want:
-                self._cuts.append(Piece(self._join()))
-                self._next_piece()
+    def _flush_gap(self) -> None:
+        if self._held:
+            self._add(GAP, self._join())
+
+    def _add(self, frame: Frame, data: bytes | memoryview) -> None:
+        self._batch.items.append(frame)
+        self._batch.frames.append(data)
+        self.size += len(data)
 
     def _hold(self, part: memoryview) -> None:
         self._parts.append(part)
@@ -175,6 +205,38 @@ class Cutter:
         self._held = 0
         return data
 
-    def _flush_gap(self) -> None:
-        if self._held:
-            self._cuts.append(Gap(self._join()))
+
+class _File:
+    """A file that is cut into several pieces, or arrives in several.
+
+    Attributes:
+        member: what the scanner gave.
+        plan: its pieces that are still to come.
+        want: bytes of the current one.
+        crc: of the bytes so far.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.plan = plan_pieces(member.entry.size, member.regions)
+        self.want = 0
+        self.crc = 0
+        self._left = member.data_size
+        self._whole = None
+        if member.regions is None and member.data_size > MAX_PIECE:
+            self._whole = hashlib.sha256()
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        self._left -= len(data)
+        self.crc = checksum(data, self.crc)
+        if self._whole is not None:
+            self._whole.update(data)
+
+    def whole_digest(self) -> bytes | None:
+        """Give the sha256 of all of it: at its end, and where no piece has the same."""
+        return None if self._left or self._whole is None else self._whole.digest()
+
+
+def _is_zeros(data: bytes | memoryview, length: int) -> bool:
+    return length >= _LEAST_ZEROS and not data[0] and bytes(data) == _ZEROS[:length]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.convert.compress import Frames, Packed, compress_cuts
-from lazyimg.convert.cut import Cut, Cutter, FileEnd, Gap, Hole, Piece
+from lazyimg.convert.compress import Frames, compress_frames
+from lazyimg.convert.cut import Cutter, Frame, Hole
 from lazyimg.convert.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
 from lazyimg.errors import CorruptError
 from lazyimg_formats.errors import FormatError
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
     from concurrent.futures import Executor
 
+    from lazyimg.convert.cut import Batch, Item
     from lazyimg_formats.tar.scanner import Member
 
-_INPUT: Final = 256 << 10
+_INPUT: Final = 1 << 20
 """Compressed bytes that are worth handing to a thread."""
 
 _BATCH: Final = 2 << 20
 """Bytes of tar that one thread compresses in one go."""
-
-_BATCH_CUTS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class ConvertedLayer:
 
 
 class _TarReader:
-    """Compressed bytes to batches of cuts; checks the diff ID."""
+    """Compressed bytes to batches; checks the diff ID."""
 
     def __init__(self, diff_id: Digest) -> None:
         self._diff_id = diff_id
@@ -54,10 +53,8 @@ class _TarReader:
         self._decompressor: Decompressor | None = None
         self._head = b""
         self._cutter = Cutter()
-        self._batch: list[Cut] = []
-        self._size = 0
 
-    def feed(self, data: bytes) -> Iterator[list[Cut]]:
+    def feed(self, data: bytes) -> Iterator[Batch]:
         if self._decompressor is not None:
             yield from self._decompress(self._decompressor, data)
             return
@@ -65,33 +62,26 @@ class _TarReader:
         if len(self._head) >= MAGIC_SIZE:
             yield from self._begin()
 
-    def _begin(self) -> Iterator[list[Cut]]:
+    def _begin(self) -> Iterator[Batch]:
         self._decompressor = choose_decompressor(self._head)
         yield from self._decompress(self._decompressor, self._head)
 
-    def _decompress(self, decompressor: Decompressor, data: bytes) -> Iterator[list[Cut]]:
+    def _decompress(self, decompressor: Decompressor, data: bytes) -> Iterator[Batch]:
         for piece in decompressor.feed(data):
             self._hasher.update(piece)
-            yield from self._add(self._cutter.feed(piece))
+            self._cutter.feed(piece)
+            if self._cutter.size >= _BATCH:
+                yield self._cutter.take()
 
-    def finish(self) -> Iterator[list[Cut]]:
+    def finish(self) -> Iterator[Batch]:
         if self._decompressor is None:  # all of it is shorter than a magic
             yield from self._begin()
         assert self._decompressor is not None  # noqa: S101 - _begin chose one
         self._decompressor.finish()
-        yield from self._add(self._cutter.finish())
+        self._cutter.finish()
         if not self._hasher.matches():
             raise FormatError("layer", f"its tar has {self._hasher.digest()}, not {self._diff_id}")
-        yield self._batch
-
-    def _add(self, cuts: list[Cut]) -> Iterator[list[Cut]]:
-        for cut in cuts:
-            self._batch.append(cut)
-            if isinstance(cut, (Piece, Gap)):
-                self._size += len(cut.data)
-            if self._size >= _BATCH or len(self._batch) >= _BATCH_CUTS:
-                batch, self._batch, self._size = self._batch, [], 0
-                yield batch
+        yield self._cutter.take()
 
 
 class _Assembler:
@@ -103,39 +93,42 @@ class _Assembler:
         self._hash = hashlib.sha256()
         self._toc = TocWriter()
         self._member: Member | None = None
+        self._left = 0  # bytes of its file that are still to come
         self._chunks: list[Chunk] = []
         self._tar_split: TarSplit | None = None
 
-    def add(self, items: list[Packed]) -> bytes:
-        parts = []
+    def add(self, items: list[Item], frames: Frames) -> bytes:
+        sizes = iter(frames.sizes)
         for item in items:
-            if isinstance(item, Frames):
+            if isinstance(item, Frame):
+                offset = self._offset
+                self._offset += next(sizes)
                 if item.length:
-                    self._add_chunk(Chunk(item.length, self._offset, item.digest))
-                parts.append(item.data)
-                self._offset += len(item.data)
+                    self._add_chunk(Chunk(item.length, offset, item.digest), item.whole)
             elif isinstance(item, Hole):
-                self._add_chunk(Chunk(item.length, self._offset, None))
-            elif isinstance(item, FileEnd):
-                self._end_file(item.digest)
+                self._add_chunk(Chunk(item.length, self._offset, None), None)
             elif isinstance(item, TarSplit):
                 self._tar_split = item
             else:
                 self._member = item
-                if not item.has_data:
-                    self._end_file(None)
-        return self._emit(b"".join(parts))
+                self._left = item.entry.size if item.has_data else 0
+                if not self._left:
+                    self._end_file(item, None)
+        return self._emit(frames.data)
 
-    def _add_chunk(self, chunk: Chunk) -> None:
+    def _add_chunk(self, chunk: Chunk, whole: bytes | None) -> None:
+        assert self._member is not None  # noqa: S101 - a chunk is a member's
+        self._left -= chunk.length
         chunks = self._chunks
         if chunk.digest is None and chunks and chunks[-1].digest is None:
             last = chunks.pop()
             chunk = Chunk(last.length + chunk.length, last.blob_offset, None)
         chunks.append(chunk)
+        if not self._left:
+            self._end_file(self._member, whole)
 
-    def _end_file(self, digest: bytes | None) -> None:
-        assert self._member is not None  # noqa: S101 - a file ends after it has begun
-        self._toc.add(self._member, self._chunks, self._offset, digest)
+    def _end_file(self, member: Member, digest: bytes | None) -> None:
+        self._toc.add(member, self._chunks, self._offset, digest)
         self._chunks.clear()
         if self._toc.size > MAX_TOC:
             raise FormatError("layer", f"its TOC is over the {MAX_TOC} bytes that readers take")
@@ -201,33 +194,35 @@ class LayerConversion:
                 pieces given so far mean nothing.
         """
         loop = asyncio.get_running_loop()
-        pending: deque[asyncio.Future[list[Packed]]] = deque()
+        pending: deque[tuple[list[Item], asyncio.Future[Frames]]] = deque()
         try:
             async with aclosing(self._read_batches(source)) as batches:
                 async for batch in batches:
-                    pending.append(
-                        loop.run_in_executor(self._executor, compress_cuts, batch, self._level)
+                    frames = loop.run_in_executor(
+                        self._executor, compress_frames, batch.frames, self._level
                     )
+                    pending.append((batch.items, frames))
                     if len(pending) > self._depth:
-                        yield await self._assemble(await pending.popleft())
+                        yield await self._assemble(*pending.popleft())
             while pending:
-                yield await self._assemble(await pending.popleft())
+                yield await self._assemble(*pending.popleft())
             tail, self._result = await loop.run_in_executor(self._executor, self._assembler.finish)
             self.written += len(tail)
             yield tail
         except FormatError as error:
             raise CorruptError(self._what, str(error)) from error
         finally:
-            for future in pending:
+            for _, future in pending:
                 future.cancel()
 
-    async def _assemble(self, items: list[Packed]) -> bytes:
+    async def _assemble(self, items: list[Item], frames: asyncio.Future[Frames]) -> bytes:
         loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(self._executor, self._assembler.add, items)
+        add = partial(self._assembler.add, items, await frames)
+        data = await loop.run_in_executor(self._executor, add)
         self.written += len(data)
         return data
 
-    async def _read_batches(self, source: AsyncIterator[bytes]) -> AsyncGenerator[list[Cut]]:
+    async def _read_batches(self, source: AsyncIterator[bytes]) -> AsyncGenerator[Batch]:
         loop = asyncio.get_running_loop()
         async with aclosing(self._feed_reader(source)) as steps:
             async for step in steps:
@@ -235,9 +230,7 @@ class LayerConversion:
                 while (batch := await run()) is not None:
                     yield batch
 
-    async def _feed_reader(
-        self, source: AsyncIterator[bytes]
-    ) -> AsyncGenerator[Iterator[list[Cut]]]:
+    async def _feed_reader(self, source: AsyncIterator[bytes]) -> AsyncGenerator[Iterator[Batch]]:
         """Give what takes each large enough part of the input; the work is in its `next`."""
         held: list[bytes] = []
         size = 0

@@ -43,7 +43,7 @@ SOURCE_DIGEST: Final = "containerd.io/snapshot/lazyimg.source-digest"
 PARAMETERS: Final = "containerd.io/snapshot/lazyimg.parameters"
 """Annotation of a converted layer: how it was made."""
 
-_CUTTING: Final = 2  # goes up whenever the same tar gives another blob
+_CUTTING: Final = 3  # goes up whenever the same tar gives another blob
 _TYPES: Final = frozenset(
     {
         OCI_LAYER,

@@ -1,61 +1,36 @@
-"""Cuts to frames."""
+"""Contents to frames."""
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
-from lazyimg.convert.compress import Frames, compress_cuts
-from lazyimg.convert.cut import MAX_PIECE, Cut, FileEnd, Gap, Hole, Piece
-from lazyimg_formats.layer import Entry, Kind
-from lazyimg_formats.tar.scanner import Member
-from lazyimg_formats.zstd_frames import decode_frame
+from lazyimg.convert.compress import Frames, compress_frames
+from lazyimg.convert.cut import MAX_PIECE
+from lazyimg_formats.zstd_frames import decode_frame, iterate_frames
 
 TEXT = b"".join(b"%d " % number for number in range(20_000))[:100_000]
 
 
-def one(cut: Cut) -> Frames:
-    (frames,) = compress_cuts([cut], 3)
-    assert isinstance(frames, Frames)
-    return frames
-
-
 @pytest.mark.parametrize("kind", [bytes, memoryview])
-def test_piece(kind: type) -> None:
-    frames = one(Piece(kind(TEXT)))
-    assert (frames.length, frames.digest) == (100_000, hashlib.sha256(TEXT).digest())
-    assert decode_frame(frames.data, 100_000) == TEXT
+def test_every_content_has_its_frame(kind: type) -> None:
+    contents = [TEXT, b"x", bytes(MAX_PIECE), TEXT[:700] * 100, *(TEXT[:n] for n in range(1, 2000))]
+    made = compress_frames([kind(content) for content in contents], 3)
+    frames = list(iterate_frames(made.data))
+    assert [frame.length for frame in frames] == made.sizes
+    assert [frame.content_size for frame in frames] == list(map(len, contents))
+    for frame, content in zip(frames, contents, strict=True):
+        assert decode_frame(made.data[frame.offset :][: frame.length], MAX_PIECE) == content
 
 
-def test_gap() -> None:
-    frames = one(Gap(TEXT))
-    assert (frames.length, frames.digest) == (0, None)
-    assert decode_frame(frames.data, 100_000) == TEXT
+def test_a_frame_does_not_depend_on_those_beside_it() -> None:
+    alone = compress_frames([TEXT], 3).data
+    assert compress_frames([b"x" * 5000, TEXT, TEXT[:9]], 3).data.count(alone) == 1
 
 
-@pytest.mark.parametrize("size", [4096, 4097, MAX_PIECE])
-@pytest.mark.parametrize("kind", [bytes, memoryview])
-def test_zeros(size: int, kind: type) -> None:
-    frames = one(Piece(kind(bytes(size))))
-    assert (frames.length, frames.digest) == (size, None)
-    assert decode_frame(frames.data, size) == bytes(size)
-
-
-@pytest.mark.parametrize("data", [bytes(4095), bytes(4095) + b"x", b"x" + bytes(MAX_PIECE - 1)])
-def test_what_is_not_marked_as_zeros(data: bytes) -> None:
-    assert one(Piece(data)).digest == hashlib.sha256(data).digest()
-
-
-def test_everything_else_passes_through_in_its_order() -> None:
-    member = Member(Entry(b"f", Kind.REGULAR, size=1), 0, 512, 1)
-    cuts: list[Cut] = [member, Piece(b"x"), Hole(5), FileEnd(None), Gap(b"y")]
-    kinds = [type(item) for item in compress_cuts(cuts, 3)]
-    assert kinds == [Member, Frames, Hole, FileEnd, Frames]
+def test_no_contents() -> None:
+    assert compress_frames([], 3) == Frames(b"", [])
 
 
 def test_level() -> None:
-    fast, best = (compress_cuts([Piece(TEXT)], level)[0] for level in (1, 19))
-    assert isinstance(fast, Frames)
-    assert isinstance(best, Frames)
+    fast, best = (compress_frames([TEXT], level) for level in (1, 19))
     assert len(best.data) < len(fast.data)

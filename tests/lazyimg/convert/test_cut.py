@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyimg.convert.cut import MAX_PIECE, Cut, Cutter, FileEnd, Gap, Hole, Piece, plan_pieces
+from lazyimg.convert.cut import GAP, MAX_PIECE, Batch, Cutter, Frame, Hole, Item, plan_pieces
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.tar.scanner import Member
@@ -30,20 +30,29 @@ def pack(*sizes: int) -> bytes:
     return b"".join(parts) + END
 
 
-def cut(data: bytes, step: int = 1 << 20) -> list[Cut]:
+def cut(data: bytes, step: int = 1 << 20) -> Batch:
     cutter = Cutter()
-    cuts: list[Cut] = []
+    items: list[Item] = []
+    frames: list[bytes | memoryview] = []
+
+    def take() -> None:
+        size = cutter.size
+        batch = cutter.take()
+        assert sum(map(len, batch.frames)) == size
+        items.extend(batch.items)
+        frames.extend(map(bytes, batch.frames))
+
     for at in range(0, len(data), step):
-        cuts += map(copy, cutter.feed(data[at : at + step]))
-    return cuts + list(map(copy, cutter.finish()))
+        cutter.feed(data[at : at + step])
+        take()
+    cutter.finish()
+    take()
+    assert sum(isinstance(item, Frame) for item in items) == len(frames)
+    return Batch(items, frames)
 
 
-def copy(found: Cut) -> Cut:
-    return type(found)(bytes(found.data)) if isinstance(found, (Gap, Piece)) else found
-
-
-def join(cuts: list[Cut]) -> bytes:
-    return b"".join(found.data for found in cuts if isinstance(found, (Gap, Piece)))
+def piece(data: bytes, whole: bytes | None = None) -> Frame:
+    return Frame(len(data), hashlib.sha256(data).digest(), whole)
 
 
 @pytest.mark.parametrize(
@@ -89,18 +98,20 @@ def test_plan_with_holes() -> None:
 
 def test_cuts() -> None:
     data = pack(5, 0, 300 * KIB)
-    cuts = cut(data)
-    kinds = [type(found) for found in cuts]
-    assert kinds == [
-        Gap, Member, Piece, FileEnd, Member, Gap, Member, Piece, Piece, Piece, FileEnd, Gap,
-        TarSplit,
-    ]  # fmt: skip
+    items, frames = cut(data)
     content = data[2048 : 2048 + 300 * KIB]
-    assert [found for found in cuts if isinstance(found, FileEnd)] == [
-        FileEnd(None),
-        FileEnd(hashlib.sha256(content).digest()),
-    ]
-    assert join(cuts) == data
+    pieces = [content[at : at + 100 * KIB] for at in range(0, len(content), 100 * KIB)]
+    whole = hashlib.sha256(content).digest()
+    assert [item for item in items if isinstance(item, Frame)] == [
+        GAP, piece(data[512:517]), GAP, piece(pieces[0]), piece(pieces[1]), piece(pieces[2], whole),
+        GAP,
+    ]  # fmt: skip
+    assert [type(item) for item in items] == [
+        Frame, Member, Frame, Member, Frame, Member, Frame, Frame, Frame, Frame, TarSplit,
+    ]  # fmt: skip
+    assert frames == [
+        data[:512], data[512:517], data[517:2048], *pieces, data[2048 + 300 * KIB :],
+    ]  # fmt: skip
 
 
 def test_the_tar_split_data_gives_the_tar_again() -> None:
@@ -109,41 +120,62 @@ def test_the_tar_split_data_gives_the_tar_again() -> None:
         b"f0": data[512:517],
         b"f2": data[2048 : 2048 + 300 * KIB],
     }
-    for step in (1 << 20, 70_001):
-        (split,) = [found for found in cut(data, step) if isinstance(found, TarSplit)]
+    for step in (1 << 20, 70_001, 500):
+        (split,) = [item for item in cut(data, step).items if isinstance(item, TarSplit)]
         assert assemble(decode_lines(*split), contents) == data
 
 
 def test_headers_share_frames_of_at_most_128_kib() -> None:
     data = b"".join(serialize_header(Entry(b"d", Kind.DIRECTORY)) for _ in range(1000)) + END
-    cuts = cut(data)
-    assert [len(found.data) for found in cuts if isinstance(found, Gap)] == [
-        128 * KIB, 128 * KIB, 128 * KIB, 128 * KIB - 12_288 + 1024,
-    ]  # fmt: skip
-    assert join(cuts) == data
+    items, frames = cut(data)
+    assert [item for item in items if isinstance(item, Frame)] == [GAP] * 4
+    assert list(map(len, frames)) == [128 * KIB] * 3 + [128 * KIB - 12_288 + 1024]
+    assert b"".join(frames) == data
+
+
+def content(data: bytes) -> bytes:
+    return (
+        serialize_header(Entry(b"f", Kind.REGULAR, 0o644, size=len(data)))
+        + data
+        + padding(len(data))
+        + END
+    )
+
+
+@pytest.mark.parametrize("size", [4096, 4097, MAX_PIECE])
+@pytest.mark.parametrize("step", [1 << 20, 1000])
+def test_zeros(size: int, step: int) -> None:
+    items = cut(content(bytes(size)), step).items
+    assert items[2] == Frame(size, None, None)
+
+
+@pytest.mark.parametrize("data", [bytes(4095), bytes(4095) + b"x", b"x" + bytes(MAX_PIECE - 1)])
+def test_what_is_not_marked_as_zeros(data: bytes) -> None:
+    items = cut(content(data)).items
+    assert items[2] == Frame(len(data), hashlib.sha256(data).digest(), None)
 
 
 def test_sparse_file() -> None:
     data = old_sparse([(4096, 10), (1 << 20, 5)], 2 << 20, b"x" * 15) + END
-    cuts = cut(data)
-    assert [type(found) for found in cuts] == [  # and no tar-split data
-        Gap, Member, Hole, Piece, Hole, Piece, Hole, FileEnd, Gap,
+    items, frames = cut(data)
+    assert [type(item) for item in items] == [  # and no tar-split data
+        Frame, Member, Hole, Frame, Hole, Frame, Hole, Frame,
     ]  # fmt: skip
-    assert cuts[2] == Hole(4096)
-    assert cuts[-2] == FileEnd(None)
-    assert join(cuts) == data
+    assert items[2] == Hole(4096)
+    assert (items[3], items[5]) == (piece(b"x" * 10), piece(b"x" * 5))
+    assert b"".join(frames) == data
 
 
 def test_sparse_file_that_is_one_hole() -> None:
     data = leading(b"0\n", b"", 1 << 30) + END
-    cuts = cut(data)
-    assert [type(found) for found in cuts] == [Member, Hole, FileEnd, Gap]
-    assert join(cuts) == data
+    items, frames = cut(data)
+    assert [type(item) for item in items] == [Member, Hole, Frame]
+    assert b"".join(frames) == data
 
 
 def test_what_follows_the_end_is_kept() -> None:
     data = pack(5) + bytes(9216) + b"garbage"
-    assert join(cut(data)) == data
+    assert b"".join(cut(data).frames) == data
 
 
 @settings(max_examples=30)
@@ -153,14 +185,14 @@ def test_what_follows_the_end_is_kept() -> None:
 )
 def test_cuts_do_not_depend_on_how_the_tar_arrives(sizes: list[int], step: int) -> None:
     data = pack(*sizes)
-    cuts = cut(data)
-    assert join(cuts) == data
-    assert cut(data, step) == cuts
-    assert not any(isinstance(one, Gap) and isinstance(two, Gap) for one, two in pairwise(cuts))
+    batch = cut(data)
+    assert b"".join(batch.frames) == data
+    assert cut(data, step) == batch
+    assert not any(one == two == GAP for one, two in pairwise(batch.items))
 
 
 def test_no_bytes() -> None:
-    assert cut(b"") == []
+    assert cut(b"") == ([], [])
 
 
 def test_no_tar() -> None:

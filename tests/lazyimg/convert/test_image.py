@@ -100,7 +100,7 @@ async def test_converted_again_at_another_level(
     await convert_image(source, "1", target, "new")
     await convert_image(source, "1", target, "new", options=Options(level=9), progress=told)
     assert told.ended == [Outcome.CONVERTED]
-    assert (await fetch(target, "new")).layers[0].annotations[PARAMETERS] == "cutting=2,level=9"
+    assert (await fetch(target, "new")).layers[0].annotations[PARAMETERS] == "cutting=3,level=9"
 
 
 async def test_only_the_new_layer_of_a_new_version_is_converted(

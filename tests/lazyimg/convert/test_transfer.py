@@ -111,7 +111,7 @@ async def test_convert(
     made = await begin().transfer(layer, diff_id)
     assert made.media_type == OCI_LAYER_ZSTD
     assert made.annotations[SOURCE_DIGEST] == str(layer.digest)
-    assert made.annotations[PARAMETERS] == "cutting=2,level=3"
+    assert made.annotations[PARAMETERS] == "cutting=3,level=3"
     assert parse_annotations(made.annotations, made.size) is not None
     blob = await read(target, made)
     with ZstdDecompressor().stream_reader(blob, read_across_frames=True) as reader:
