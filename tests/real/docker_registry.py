@@ -6,7 +6,8 @@
         registry.counts.sent()
 
 `address` is the proxy's: what it counts is what left the registry. `origin` is the registry's own.
-Everything can be deleted from it; with `credentials` it asks for basic authorization.
+Everything can be deleted from it; with `credentials` it asks for basic authorization, with `tokens`
+for those of a service. With `tls` it is its own `address`: nothing is counted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from tests.real.counting_proxy import Counts, running_proxy
+from tests.real.token_service import NAME, TokenService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,13 +33,19 @@ HTPASSWD: Final = f"{USER}:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmU
 CONFIGURATION: Final = """\
 version: 0.1
 log: {{level: info, accesslog: {{disabled: true}}}}
-http: {{addr: "127.0.0.1:{port}", secret: of-the-tests}}
+http: {{addr: "127.0.0.1:{port}", secret: of-the-tests{tls}}}
 storage:
   filesystem: {{rootdirectory: "{storage}"}}
   delete: {{enabled: true}}
   maintenance: {{uploadpurging: {{enabled: false}}}}
 """
 MIRROR: Final = 'proxy: {{remoteurl: "http://{origin}"}}\n'
+TLS: Final = ', tls: {{certificate: "{certificate}", key: "{key}"{more}}}'
+CLIENTS: Final = ', clientcas: ["{path}"]'
+TOKENS: Final = """\
+auth:
+  token: {{realm: "{realm}", service: tests, issuer: {issuer}, rootcertbundle: "{bundle}"}}
+"""
 AUTHORIZATION: Final = 'auth: {{htpasswd: {{realm: tests, path: "{path}"}}}}\n'
 LISTENING: Final = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
@@ -61,9 +69,27 @@ class Registry(NamedTuple):
         return blobs / algorithm / hexadecimal[:2] / hexadecimal / "data"
 
 
+class Tls(NamedTuple):
+    """Files (PEM): the registry's certificate and key, and the authority of clients, if any."""
+
+    certificate: Path
+    key: Path
+    clients: Path | None = None
+
+    def __str__(self) -> str:
+        more = "" if self.clients is None else CLIENTS.format(path=self.clients)
+        return TLS.format(certificate=self.certificate, key=self.key, more=more)
+
+
 @contextmanager
 def running_registry(
-    directory: Path, *, credentials: bool = False, port: int = 0, mirror_of: str = ""
+    directory: Path,
+    *,
+    credentials: bool = False,
+    tokens: TokenService | None = None,
+    tls: Tls | None = None,
+    port: int = 0,
+    mirror_of: str = "",
 ) -> Iterator[Registry]:
     """Run a registry that keeps its blobs below `directory`, which may have some already.
 
@@ -72,18 +98,21 @@ def running_registry(
     """
     storage = directory / "registry"
     storage.mkdir(exist_ok=True)
-    configuration = CONFIGURATION.format(storage=storage, port=port)
+    configuration = CONFIGURATION.format(storage=storage, port=port, tls=tls or "")
     if credentials:
         (directory / "htpasswd").write_text(HTPASSWD)
         configuration += AUTHORIZATION.format(path=directory / "htpasswd")
+    if tokens is not None:
+        configuration += TOKENS.format(realm=tokens.realm, issuer=NAME, bundle=tokens.bundle)
     if mirror_of:
         configuration += MIRROR.format(origin=mirror_of)
     (directory / "registry.yml").write_text(configuration)
-    with (
-        running_process(["docker-registry", "serve", directory / "registry.yml"]) as origin,
-        running_proxy(origin) as proxy,
-    ):
-        yield Registry(proxy.address, origin, storage, proxy.counts)
+    with running_process(["docker-registry", "serve", directory / "registry.yml"]) as origin:
+        if tls is not None:
+            yield Registry(origin, origin, storage, Counts())
+            return
+        with running_proxy(origin) as proxy:
+            yield Registry(proxy.address, origin, storage, proxy.counts)
 
 
 @contextmanager
