@@ -1,0 +1,36 @@
+"""containerd's snapshots: layers that were unpacked, layers that come when they are read.
+
+containerd (or CRI through it) calls the service `containerd.services.snapshots.v1.Snapshots` on a
+unix socket: Prepare makes a directory for the next layer or a container, Commit turns it into a
+layer, Mounts says what to mount. A layer whose Prepare names its chain (the label
+`containerd.io/snapshot.ref`) and that can be loaded lazily is answered with ALREADY_EXISTS: then it
+is there as a committed snapshot without a directory, and containerd downloads nothing of it.
+
+    Prepare, ref  --> lazy?  yes: committed, remote   --> the next layer, or a container on top
+                      no: active, as without the label --> unpacked by containerd --> Commit
+
+    container: overlay of   upper (fs/, work/)
+                            fs/ of committed layers that were unpacked, the topmost first
+                            mnt/<fsid> of the remote layers below them, merged to one EROFS image
+
+Files: `lifecycle` decides (pure: which step is allowed, what it changes), `overlay` plans what is
+mounted (pure), `records` keeps what is known (SQLite), `directories` is the disk, `service` puts
+them together, `grpc_server` speaks to containerd.
+
+Rules:
+  - A snapshot's key means nothing here; containerd puts its namespace and a number into it.
+  - Remote snapshots lie below all others: on a layer that was unpacked, only unpacked ones follow.
+  - Each call is one transaction, and none is held across a call to somebody else. A directory is
+    made before its record is committed, and removed after its record is gone: whatever dies in
+    between leaves a directory that no record knows, which the next start (or Cleanup) removes.
+  - A number is never used again, so a directory that is being removed is in nobody's way: removing
+    happens aside, by renaming first.
+  - What a caller is told is done is done: records are synced. Data that a container writes is as
+    safe as the file system makes it, as with containerd's own snapshotters.
+
+On disk, below ROOT/snapshotter:
+    records.sqlite
+    snapshots/<number>/fs       what was written: the upper directory, later a lower one
+    snapshots/<number>/work     of an active snapshot, for overlayfs
+    removed/<number>            on its way out
+"""

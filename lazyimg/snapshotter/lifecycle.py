@@ -1,0 +1,252 @@
+"""What may be done with a snapshot, and what it changes. Pure; the records do as it says.
+
+| kind      | Prepare, View on it | Mounts | Commit    | Remove                | Update |
+|-----------|---------------------|--------|-----------|-----------------------|--------|
+| active    | no                  | yes    | committed | yes                   | labels |
+| view      | no                  | yes    | no        | yes                   | labels |
+| committed | yes                 | no     | no        | unless it has children| labels |
+
+Each refusal is an error whose class says which gRPC status it becomes.
+Source: containerd, core/snapshots/snapshotter.go (the contract), core/snapshots/storage/bolt.go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.errors import InUseError, LazyimgError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+REF: Final = "containerd.io/snapshot.ref"
+"""Label: the chain ID of the layer that a Prepare is for."""
+
+MAX_KEY: Final = 4096
+"""Bytes of a key: containerd's own are a namespace, a number and a name."""
+
+MAX_LABEL: Final = 4096
+"""Bytes of a label and its value together, as containerd has it."""
+
+MAX_LABELS: Final = 1024
+
+
+class Kind(IntEnum):
+    """What a snapshot is; the numbers are the protocol's."""
+
+    VIEW = 1
+    ACTIVE = 2
+    COMMITTED = 3
+
+
+class AlreadyExistsError(LazyimgError):
+    """There is a snapshot of this key; or, for a lazy layer, there is nothing left to do."""
+
+    exit_code = InUseError.exit_code
+    kind = "already-exists"
+
+
+class WrongStateError(LazyimgError):
+    """The snapshot is of a kind, or in a place, that does not allow it."""
+
+    exit_code = InUseError.exit_code
+    kind = "wrong-state"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLayer:
+    """Where the content of a remote snapshot comes from: the lowest layers of an image.
+
+    Attributes:
+        chain: the chain ID of these layers.
+        reference: of the image, with its manifest's digest.
+        platform: os/arch[/variant].
+        depth: how many of its layers these are.
+    """
+
+    chain: str
+    reference: str
+    platform: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot.
+
+    Attributes:
+        number: names its directory; never used again.
+        key: containerd's name for it.
+        parent: the key of the one below it; "" for none.
+        kind: see `Kind`.
+        labels: as they were given.
+        created: nanoseconds since the epoch; of the commit, for a committed one.
+        updated: likewise, of the last change of its labels.
+        size: bytes on the disk, when it was committed; else 0.
+        inodes: likewise.
+        remote: of a remote snapshot: what it shows; None: it has a directory.
+    """
+
+    number: int
+    key: str
+    parent: str
+    kind: Kind
+    labels: Mapping[str, str]
+    created: int
+    updated: int
+    size: int = 0
+    inodes: int = 0
+    remote: RemoteLayer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSnapshot:
+    """What a caller wants to have: see `Snapshot`; `now` is in nanoseconds since the epoch."""
+
+    kind: Kind
+    key: str
+    parent: str
+    labels: Mapping[str, str]
+    now: int
+
+
+def check_key(key: str, what: str = "a snapshot") -> None:
+    """Raise UsageError unless this can name a snapshot."""
+    if not key:
+        raise UsageError("snapshot", f"{what} needs a key")
+    length = len(key.encode("utf-8", "surrogatepass"))
+    if length > MAX_KEY:
+        raise UsageError(
+            f"snapshot {key[:64]}...", f"its key has {length} bytes, at most {MAX_KEY}"
+        )
+
+
+def check_labels(key: str, labels: Mapping[str, str]) -> None:
+    """Raise UsageError unless these can be a snapshot's labels."""
+    if len(labels) > MAX_LABELS:
+        raise UsageError(f"snapshot {key}", f"{len(labels)} labels, at most {MAX_LABELS} are kept")
+    for name, value in labels.items():
+        length = len(name.encode()) + len(value.encode())
+        if length > MAX_LABEL:
+            raise UsageError(
+                f"snapshot {key}",
+                f"label {name[:64]!r} and its value have {length} bytes, at most {MAX_LABEL}",
+            )
+
+
+def check_new(wanted: NewSnapshot, existing: Snapshot | None, below: Snapshot | None) -> None:
+    """Raise unless a snapshot can be made that was not there in any form.
+
+    Args:
+        wanted: the new one.
+        existing: the snapshot that has its key, if any.
+        below: the snapshot that its parent's key names, if any.
+
+    Raises:
+        NotFoundError: there is no such parent.
+        UsageError: the parent is not committed.
+        AlreadyExistsError: the key is taken.
+    """
+    if wanted.parent and below is None:
+        raise missing(wanted.parent, "the parent")
+    if below is not None and below.kind is not Kind.COMMITTED:
+        raise UsageError(
+            f"snapshot {wanted.key}",
+            f"its parent {wanted.parent} is {_name(below.kind)}, not committed",
+        )
+    if existing is not None:
+        raise taken(wanted.key)
+
+
+def check_mounts(snapshot: Snapshot) -> None:
+    """Raise WrongStateError unless there is something to mount."""
+    if snapshot.kind is Kind.COMMITTED:
+        raise WrongStateError(
+            f"snapshot {snapshot.key}", "is committed; only active snapshots and views are mounted"
+        )
+
+
+def check_commit(wanted: NewSnapshot, active: Snapshot, below: Snapshot | None) -> None:
+    """Raise unless a snapshot can be committed.
+
+    Args:
+        wanted: what it becomes, under a key that is free; its parent is "" for the one that it has.
+        active: what is committed.
+        below: the snapshot that the wanted parent's key names, if any.
+
+    Raises:
+        WrongStateError: it is not active, or the new parent is not committed.
+        UsageError: it has another parent.
+        NotFoundError: there is no such parent.
+    """
+    if active.kind is not Kind.ACTIVE:
+        raise WrongStateError(
+            f"snapshot {active.key}", f"is {_name(active.kind)}; only active ones are committed"
+        )
+    if wanted.parent in {"", active.parent}:
+        return
+    if active.parent:
+        raise UsageError(
+            f"snapshot {active.key}",
+            f"its parent is {active.parent}, it cannot become {wanted.parent}",
+        )
+    if below is None:
+        raise missing(wanted.parent, "the parent")
+    if below.kind is not Kind.COMMITTED:
+        raise WrongStateError(
+            f"snapshot {wanted.parent}", "is not committed, so it can be no parent"
+        )
+
+
+def check_remove(snapshot: Snapshot, *, has_children: bool) -> None:
+    """Raise WrongStateError while others stand on it."""
+    if has_children:
+        raise WrongStateError(
+            f"snapshot {snapshot.key}", "others stand on it", "remove those first"
+        )
+
+
+def update_labels(
+    snapshot: Snapshot, labels: Mapping[str, str], mask: Sequence[str], now: int
+) -> Snapshot:
+    """Give a snapshot with other labels.
+
+    Args:
+        snapshot: as it is.
+        labels: what the caller sent.
+        mask: "labels" for all of them, "labels.NAME" for one; nothing: all.
+        now: nanoseconds since the epoch.
+
+    Raises:
+        UsageError: something else than labels, or labels that cannot be.
+    """
+    changed = dict(snapshot.labels) if mask else dict(labels)
+    for path in mask:
+        field, _, name = path.partition(".")
+        if field != "labels" or path == "labels.":
+            raise UsageError(f"snapshot {snapshot.key}", f"{path!r} cannot be changed, only labels")
+        if not name:
+            changed = dict(labels)
+        elif labels.get(name):
+            changed[name] = labels[name]
+        else:
+            changed.pop(name, None)
+    changed = {name: value for name, value in changed.items() if value}
+    check_labels(snapshot.key, changed)
+    return replace(snapshot, labels=changed, updated=now)
+
+
+def missing(key: str, what: str = "it") -> NotFoundError:
+    """Give the error for a key that names no snapshot."""
+    return NotFoundError(f"snapshot {key}", f"{what} does not exist")
+
+
+def taken(key: str) -> AlreadyExistsError:
+    """Give the error for a key that is in use."""
+    return AlreadyExistsError(f"snapshot {key}", "it exists already")
+
+
+def _name(kind: Kind) -> str:
+    return {Kind.VIEW: "a view", Kind.ACTIVE: "active", Kind.COMMITTED: "committed"}[kind]

@@ -1,0 +1,40 @@
+"""What containerd is told to mount for a snapshot. Pure.
+
+Source: containerd, plugins/snapshots/overlay; the kernel, Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount(2), in containerd's words: type, source, and options as in fstab."""
+
+    type: str
+    source: str
+    options: tuple[str, ...]
+
+
+def plan_mount(
+    lowers: Sequence[str], upper: str | None, work: str | None, extra: Sequence[str] = ()
+) -> Mount:
+    """Give the mount that shows directories on top of each other.
+
+    Args:
+        lowers: what is below, the topmost first; at least one, unless `upper` is there.
+        upper: takes what is written; None: nothing can be.
+        work: overlayfs' own directory beside `upper`.
+        extra: further options of an overlay.
+    """
+    if not lowers and upper is not None:
+        return Mount("bind", upper, ("rw", "rbind"))
+    if len(lowers) == 1 and upper is None:
+        return Mount("bind", lowers[0], ("ro", "rbind"))
+    options = () if upper is None else (f"workdir={work}", f"upperdir={upper}")
+    return Mount("overlay", "overlay", (*options, f"lowerdir={':'.join(lowers)}", *extra))

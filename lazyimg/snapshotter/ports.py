@@ -1,0 +1,41 @@
+"""What the snapshotter needs of the rest of lazyimg, from its own side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lazyimg.snapshotter.lifecycle import RemoteLayer
+
+
+class LazyImages(Protocol):
+    """Shows layers that were not downloaded."""
+
+    async def find(
+        self, chain: str, labels: Mapping[str, str], below: RemoteLayer | None
+    ) -> RemoteLayer | None:
+        """Give what shows a chain of layers; None when it is to be unpacked as usual.
+
+        Never raises for an image's or a registry's sake: it says why, and the layer is unpacked.
+
+        Args:
+            chain: the chain ID of a layer and those below it.
+            labels: of the Prepare.
+            below: what shows the chain without its uppermost layer; None: it has no other.
+        """
+        ...
+
+    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+        """Mount layers for a snapshot, or give where they are mounted for it already.
+
+        Raises:
+            LazyimgError: the kernel refuses, or the registry is needed and does not answer.
+        """
+        ...
+
+    async def release(self, user: int) -> None:
+        """Take back what was mounted for a snapshot; nothing, if nothing was. Never raises."""
+        ...

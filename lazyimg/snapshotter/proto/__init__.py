@@ -1,0 +1,1 @@
+"""The messages of containerd's snapshots service; see snapshots.proto."""

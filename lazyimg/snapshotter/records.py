@@ -1,0 +1,345 @@
+"""The records of snapshots: SQLite, one synced transaction for each call.
+
+Methods block for as long as a local transaction takes, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from lazyimg.errors import StorageError
+from lazyimg.snapshotter.lifecycle import (
+    REF,
+    Kind,
+    NewSnapshot,
+    RemoteLayer,
+    Snapshot,
+    check_commit,
+    check_new,
+    check_remove,
+    missing,
+    taken,
+    update_labels,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_STEPS: Final = (
+    """
+CREATE TABLE snapshot (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its directory; never used again
+    key TEXT NOT NULL UNIQUE,
+    parent INTEGER REFERENCES snapshot (number),
+    kind INTEGER NOT NULL,       -- as the protocol numbers them
+    labels TEXT NOT NULL,        -- JSON
+    ref TEXT,                    -- the label that names a chain
+    created INTEGER NOT NULL,    -- nanoseconds since the epoch
+    updated INTEGER NOT NULL,
+    size INTEGER NOT NULL,       -- bytes on the disk, when it was committed
+    inodes INTEGER NOT NULL
+) STRICT;
+CREATE INDEX snapshot_parent ON snapshot (parent);
+CREATE INDEX snapshot_ref ON snapshot (ref) WHERE ref IS NOT NULL;
+CREATE TABLE remote (            -- what a snapshot without a directory shows
+    number INTEGER PRIMARY KEY REFERENCES snapshot (number) ON DELETE CASCADE,
+    chain TEXT NOT NULL,         -- chain ID
+    reference TEXT NOT NULL,     -- of the image, with its manifest's digest
+    platform TEXT NOT NULL,
+    depth INTEGER NOT NULL       -- how many of the image's layers
+) STRICT;
+""",
+)
+"""What makes each version of the records from the one before; the first from nothing."""
+
+_SELECT: Final = (
+    "SELECT snapshot.number, snapshot.key, below.key, snapshot.kind, snapshot.labels,"
+    " snapshot.created, snapshot.updated, snapshot.size, snapshot.inodes,"
+    " chain, reference, platform, depth FROM snapshot"
+    " LEFT JOIN snapshot AS below ON below.number = snapshot.parent"
+    " LEFT JOIN remote ON remote.number = snapshot.number "
+)
+
+
+class Records:
+    """The records in one file.
+
+    Args:
+        path: the database's file; made when missing.
+
+    Raises:
+        StorageError: from every method, when the file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._create()
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.Error as error:
+            raise StorageError(str(path), f"cannot be opened: {error}") from error
+
+    def _create(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if not 0 <= version <= len(_STEPS):
+            raise StorageError(
+                str(self._path),
+                f"has records of version {version}, this lazyimg knows {len(_STEPS)}",
+                "use the lazyimg that wrote them, or another root",
+            )
+        if version < len(_STEPS):
+            steps = "".join(_STEPS[version:])
+            self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {len(_STEPS)}; COMMIT;")
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # a full disk may have ended it already
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise StorageError(str(self._path), f"records: {error}") from error
+
+    def find(self, key: str) -> Snapshot:
+        """Give a snapshot.
+
+        Raises:
+            NotFoundError: there is none of this key.
+        """
+        with self._transaction(write=False) as db:
+            return _require(db, key)
+
+    def ancestry(self, key: str) -> list[Snapshot]:
+        """Give a snapshot and all below it, the lowest last.
+
+        Raises:
+            NotFoundError: there is none of this key.
+        """
+        with self._transaction(write=False) as db:
+            return _ancestry(db, _require(db, key))
+
+    def page(self, after: str, count: int, ref: str | None = None) -> list[Snapshot]:
+        """Give up to `count` snapshots in the order of their keys, beginning behind `after`.
+
+        Args:
+            after: a key; "" for the first page.
+            count: of snapshots.
+            ref: only those whose label `lifecycle.REF` has this value; None: all.
+        """
+        condition, values = ("", ()) if ref is None else (" AND snapshot.ref = ?", (ref,))
+        with self._transaction(write=False) as db:
+            rows = db.execute(
+                f"{_SELECT} WHERE snapshot.key > ?{condition} ORDER BY snapshot.key LIMIT ?",
+                (after, *values, count),
+            ).fetchall()
+        return [_snapshot(row) for row in rows]
+
+    def find_ref(self, ref: str, parent: str) -> Snapshot | None:
+        """Give the committed snapshot on `parent` whose label `lifecycle.REF` is `ref`, if any."""
+        with self._transaction(write=False) as db:
+            return _find_ref(db, ref, parent)
+
+    def while_unchanged(self, call: Callable[[set[int]], None]) -> None:
+        """Call with the numbers of all snapshots; none is made or removed meanwhile."""
+        with self._transaction(write=True) as db:
+            call({number for (number,) in db.execute("SELECT number FROM snapshot")})
+
+    def mountable(self) -> list[Snapshot]:
+        """Give the active snapshots and views."""
+        with self._transaction(write=False) as db:
+            rows = db.execute(f"{_SELECT} WHERE snapshot.kind != ?", (Kind.COMMITTED,)).fetchall()
+        return [_snapshot(row) for row in rows]
+
+    def create(self, wanted: NewSnapshot, make: Callable[[list[Snapshot]], None]) -> list[Snapshot]:
+        """Record a new active snapshot or view.
+
+        Args:
+            wanted: the new one.
+            make: makes its directory, given what is returned here; when it raises, nothing is
+                recorded.
+
+        Returns:
+            It and all below it, the lowest last.
+
+        Raises:
+            LazyimgError: as `lifecycle.check_new`.
+        """
+        with self._transaction(write=True) as db:
+            created, below = _insert(db, wanted)
+            ancestry = [created, *(_ancestry(db, below) if below else ())]
+            make(ancestry)
+        return ancestry
+
+    def add_remote(self, wanted: NewSnapshot, remote: RemoteLayer) -> Snapshot:
+        """Record a committed snapshot without a directory, or give the one that is there.
+
+        Args:
+            wanted: the new one; its label `lifecycle.REF` names the chain.
+            remote: what it shows.
+
+        Raises:
+            LazyimgError: as `lifecycle.check_new`.
+        """
+        with self._transaction(write=True) as db:
+            existing = _find_ref(db, remote.chain, wanted.parent)
+            if existing is not None:
+                return existing
+            created, _ = _insert(db, wanted)
+            db.execute(
+                "INSERT INTO remote VALUES (?, ?, ?, ?, ?)",
+                (created.number, remote.chain, remote.reference, remote.platform, remote.depth),
+            )
+        return replace(created, remote=remote)
+
+    def commit(self, key: str, wanted: NewSnapshot, usage: tuple[int, int]) -> None:
+        """Turn an active snapshot into a committed one.
+
+        Args:
+            key: its name until now.
+            wanted: what it becomes; its parent is "" for the one that it has.
+            usage: bytes on the disk and inodes.
+
+        Raises:
+            AlreadyExistsError: the new key is taken.
+            NotFoundError: there is none of this key.
+            LazyimgError: as `lifecycle.check_commit`.
+        """
+        with self._transaction(write=True) as db:
+            if _find(db, wanted.key) is not None:
+                raise taken(wanted.key)
+            active = _require(db, key)
+            below = _find(db, wanted.parent) if wanted.parent else None
+            check_commit(wanted, active, below)
+            if below is not None:
+                db.execute(
+                    "UPDATE snapshot SET parent = ? WHERE number = ?", (below.number, active.number)
+                )
+            db.execute(
+                "UPDATE snapshot SET key = ?, kind = ?, labels = ?, ref = ?, created = ?,"
+                " updated = ?, size = ?, inodes = ? WHERE number = ?",
+                (
+                    wanted.key, wanted.kind, json.dumps(dict(wanted.labels)),
+                    wanted.labels.get(REF), wanted.now, wanted.now, *usage, active.number,
+                ),
+            )  # fmt: skip
+
+    def remove(self, key: str) -> Snapshot:
+        """Forget a snapshot, and give what it was.
+
+        Raises:
+            NotFoundError: there is none of this key.
+            WrongStateError: others stand on it.
+        """
+        with self._transaction(write=True) as db:
+            snapshot = _require(db, key)
+            child = db.execute(
+                "SELECT 1 FROM snapshot WHERE parent = ? LIMIT 1", (snapshot.number,)
+            ).fetchone()
+            check_remove(snapshot, has_children=child is not None)
+            db.execute("DELETE FROM snapshot WHERE number = ?", (snapshot.number,))
+        return snapshot
+
+    def update(
+        self, key: str, labels: Mapping[str, str], mask: Sequence[str], now: int
+    ) -> Snapshot:
+        """Change labels, and give the snapshot with them.
+
+        Raises:
+            NotFoundError: there is none of this key.
+            UsageError: as `lifecycle.update_labels`.
+        """
+        with self._transaction(write=True) as db:
+            changed = update_labels(_require(db, key), labels, mask, now)
+            db.execute(
+                "UPDATE snapshot SET labels = ?, ref = ?, updated = ? WHERE number = ?",
+                (json.dumps(dict(changed.labels)), changed.labels.get(REF), now, changed.number),
+            )
+        return changed
+
+
+def _insert(db: sqlite3.Connection, wanted: NewSnapshot) -> tuple[Snapshot, Snapshot | None]:
+    """Record a new snapshot; gives it and its parent."""
+    below = _find(db, wanted.parent) if wanted.parent else None
+    check_new(wanted, _find(db, wanted.key), below)
+    (number,) = db.execute(
+        "INSERT INTO snapshot (key, parent, kind, labels, ref, created, updated, size, inodes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0) RETURNING number",
+        (
+            wanted.key, below.number if below else None, wanted.kind,
+            json.dumps(dict(wanted.labels)), wanted.labels.get(REF), wanted.now, wanted.now,
+        ),
+    ).fetchone()  # fmt: skip
+    created = Snapshot(
+        number, wanted.key, wanted.parent, wanted.kind, wanted.labels, wanted.now, wanted.now
+    )
+    return created, below
+
+
+def _find(db: sqlite3.Connection, key: str) -> Snapshot | None:
+    row = db.execute(f"{_SELECT} WHERE snapshot.key = ?", (key,)).fetchone()
+    return None if row is None else _snapshot(row)
+
+
+def _find_ref(db: sqlite3.Connection, ref: str, parent: str) -> Snapshot | None:
+    row = db.execute(
+        f"{_SELECT} WHERE snapshot.ref = ? AND coalesce(below.key, '') = ? AND snapshot.kind = ?"
+        " ORDER BY snapshot.number LIMIT 1",
+        (ref, parent, Kind.COMMITTED),
+    ).fetchone()
+    return None if row is None else _snapshot(row)
+
+
+def _require(db: sqlite3.Connection, key: str) -> Snapshot:
+    snapshot = _find(db, key)
+    if snapshot is None:
+        raise missing(key)
+    return snapshot
+
+
+def _ancestry(db: sqlite3.Connection, snapshot: Snapshot) -> list[Snapshot]:
+    ancestry = [snapshot]
+    while ancestry[-1].parent:
+        ancestry.append(_require(db, ancestry[-1].parent))
+    return ancestry
+
+
+def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+    number, key, parent, kind, labels, created, updated, size, inodes, *remote = row
+    chain, reference, platform, depth = remote
+    return Snapshot(
+        number,
+        key,
+        parent or "",
+        Kind(kind),
+        json.loads(labels),
+        created,
+        updated,
+        size,
+        inodes,
+        None if chain is None else RemoteLayer(chain, reference, platform, depth),
+    )

@@ -1,0 +1,284 @@
+"""What containerd's calls do: records, directories and lazily loaded layers put together.
+
+Each call's disk work is one job in a thread. What the kernel has to mount for a snapshot is mounted
+when it is made, and again when its mounts are asked for after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from lazyimg.errors import LazyimgError
+from lazyimg.snapshotter.directories import Directories
+from lazyimg.snapshotter.lifecycle import (
+    REF,
+    Kind,
+    NewSnapshot,
+    Snapshot,
+    check_key,
+    check_labels,
+    check_mounts,
+    taken,
+)
+from lazyimg.snapshotter.overlay import plan_mount
+from lazyimg.snapshotter.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from lazyimg.snapshotter.lifecycle import RemoteLayer
+    from lazyimg.snapshotter.overlay import Mount
+    from lazyimg.snapshotter.ports import LazyImages
+    from lazyimg_formats.containerd.filters import Filter
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+PAGE: Final = 200
+"""Snapshots that a List reads from the records, and sends, at a time."""
+
+THREADS: Final = 8
+"""For the disk's work: measuring a large directory must not hold up other calls."""
+
+
+class Snapshotter:
+    """The snapshots of this node.
+
+    Args:
+        root: of the snapshotter.
+        images: shows layers that were not downloaded.
+        options: further mount options of each overlay.
+    """
+
+    def __init__(self, root: Path, images: LazyImages, options: Sequence[str] = ()) -> None:
+        self._directories = Directories(root)
+        self._records = Records(root / "records.sqlite")
+        self._images = images
+        self._options = tuple(options)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="snapshots")
+
+    async def start(self) -> None:
+        """Remove what no record knows, and mount again what snapshots need.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        await self._run(self._sweep)
+        for snapshot in await self._run(self._records.mountable):
+            ancestry = await self._run(self._records.ancestry, snapshot.key)
+            remote = _remote(ancestry)
+            if remote is not None:
+                try:
+                    await self._images.mount(remote, snapshot.number)
+                except LazyimgError as error:  # the others are not to wait; its Mounts tries again
+                    _log.error("snapshot %s: %s", snapshot.key, error)
+
+    async def close(self) -> None:
+        """End; mounts stay."""
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._directories.close)
+        await asyncio.to_thread(self._records.close)
+
+    async def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        """Make an active snapshot, and give what to mount to write into it.
+
+        Raises:
+            AlreadyExistsError: the key is taken; or the label `REF` names a chain that is there
+                now, as a committed snapshot with that label.
+            LazyimgError: as `lifecycle.check_new`; or the disk, the kernel or the registry fails.
+        """
+        wanted = _wanted(Kind.ACTIVE, key, parent, labels)
+        chain = labels.get(REF)
+        if chain:
+            await self._take_remote(wanted, chain)
+        return await self._create(wanted)
+
+    async def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        """Make a view, and give what to mount to read it.
+
+        Raises:
+            LazyimgError: as `prepare`, without lazy layers.
+        """
+        return await self._create(_wanted(Kind.VIEW, key, parent, labels))
+
+    async def mounts(self, key: str) -> list[Mount]:
+        """Give what to mount for an active snapshot or a view.
+
+        Raises:
+            NotFoundError: there is none of this key.
+            WrongStateError: it is committed.
+        """
+        ancestry = await self._run(self._records.ancestry, key)
+        check_mounts(ancestry[0])
+        return await self._mount(ancestry)
+
+    async def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
+        """Turn an active snapshot into a committed one.
+
+        Args:
+            name: the committed snapshot's key.
+            key: the active one's.
+            parent: for one without a parent: the parent it gets; "": none.
+            labels: instead of those that it has.
+
+        Raises:
+            LazyimgError: as `Records.commit`.
+        """
+        wanted = _wanted(Kind.COMMITTED, name, parent, labels)
+        number = await self._run(self._commit, key, wanted)
+        await self._images.release(number)
+
+    async def remove(self, key: str) -> None:
+        """Remove a snapshot; its files go soon afterwards.
+
+        Raises:
+            NotFoundError: there is none of this key.
+            WrongStateError: others stand on it.
+        """
+        removed = await self._run(self._records.remove, key)
+        await self._images.release(removed.number)
+        if removed.remote is None:
+            await self._run(self._directories.discard, removed.number)
+
+    async def stat(self, key: str) -> Snapshot:
+        """Give a snapshot.
+
+        Raises:
+            NotFoundError: there is none of this key.
+        """
+        return await self._run(self._records.find, key)
+
+    async def update(self, key: str, labels: Mapping[str, str], mask: Sequence[str]) -> Snapshot:
+        """Change a snapshot's labels, and give it.
+
+        Raises:
+            NotFoundError: there is none of this key.
+            UsageError: as `lifecycle.update_labels`.
+        """
+        return await self._run(self._records.update, key, labels, mask, time.time_ns())
+
+    async def select(self, filters: Sequence[Filter]) -> AsyncIterator[list[Snapshot]]:
+        """Give the snapshots that any of the filters matches (all, without filters), by pages."""
+        refs = {one.required(("labels", REF)) for one in filters}
+        ref = refs.pop() if len(refs) == 1 else None
+        after = ""
+        while page := await self._run(self._records.page, after, PAGE, ref):
+            after = page[-1].key
+            chosen = [
+                snapshot
+                for snapshot in page
+                if not filters or any(one.matches(_fields(snapshot)) for one in filters)
+            ]
+            if chosen:
+                yield chosen
+
+    async def usage(self, key: str) -> tuple[int, int]:
+        """Give a snapshot's bytes on the disk and inodes, without those below it.
+
+        Raises:
+            NotFoundError: there is none of this key.
+        """
+        return await self._run(self._usage, key)
+
+    async def cleanup(self) -> None:
+        """Remove what no record knows, and wait until it is removed."""
+        await self._run(self._sweep)
+        await self._run(self._directories.wait_removed)
+
+    async def _take_remote(self, wanted: NewSnapshot, chain: str) -> None:
+        """Record a lazily loaded layer, and raise AlreadyExistsError, if there is one."""
+        below = await self._run(self._records.find, wanted.parent) if wanted.parent else None
+        if below is not None and below.remote is None:
+            return  # what was unpacked has no lazily loaded layers on top
+        if await self._run(self._records.find_ref, chain, wanted.parent) is None:
+            under = below.remote if below else None
+            remote = await self._images.find(chain, wanted.labels, under)
+            if remote is None:
+                return
+            await self._run(self._records.add_remote, _remote_snapshot(wanted, chain), remote)
+        raise taken(chain)
+
+    async def _create(self, wanted: NewSnapshot) -> list[Mount]:
+        ancestry = await self._run(
+            self._records.create, wanted, partial(self._make, wanted.kind is Kind.ACTIVE)
+        )
+        try:
+            return await self._mount(ancestry)
+        except BaseException:
+            await asyncio.shield(self.remove(wanted.key))
+            raise
+
+    def _make(self, writable: bool, ancestry: Sequence[Snapshot]) -> None:  # noqa: FBT001
+        owner = None
+        if len(ancestry) > 1 and ancestry[1].remote is None:
+            owner = self._directories.owner(ancestry[1].number)
+        self._directories.make(ancestry[0].number, owner, writable=writable)
+
+    async def _mount(self, ancestry: Sequence[Snapshot]) -> list[Mount]:
+        snapshot, below = ancestry[0], ancestry[1:]
+        lowers = [str(self._directories.upper(one.number)) for one in below if one.remote is None]
+        remote = _remote(below)
+        if remote is not None:
+            lowers.append(str(await self._images.mount(remote, snapshot.number)))
+        upper, work = (
+            str(path(snapshot.number)) for path in (self._directories.upper, self._directories.work)
+        )
+        if snapshot.kind is Kind.ACTIVE:
+            return [plan_mount(lowers, upper, work, self._options)]
+        return [plan_mount(lowers or [upper], None, None, self._options)]
+
+    def _commit(self, key: str, wanted: NewSnapshot) -> int:
+        number = self._records.find(key).number
+        self._records.commit(key, wanted, self._directories.usage(number))
+        return number
+
+    def _usage(self, key: str) -> tuple[int, int]:
+        snapshot = self._records.find(key)
+        if snapshot.kind is Kind.ACTIVE:
+            return self._directories.usage(snapshot.number)
+        return snapshot.size, snapshot.inodes
+
+    def _sweep(self) -> None:
+        self._records.while_unchanged(self._directories.sweep)
+
+    async def _run(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+def _wanted(kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> NewSnapshot:
+    check_key(key)
+    check_labels(key, labels)
+    kept = {name: value for name, value in labels.items() if value}
+    return NewSnapshot(kind, key, parent, kept, time.time_ns())
+
+
+def _remote_snapshot(wanted: NewSnapshot, chain: str) -> NewSnapshot:
+    """Give the committed snapshot that is there instead of the active one that was asked for."""
+    return NewSnapshot(
+        Kind.COMMITTED, f"{chain} {wanted.key}", wanted.parent, wanted.labels, wanted.now
+    )
+
+
+def _remote(ancestry: Sequence[Snapshot]) -> RemoteLayer | None:
+    """Give the uppermost remote layer: it shows all of those below it."""
+    return next((one.remote for one in ancestry if one.remote is not None), None)
+
+
+def _fields(snapshot: Snapshot) -> Callable[[tuple[str, ...]], str | None]:
+    def field(path: tuple[str, ...]) -> str | None:
+        if path[0] == "labels":
+            return snapshot.labels.get(".".join(path[1:]))
+        return {
+            "name": snapshot.key,
+            "parent": snapshot.parent,
+            "kind": snapshot.kind.name.lower(),
+        }.get(path[0])
+
+    return field

@@ -1,0 +1,240 @@
+"""Records of snapshots: what is kept, in which order, and what a failure leaves."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import NotFoundError, StorageError
+from lazyimg.snapshotter.lifecycle import (
+    REF,
+    AlreadyExistsError,
+    Kind,
+    NewSnapshot,
+    RemoteLayer,
+    Snapshot,
+    WrongStateError,
+)
+from lazyimg.snapshotter.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REMOTE = RemoteLayer("sha256:chain", "registry/name@sha256:digest", "linux/amd64", 2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.sqlite"
+
+
+@pytest.fixture
+def records(path: Path) -> Iterator[Records]:
+    opened = Records(path)
+    yield opened
+    opened.close()
+
+
+def create(records: Records, key: str, parent: str = "", **labels: str) -> Snapshot:
+    return make(records, Kind.ACTIVE, key, parent, **labels)
+
+
+def make(records: Records, kind: Kind, key: str, parent: str = "", **labels: str) -> Snapshot:
+    return records.create(NewSnapshot(kind, key, parent, labels, 5), lambda _: None)[0]
+
+
+def commit(records: Records, key: str, name: str, parent: str = "", **labels: str) -> None:
+    records.commit(key, NewSnapshot(Kind.COMMITTED, name, parent, labels, 9), (4096, 1))
+
+
+def layer(records: Records, name: str, parent: str = "", **labels: str) -> None:
+    create(records, f"making {name}", parent)
+    commit(records, f"making {name}", name, **labels)
+
+
+def test_records_stay(path: Path) -> None:
+    records = Records(path)
+    layer(records, "layer")
+    created = create(records, "key", "layer", own="label")
+    records.close()
+    again = Records(path)
+    assert again.find("key") == created
+    assert created == Snapshot(2, "key", "layer", Kind.ACTIVE, {"own": "label"}, 5, 5)
+    assert again.find("layer") == Snapshot(1, "layer", "", Kind.COMMITTED, {}, 9, 9, 4096, 1)
+    again.close()
+
+
+def test_ancestry_has_the_lowest_last(records: Records) -> None:
+    layer(records, "a")
+    layer(records, "b", "a")
+    seen: list[list[str]] = []
+    wanted = NewSnapshot(Kind.VIEW, "v", "b", {}, 5)
+    created = records.create(wanted, lambda chain: seen.append([one.key for one in chain]))
+    assert [one.key for one in created] == ["v", "b", "a"]
+    assert seen == [["v", "b", "a"]]
+    assert records.ancestry("v") == created
+
+
+def test_nothing_is_recorded_when_its_directory_cannot_be_made(records: Records) -> None:
+    def fail(_: list[Snapshot]) -> None:
+        raise StorageError("/disk", "full")
+
+    with pytest.raises(StorageError, match=r"^/disk: full$"):
+        records.create(NewSnapshot(Kind.ACTIVE, "key", "", {}, 5), fail)
+    with pytest.raises(NotFoundError, match=r"^snapshot key: it does not exist$"):
+        records.find("key")
+    create(records, "key")
+
+
+def test_numbers_are_not_used_again(records: Records) -> None:
+    first = create(records, "key").number
+    records.remove("key")
+    assert create(records, "key").number > first
+
+
+def test_commit_keeps_number_and_parent(records: Records) -> None:
+    layer(records, "below")
+    number = create(records, "key", "below", old="label").number
+    commit(records, "key", "name", new="label")
+    found = records.find("name")
+    assert (found.number, found.parent, found.labels) == (number, "below", {"new": "label"})
+    with pytest.raises(NotFoundError):
+        records.find("key")
+
+
+def test_commit_with_a_parent(records: Records) -> None:
+    layer(records, "below")
+    create(records, "key")
+    commit(records, "key", "name", "below")
+    assert records.find("name").parent == "below"
+
+
+def test_commit_to_a_name_that_is_taken(records: Records) -> None:
+    layer(records, "name")
+    create(records, "key")
+    with pytest.raises(AlreadyExistsError):
+        commit(records, "key", "name")
+    with pytest.raises(AlreadyExistsError):  # whether or not there is something to commit
+        commit(records, "no such key", "name")
+
+
+def test_commit_of_nothing(records: Records) -> None:
+    with pytest.raises(NotFoundError, match=r"^snapshot key: it does not exist$"):
+        commit(records, "key", "name")
+
+
+def test_remove_gives_what_was_there(records: Records) -> None:
+    created = create(records, "key")
+    assert records.remove("key") == created
+    with pytest.raises(NotFoundError):
+        records.remove("key")
+
+
+def test_remove_with_children(records: Records) -> None:
+    layer(records, "layer")
+    create(records, "key", "layer")
+    with pytest.raises(WrongStateError):
+        records.remove("layer")
+    records.remove("key")
+    records.remove("layer")
+
+
+def test_update(records: Records) -> None:
+    create(records, "key", old="label")
+    changed = records.update("key", {"new": "label", REF: "chain"}, [], 11)
+    assert (changed.labels, changed.updated) == ({"new": "label", REF: "chain"}, 11)
+    assert records.find("key") == changed
+    with pytest.raises(NotFoundError):
+        records.update("other", {}, [], 11)
+
+
+def test_pages(records: Records) -> None:
+    for key in ("c", "a", "d", "b"):
+        create(records, key)
+    first = records.page("", 3)
+    assert [one.key for one in first] == ["a", "b", "c"]
+    assert [one.key for one in records.page("c", 3)] == ["d"]
+    assert records.page("d", 3) == []
+
+
+def test_pages_of_one_chain(records: Records) -> None:
+    layer(records, "a", **{REF: "chain"})
+    layer(records, "b")
+    records.update("b", {REF: "other"}, [], 6)
+    create(records, "c", **{REF: "chain"})
+    assert [one.key for one in records.page("", 9, "chain")] == ["a", "c"]
+    records.update("a", {}, [], 7)
+    assert [one.key for one in records.page("", 9, "chain")] == ["c"]
+
+
+def test_remote_ones(records: Records) -> None:
+    labels = {REF: "sha256:chain"}
+    wanted = NewSnapshot(Kind.COMMITTED, "remote", "", labels, 5)
+    added = records.add_remote(wanted, REMOTE)
+    assert added == Snapshot(1, "remote", "", Kind.COMMITTED, labels, 5, 5, remote=REMOTE)
+    assert records.find("remote") == added
+    create(records, "key", "remote")
+    assert [one.remote for one in records.ancestry("key")] == [None, REMOTE]
+    records.remove("key")
+    records.remove("remote")
+    assert records.find_ref("sha256:chain", "") is None
+
+
+def test_remote_one_is_recorded_once(records: Records) -> None:
+    labels = {REF: "sha256:chain"}
+    added = records.add_remote(NewSnapshot(Kind.COMMITTED, "one", "", labels, 5), REMOTE)
+    assert records.add_remote(NewSnapshot(Kind.COMMITTED, "two", "", labels, 6), REMOTE) == added
+    with pytest.raises(NotFoundError):
+        records.find("two")
+
+
+def test_find_ref_wants_a_committed_one_on_that_parent(records: Records) -> None:
+    layer(records, "below")
+    create(records, "active", **{REF: "chain"})
+    create(records, "making", "below")
+    commit(records, "making", "layer", **{REF: "chain"})
+    assert records.find_ref("chain", "") is None
+    found = records.find_ref("chain", "below")
+    assert found is not None
+    assert found.key == "layer"
+
+
+def test_while_unchanged(records: Records) -> None:
+    create(records, "a")
+    create(records, "b")
+    seen: list[set[int]] = []
+    records.while_unchanged(seen.append)
+    assert seen == [{1, 2}]
+
+
+def test_mountable(records: Records) -> None:
+    layer(records, "layer")
+    create(records, "active")
+    make(records, Kind.VIEW, "view")
+    assert [one.key for one in records.mountable()] == ["active", "view"]
+
+
+def test_newer_records_are_refused(path: Path) -> None:
+    Records(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StorageError, match="has records of version 99, this lazyimg knows 1; use"):
+        Records(path)
+
+
+def test_no_database(path: Path) -> None:
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(StorageError, match="cannot be opened: file is not a database"):
+        Records(path)
+
+
+def test_failing_disk(records: Records, path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("DROP TABLE remote")
+    other.close()
+    with pytest.raises(StorageError, match="records: no such table: remote"):
+        records.find("key")

@@ -1,0 +1,207 @@
+"""Calls, with records and directories on the disk and lazily loaded layers that are faked.
+
+What a snapshotter owes containerd in general is tested by tests/containerd.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import KernelError, NotFoundError, UsageError
+from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, Kind
+from lazyimg.snapshotter.overlay import Mount
+from lazyimg.snapshotter.service import PAGE, Snapshotter
+from lazyimg_formats.containerd.filters import parse_filter
+from tests.fakes.lazy_images import FakeLazyImages
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def images() -> FakeLazyImages:
+    return FakeLazyImages("one", "two", "three")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "root"
+
+
+@pytest.fixture
+async def snapshotter(root: Path, images: FakeLazyImages) -> AsyncIterator[Snapshotter]:
+    opened = Snapshotter(root, images, ["index=off"])
+    await opened.start()
+    yield opened
+    await opened.close()
+
+
+def options(mount: Mount) -> dict[str, str]:
+    return {name: value for name, _, value in (text.partition("=") for text in mount.options)}
+
+
+async def lazy(snapshotter: Snapshotter, chain: str, parent: str = "") -> str:
+    """Have a lazy layer; give the key of its snapshot, found as containerd does."""
+    with pytest.raises(AlreadyExistsError, match=f"^snapshot {chain}: it exists already$"):
+        await snapshotter.prepare(f"extract {chain}", parent, {REF: chain})
+    text = f'labels."{REF}"=={chain},parent=="{parent}"'
+    ((found,),) = [page async for page in snapshotter.select([parse_filter(text)])]
+    assert (found.kind, found.parent, found.labels[REF]) == (Kind.COMMITTED, parent, chain)
+    return found.key
+
+
+async def test_lazy_layer_is_there_at_once(
+    snapshotter: Snapshotter, images: FakeLazyImages, root: Path
+) -> None:
+    key = await lazy(snapshotter, "one")
+    with pytest.raises(NotFoundError):
+        await snapshotter.stat("extract one")
+    assert await snapshotter.usage(key) == (0, 0)
+    assert list((root / "snapshots").iterdir()) == []
+    assert images.mounted == {}
+
+
+async def test_lazy_layer_is_asked_for_once(
+    snapshotter: Snapshotter, images: FakeLazyImages
+) -> None:
+    key = await lazy(snapshotter, "one")
+    assert await lazy(snapshotter, "one") == key
+    assert images.asked == ["one"]
+
+
+async def test_container_on_lazy_layers(snapshotter: Snapshotter, images: FakeLazyImages) -> None:
+    top = await lazy(snapshotter, "two", await lazy(snapshotter, "one"))
+    (mount,) = await snapshotter.prepare("container", top, {})
+    assert mount.type == "overlay"
+    assert options(mount)["lowerdir"] == "/mnt/two"
+    number = (await snapshotter.stat("container")).number
+    assert images.mounted[number].depth == 2
+    await snapshotter.remove("container")
+    assert images.mounted == {}
+
+
+async def test_view_of_lazy_layers(snapshotter: Snapshotter) -> None:
+    top = await lazy(snapshotter, "one")
+    assert await snapshotter.view("view", top, {}) == [Mount("bind", "/mnt/one", ("ro", "rbind"))]
+
+
+async def test_layer_that_was_unpacked_on_lazy_ones(
+    snapshotter: Snapshotter, images: FakeLazyImages, root: Path
+) -> None:
+    base = await lazy(snapshotter, "one")
+    (mount,) = await snapshotter.prepare("extract other", base, {REF: "other"})
+    upper = options(mount)["upperdir"]
+    await snapshotter.commit("layer", "extract other", "", {})
+    assert images.mounted == {}
+    (mount,) = await snapshotter.prepare("container", "layer", {})
+    assert options(mount)["lowerdir"] == f"{upper}:/mnt/one"
+
+
+async def test_no_lazy_layer_on_one_that_was_unpacked(
+    snapshotter: Snapshotter, images: FakeLazyImages
+) -> None:
+    await snapshotter.prepare("extract", "", {})
+    await snapshotter.commit("layer", "extract", "", {})
+    (mount,) = await snapshotter.prepare("extract two", "layer", {REF: "two"})
+    assert mount.type == "overlay"
+    assert images.asked == []
+
+
+async def test_lazy_layer_on_a_parent_that_is_missing(snapshotter: Snapshotter) -> None:
+    with pytest.raises(NotFoundError):
+        await snapshotter.prepare("extract two", "gone", {REF: "two"})
+
+
+async def test_lazy_layer_on_one_that_is_not_committed(snapshotter: Snapshotter) -> None:
+    await snapshotter.prepare("active", "", {})
+    with pytest.raises(UsageError):
+        await snapshotter.prepare("extract two", "active", {REF: "two"})
+
+
+async def test_container_that_cannot_be_mounted_leaves_nothing(
+    snapshotter: Snapshotter, images: FakeLazyImages, root: Path
+) -> None:
+    top = await lazy(snapshotter, "one")
+    images.broken = True
+    with pytest.raises(KernelError, match=r"^/dev/cachefiles: is gone$"):
+        await snapshotter.prepare("container", top, {})
+    with pytest.raises(NotFoundError):
+        await snapshotter.stat("container")
+    assert list((root / "snapshots").iterdir()) == []
+
+
+async def test_restart_mounts_again(root: Path) -> None:
+    first = Snapshotter(root, FakeLazyImages("one"))
+    await first.prepare("eager", "", {})
+    top = await lazy(first, "one")
+    told = await first.prepare("container", top, {})
+    await first.close()
+    images = FakeLazyImages()
+    second = Snapshotter(root, images)
+    await second.start()
+    number = (await second.stat("container")).number
+    assert list(images.mounted) == [number]
+    assert await second.mounts("container") == told
+    await second.close()
+
+
+async def test_restart_removes_what_no_record_knows(root: Path) -> None:
+    (root / "snapshots/77/fs").mkdir(parents=True)
+    snapshotter = Snapshotter(root, FakeLazyImages())
+    await snapshotter.start()
+    await snapshotter.close()
+    assert list((root / "snapshots").iterdir()) == []
+
+
+async def test_one_broken_mount_does_not_hinder_the_start(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Snapshotter(root, FakeLazyImages("one"))
+    await first.prepare("container", await lazy(first, "one"), {})
+    await first.close()
+    images = FakeLazyImages()
+    images.broken = True
+    second = Snapshotter(root, images)
+    await second.start()
+    assert "container" in caplog.text
+    with pytest.raises(KernelError):
+        await second.mounts("container")
+    images.broken = False
+    await second.mounts("container")
+    await second.close()
+
+
+async def test_cleanup_waits_until_all_is_gone(snapshotter: Snapshotter, root: Path) -> None:
+    await snapshotter.prepare("key", "", {})
+    await snapshotter.remove("key")
+    await snapshotter.cleanup()
+    assert list((root / "snapshots").iterdir()) == []
+    assert list((root / "removed").iterdir()) == []
+
+
+async def test_pages_of_a_list(snapshotter: Snapshotter) -> None:
+    for number in range(PAGE + 5):
+        await snapshotter.view(f"view {number:04}", "", {})
+    pages = [page async for page in snapshotter.select([])]
+    assert [len(page) for page in pages] == [PAGE, 5]
+    assert [page async for page in snapshotter.select([parse_filter("name==other")])] == []
+    only = parse_filter('name=="view 0203"')
+    assert [[one.key for one in page] async for page in snapshotter.select([only])] == [
+        ["view 0203"]
+    ]
+
+
+async def test_empty_labels_are_none(snapshotter: Snapshotter) -> None:
+    await snapshotter.prepare("key", "", {"kept": "1", "empty": ""})
+    assert (await snapshotter.stat("key")).labels == {"kept": "1"}
+
+
+async def test_key_is_needed(snapshotter: Snapshotter) -> None:
+    with pytest.raises(UsageError):
+        await snapshotter.prepare("", "", {})
+    await snapshotter.prepare("key", "", {})
+    with pytest.raises(UsageError):
+        await snapshotter.commit("", "key", "", {})

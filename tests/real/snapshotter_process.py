@@ -1,0 +1,55 @@
+"""lazyimg's snapshots service in a process of its own, with nothing that is lazy.
+
+    python -m tests.real.snapshotter_process ROOT SOCKET     until it gets SIGTERM
+
+It says "ready" on standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lazyimg.snapshotter.grpc_server import start_server
+from lazyimg.snapshotter.service import Snapshotter
+from tests.fakes.lazy_images import FakeLazyImages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+async def serve(root: Path, socket: Path) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    snapshotter = Snapshotter(root, FakeLazyImages(), ["index=off"])
+    await snapshotter.start()
+    server = await start_server(socket, snapshotter)
+    print("ready", flush=True)  # noqa: T201
+    await stop.wait()
+    await server.stop(None)
+    await snapshotter.close()
+
+
+@contextmanager
+def running_snapshotter(root: Path, socket: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run the service until the block ends; a process that was killed is no failure."""
+    module = "tests.real.snapshotter_process"
+    command = [sys.executable, "-m", module, str(root), str(socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), Path(sys.argv[2])))
