@@ -114,10 +114,10 @@ def test_commits() -> None:
 @pytest.mark.parametrize(
     ("parent", "snapshot", "below", "expected"),
     [
-        ("", VIEW, None, (WrongStateError, "snapshot seen: is a view; only active ones are"
-         " committed")),
-        ("", LAYER, None, (WrongStateError, "snapshot layer: is committed; only active ones are"
-         " committed")),
+        ("", VIEW, None,
+         (WrongStateError, "snapshot seen: is a view; only active ones are committed")),
+        ("", LAYER, None,
+         (WrongStateError, "snapshot layer: is committed; only active ones are committed")),
         ("layer", replace(ACTIVE, parent="other"), LAYER,
          (UsageError, "snapshot one: its parent is other, it cannot become layer")),
         ("gone", ACTIVE, None, (NotFoundError, "snapshot gone: the parent does not exist")),
