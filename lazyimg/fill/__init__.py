@@ -26,7 +26,8 @@ Rules:
   - Cancelling a fill leaves the flights it shares alone. A flight that nobody waits for any more is
     cancelled while it waits for its turn or for the blob; once it decodes, it ends by itself.
   - When a reader's deadline passes, the flights it still waits for are forgotten: others may wait
-    on, but a new fill starts anew.
+    on, but a new fill starts anew. A reader without a deadline tries again until it can be filled
+    or is cancelled (`patience`), whatever fails.
   - A fill for another sink than the flight's waits for the flight to end, and then makes its own.
   - Readers go before prefetching, which has only a share of memory and requests. A reader that
     joins a waiting prefetch makes it urgent.

@@ -14,6 +14,7 @@ from lazyimg.fill.budget import Budget, Priority, Ticket
 from lazyimg.fill.decode import decode_spans
 from lazyimg.fill.device import Device, Flight, Source
 from lazyimg.fill.local import read_local
+from lazyimg.fill.patience import insist
 from lazyimg.fill.plan import (
     block_ceil,
     block_floor,
@@ -189,7 +190,12 @@ class Engine:
             device = self._device(name)
             async with deadline:
                 for step in plan_steps(device.table, start, stop):
-                    await self._fill_step(device, step, _Wish(sink, priority, deadline))
+                    wish = _Wish(sink, priority, deadline)
+                    if on_demand and seconds is None:
+                        filling = partial(self._fill_step, device, step, wish)
+                        await insist(f"device {name}", filling, lambda: self._closed)
+                    else:
+                        await self._fill_step(device, step, wish)
         except Exception as error:
             self.counters.reads_failed += on_demand
             if isinstance(error, TimeoutError) and deadline.expired():

@@ -17,6 +17,7 @@ from lazyimg.errors import (
     RegistryError,
     StorageError,
 )
+from lazyimg.fill import patience
 from lazyimg.fill.budget import Priority
 from lazyimg.fill.engine import Engine
 from lazyimg.limits import FillLimits
@@ -363,6 +364,43 @@ async def test_without_deadline_a_read_waits() -> None:
     blob.gate.set()
     await fill
     await engine.close()
+
+
+async def test_without_deadline_a_read_tries_again_until_it_can_be_filled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
+    device = aligned_device(1)
+    blob, sink = FaultyBlob(device.blob, ["away", "short", "away"]), MemorySink()
+    engine = Engine(limits=FillLimits(read_deadline=None))
+    engine.add_device(device.table, blob)
+    with pytest.raises(RegistryError):  # a prefetch does not
+        await engine.fill(device.name, 0, 8192, sink, priority=Priority.TRACED)
+    await engine.fill(device.name, 0, 8192, sink)
+    assert sink.agrees(device.content)
+    assert engine.counters.reads_failed == 0
+    blob.faults[:] = ["away"] * 1000
+    engine._recent.drop_device(device.name)
+    waiting = asyncio.create_task(engine.fill(device.name, 0, 8192, MemorySink()))
+    while len(blob.faults) > 990:  # noqa: ASYNC110 - until it has tried several times
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await engine.close()
+
+
+async def test_read_that_tries_again_ends_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
+    device = aligned_device(1)
+    blob = FaultyBlob(device.blob, ["away"] * 1000)
+    engine = Engine(limits=FillLimits(read_deadline=None))
+    engine.add_device(device.table, blob)
+    waiting = asyncio.create_task(engine.fill(device.name, 0, 8192, MemorySink()))
+    while len(blob.faults) > 995:  # noqa: ASYNC110 - until it has tried several times
+        await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(LazyimgError):
+        await waiting
 
 
 async def test_last_source_is_asked_first_and_the_others_when_it_fails(engine: Engine) -> None:
