@@ -2,15 +2,19 @@
 
 A flight takes all that it needs in one go and holds nothing while it waits, so there is no
 deadlock; one that needs more than there is goes when nobody else holds anything. Order is by
-priority, then first come, and nobody overtakes: a large one is never starved by small ones.
+priority, then first come, and nobody overtakes: a large one is never starved by small ones. Only
+those whose place (the registry that they ask) has its share already are passed over: a registry
+that hangs does not keep others from being read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
+
+from lazyimg.registry.fairness import may_take
 
 if TYPE_CHECKING:
     from lazyimg.limits import FillLimits
@@ -35,6 +39,7 @@ class Ticket:
         held: it was admitted.
         prefetch: it was admitted within the share of prefetching.
         order: when it came; assigned by the budget.
+        place: what it is fetched from, which has a share of the budget; "" has all of it.
     """
 
     priority: Priority
@@ -43,6 +48,7 @@ class Ticket:
     held: bool = False
     prefetch: bool = False
     order: int = 0
+    place: str = ""
 
 
 @dataclass(slots=True)
@@ -53,10 +59,29 @@ class _Share:
     fetches_limit: int
     memory: int = 0
     fetches: int = 0
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def fits(self, ticket: Ticket) -> bool:
         memory = not self.memory or self.memory + ticket.memory <= self.memory_limit
         return memory and (not ticket.fetching or self.fetches < self.fetches_limit)
+
+    def leaves_room(self, ticket: Ticket) -> bool:
+        """Tell whether the ticket's place does not have its share."""
+        if not ticket.place:
+            return True
+        memory, fetches = self.places.get(ticket.place, (0, 0))
+        return may_take(ticket.memory, self.memory_limit, memory, self.memory) and (
+            not ticket.fetching or may_take(1, self.fetches_limit, fetches, self.fetches)
+        )
+
+    def count(self, place: str, memory: int, fetches: int) -> None:
+        self.memory += memory
+        self.fetches += fetches
+        if place:
+            held_memory, held_fetches = self.places.get(place, (0, 0))
+            self.places[place] = (held_memory + memory, held_fetches + fetches)
+            if self.places[place] == (0, 0):
+                del self.places[place]
 
 
 class Budget:
@@ -77,7 +102,7 @@ class Budget:
         """Wait until `ticket` may go on; cancelling leaves nothing behind."""
         self._order += 1
         ticket.order = self._order
-        if not self._waiting and self._fits(ticket):
+        if not self._waiting and self._leaves_room(ticket) and self._fits(ticket):
             self._take(ticket)
             return
         turn = asyncio.get_running_loop().create_future()
@@ -99,8 +124,7 @@ class Budget:
     def fetched(self, ticket: Ticket) -> None:
         """`ticket` makes no more requests."""
         if ticket.held and ticket.fetching:
-            self._all.fetches -= 1
-            self._prefetch.fetches -= ticket.prefetch
+            self._count(ticket, 0, -1)
             ticket.fetching = False
             self._admit_waiting()
 
@@ -109,8 +133,7 @@ class Budget:
         if ticket.held:
             self.fetched(ticket)
             ticket.held = False
-            self._all.memory -= ticket.memory
-            self._prefetch.memory -= ticket.memory * ticket.prefetch
+            self._count(ticket, -ticket.memory, 0)
             self._admit_waiting()
 
     def _fits(self, ticket: Ticket) -> bool:
@@ -121,15 +144,30 @@ class Budget:
     def _take(self, ticket: Ticket) -> None:
         ticket.held = True
         ticket.prefetch = ticket.priority is not Priority.ON_DEMAND
+        self._count(ticket, ticket.memory, int(ticket.fetching))
+
+    def _count(self, ticket: Ticket, memory: int, fetches: int) -> None:
         for share in (self._all, self._prefetch) if ticket.prefetch else (self._all,):
-            share.memory += ticket.memory
-            share.fetches += ticket.fetching
+            share.count(ticket.place, memory, fetches)
+
+    def _leaves_room(self, ticket: Ticket) -> bool:
+        reader = ticket.priority is Priority.ON_DEMAND
+        return self._all.leaves_room(ticket) and (reader or self._prefetch.leaves_room(ticket))
 
     def _admit_waiting(self) -> None:
         """Admit whoever may go on, in order, and drop those that were cancelled."""
         self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
         self._waiting.sort(key=lambda waiting: (waiting[0].priority, waiting[0].order))
-        while self._waiting and self._fits(self._waiting[0][0]):
-            ticket, turn = self._waiting.pop(0)
+        sated: set[str] = set()
+        for waiting in list(self._waiting):
+            ticket, turn = waiting
+            if ticket.place in sated:
+                continue
+            if not self._leaves_room(ticket):
+                sated.add(ticket.place)
+                continue
+            if not self._fits(ticket):
+                break
+            self._waiting.remove(waiting)
             self._take(ticket)
             turn.set_result(None)

@@ -23,6 +23,7 @@ class Source:
 
     table: DeviceTable
     blob: BlobReader
+    place: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +89,12 @@ class Device:
                     self._unanswered.remove(source)
                 return
         raise NotFoundError(f"device {self.table.name}", "this blob is not a source of it")
+
+    @property
+    def place(self) -> str:
+        """Where what is fetched next comes from; see `Engine.add_device`."""
+        sources = self.sources_to_ask()
+        return sources[0].place if sources else ""
 
     def sources_to_ask(self) -> list[Source]:
         """Give the sources: the one added last first, those that gave no answer last."""

@@ -97,12 +97,17 @@ class Engine:
         self._workers = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
         self._closed = False
 
-    def add_device(self, table: DeviceTable, blob: BlobReader) -> None:
+    def add_device(self, table: DeviceTable, blob: BlobReader, place: str = "") -> None:
         """Add a device, or one more source of a device that is there already.
 
         The source added last is asked first; the others are asked when it fails.
+
+        Args:
+            table: says what is where in the blob.
+            blob: where it comes from.
+            place: the registry that is asked, which has a share of the budget; "" for none.
         """
-        source = Source(table, blob)
+        source = Source(table, blob, place)
         device = self._devices.get(table.name)
         if device is None:
             self._devices[table.name] = Device(source)
@@ -259,7 +264,7 @@ class Engine:
         ranges = plan_blob_ranges(table, spans, self.limits)
         decoded = sum(table.span_length(span) for span in spans)
         memory = sum(part.length for part in ranges) + decoded
-        flight = Flight(device, spans, wish.sink, Ticket(wish.priority, memory))
+        flight = Flight(device, spans, wish.sink, Ticket(wish.priority, memory, place=device.place))
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.add(flight)
         device.start(flight)

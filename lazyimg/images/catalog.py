@@ -195,7 +195,7 @@ class Catalog:
         table = await asyncio.to_thread(self._load_table, name, source)
         opened = await self._open_blob(source, self._shown.find(source.repository))
         blob = ReadersBlob(opened, self.readers, name, source.repository)
-        self._engine.add_device(table, blob)
+        self._engine.add_device(table, blob, source.repository.partition("/")[0])
         key = (name, source.repository, source.blob)
         replaced, self._blobs[key] = self._blobs.get(key), blob
         if replaced is not None:

@@ -112,7 +112,7 @@ class BlobReads:
     ) -> None:
         """Wait until the host has room for a request; raises if it fails meanwhile."""
         what, endpoint = f"{self.name}@{key[2]}", connection.endpoint
-        turn = connection.turns.turn(wanted.end - wanted.start)
+        turn = connection.turns.turn(wanted.end - wanted.start, self.name)
         waited = await held.enter_async_context(turn) or waited
         if waited and not endpoint.final and self._endpoints.health.cools(endpoint.host, what):
             raise PassedOverError(what, f"{endpoint.host} has failed meanwhile", retryable=True)

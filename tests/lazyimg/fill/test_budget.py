@@ -196,3 +196,54 @@ def test_everybody_gets_a_turn_and_all_comes_back(
         await budget.admit(Ticket(BACKGROUND, 1000))
 
     asyncio.run(run())
+
+
+async def test_place_has_a_share() -> None:
+    limits = FillLimits(memory=1000, background_memory=400, fetches=8, background_fetches=4)
+    budget = Budget(limits)
+    bad = [Ticket(READER, 10, place="bad") for _ in range(10)]
+    tasks = [claim(budget, ticket) for ticket in bad]
+    await turn()
+    assert [ticket.held for ticket in bad] == [True] * 6 + [False] * 4
+    good, nowhere = Ticket(READER, 10, place="good"), Ticket(BACKGROUND, 10)
+    tasks += [claim(budget, good), claim(budget, nowhere)]
+    await turn()
+    assert good.held
+    assert nowhere.held
+    for ticket in [*bad[:6], good, nowhere]:
+        budget.release(ticket)
+    await asyncio.gather(*tasks)
+    for ticket in bad:
+        budget.release(ticket)
+    assert budget.memory == 0
+    assert not budget._all.places
+
+
+async def test_place_has_a_share_of_what_prefetching_may_use() -> None:
+    limits = FillLimits(memory=1000, background_memory=400, fetches=8, background_fetches=4)
+    budget = Budget(limits)
+    bad = [Ticket(BACKGROUND, 10, place="bad") for _ in range(4)]
+    tasks = [claim(budget, ticket) for ticket in bad]
+    await turn()
+    assert [ticket.held for ticket in bad] == [True] * 3 + [False]
+    good, reader = Ticket(TRACED, 10, place="good"), Ticket(READER, 10, place="bad")
+    tasks += [claim(budget, good), claim(budget, reader)]
+    await turn()
+    assert good.held
+    assert reader.held
+    for ticket in [*bad[:3], good, reader]:
+        budget.release(ticket)
+    await asyncio.gather(*tasks)
+    budget.release(bad[3])
+    assert not budget._prefetch.places
+
+
+async def test_place_has_a_share_of_the_memory() -> None:
+    budget = Budget(FillLimits(memory=100, background_memory=50, fetches=8, background_fetches=4))
+    large, small = Ticket(READER, 70, place="bad"), Ticket(READER, 10, place="bad")
+    await budget.admit(large)
+    task = claim(budget, small)
+    await budget.admit(Ticket(READER, 30, place="good"))
+    assert not small.held
+    budget.release(large)
+    await task

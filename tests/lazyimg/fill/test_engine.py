@@ -403,6 +403,25 @@ async def test_read_that_tries_again_ends_with_the_engine(monkeypatch: pytest.Mo
         await waiting
 
 
+async def test_registry_that_hangs_leaves_room_for_others() -> None:
+    bad, good = aligned_device(40), aligned_device(3, shift=1)
+    engine = Engine(limits=FillLimits(min_fetch=0, merge_gap=0))
+    engine.add_device(bad.table, held_blob(bad), "hangs.test")
+    engine.add_device(good.table, MemoryBlob(good.blob), "works.test")
+    reads = [
+        asyncio.create_task(engine.fill(bad.name, at, 4096, MemorySink()))
+        for at in range(0, 40 * 8192, 8192)
+    ]
+    await asyncio.sleep(0)
+    sink = MemorySink()
+    await engine.fill(good.name, 0, 8192, sink)
+    assert sink.agrees(good.content)
+    for read in reads:
+        read.cancel()
+    await asyncio.wait(reads)
+    await engine.close()
+
+
 async def test_last_source_is_asked_first_and_the_others_when_it_fails(engine: Engine) -> None:
     device, moved = aligned_device(4), aligned_device(4, shift=100, gap=3)
     assert moved.name == device.name

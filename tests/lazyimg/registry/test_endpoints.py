@@ -280,6 +280,20 @@ class TestTurns:
         await asyncio.gather(*(setup.read(repository, at) for at in range(0, 5000, 500)))
         assert len(setup.mirror.asked) == 1
 
+    async def test_repository_whose_blobs_hang_leaves_turns_to_others(self, setup: Setup) -> None:
+        bad = setup.origin.add_blob("bad", BLOB[::-1])
+        setup.origin.fail("hang", path="/v2/bad/", times=1000)
+        hanging = setup.client.repository(Reference(setup.origin.host, "bad"))
+        reads = [asyncio.create_task(hanging.read_blob(bad, at, 10)) for at in range(40)]
+        limit = setup.client._transport.limits.connections_per_host
+        while setup.origin.count("GET", "/v2/bad/") < limit * 3 // 4:  # noqa: ASYNC110 - all hang
+            await asyncio.sleep(0.001)
+        await setup.read(setup.repository(access=Access()))
+        for read in reads:
+            read.cancel()
+        await asyncio.wait(reads)
+        assert setup.origin.count("GET", "/v2/bad/") == limit * 3 // 4
+
     async def test_readers_go_first(self, setup: Setup) -> None:
         setup.client._transport.limits = TransportLimits(bytes_per_host=1)
         repository = setup.repository()

@@ -25,15 +25,17 @@ class Setup:
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def begin(self, name: str, size: int = 1, urgent: Ticket | None = None) -> None:
+    async def begin(
+        self, name: str, size: int = 1, urgent: Ticket | None = None, user: str = ""
+    ) -> None:
         """Start a request; it has its turn afterwards, or waits."""
         self.ends[name] = asyncio.Event()
-        self.tasks[name] = asyncio.create_task(self._run(name, size, urgent))
+        self.tasks[name] = asyncio.create_task(self._run(name, size, urgent, user))
         await asyncio.sleep(0)
 
-    async def _run(self, name: str, size: int, urgent: Ticket | None) -> None:
+    async def _run(self, name: str, size: int, urgent: Ticket | None, user: str) -> None:
         URGENCY.set(urgent)
-        async with self.turns.turn(size) as waited:
+        async with self.turns.turn(size, user) as waited:
             self.waited[name] = waited
             self.running.append(name)
             await self.ends[name].wait()
@@ -143,3 +145,40 @@ async def test_cancelled_while_it_runs() -> None:
     await setup.begin("b")
     await setup.cancel("a")
     assert "b" in setup.running
+
+
+async def test_user_has_a_share_of_the_requests() -> None:
+    setup = Setup(requests=8, size=1000)
+    for number in range(10):
+        await setup.begin(f"bad {number}", user="bad")
+    assert len(setup.running) == 6
+    await setup.begin("good", user="good")
+    await setup.begin("another")
+    assert setup.running[6:] == ["good", "another"]
+    assert setup.waited["good"]  # behind those that have their share
+    await setup.end("another")
+    await setup.begin("good too", user="good")
+    assert setup.running[7:] == ["good too"]
+    await setup.cancel("bad 7")
+    await setup.end("bad 0")
+    await setup.end("good")
+    await setup.end("good too")
+    assert "bad 6" in setup.running
+    for name in [*setup.running, "bad 8", "bad 9"]:
+        await setup.end(name)
+    assert not setup.turns._users
+    assert not setup.turns._waiting
+
+
+async def test_user_has_a_share_of_the_bytes_but_a_large_request_goes() -> None:
+    setup = Setup(requests=8, size=100)
+    await setup.begin("a", 70, user="bad")
+    await setup.begin("b", 10, user="bad")
+    await setup.begin("c", 30, user="good")
+    assert setup.running == ["a", "c"]
+    await setup.end("a")
+    await setup.end("c")
+    await setup.end("b")
+    await setup.begin("large", 300, user="bad")
+    assert setup.running == ["large"]
+    await setup.end("large")
