@@ -23,7 +23,8 @@ A request to a registry goes through
 Ranged reads of a blob, one host after the other:
   1. A host whose answer with the whole blob is being received has it in the `spool`: wait there.
   2. Else wait for a turn at this host (`turns`: requests and bytes in flight, readers first; each
-     repository has a share, `fairness`). If the host fails while others wait, they go on to the next one.
+     repository has a share, `fairness`). If the host fails while others wait, they go on to the
+     next one.
   3. Ask for the range. 206: that is it. 200: the host ignores ranges, or is cold. The answer, with
      the connection it holds, is handed to the spool, and this read waits there like all others.
      Without room in the spool, what comes before the range is passed over. At a host known for
