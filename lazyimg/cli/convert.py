@@ -155,6 +155,7 @@ async def _convert(
 ) -> Descriptor:
     from lazyimg.convert.image import convert_image  # noqa: PLC0415  not for --help
     from lazyimg.convert.transfer import Options  # noqa: PLC0415
+    from lazyimg.registry.oci_layout import OciLayout  # noqa: PLC0415
     from lazyimg.registry.resolve import open_source, open_target  # noqa: PLC0415
     from lazyimg.registry.settings import apply_settings, make_client  # noqa: PLC0415
 
@@ -164,15 +165,20 @@ async def _convert(
         )
         opened, reference = await open_source(source[0], client, reading)
         written, tag = await open_target(target[0], client, writing)
-        return await convert_image(
-            opened,
-            reference,
-            written,
-            tag,
-            platforms=platforms,
-            options=Options(level=level),
-            progress=progress,
-        )
+        try:
+            return await convert_image(
+                opened,
+                reference,
+                written,
+                tag,
+                platforms=platforms,
+                options=Options(level=level),
+                progress=progress,
+            )
+        except BaseException:  # an interruption too
+            if isinstance(written, OciLayout):
+                await written.take_back()
+            raise
 
 
 class _LayerProgress:
@@ -198,10 +204,12 @@ class _LayerProgress:
         self._read[_task(layer)] += read
         self._meter.update(_task(layer), self._read[_task(layer)], layer.size)
 
-    def end(self, layer: Descriptor, outcome: Outcome) -> None:
+    def end(self, layer: Descriptor, outcome: Outcome, whole: str = "") -> None:
         """Say what became of it."""
         self._outcomes[outcome.value] += 1
         note = "is there already" if outcome == "present" else ""
+        if whole:
+            note = f"done, without tar-split data (podman pulls it whole): {whole}"
         self._meter.finish(_task(layer), note)
 
 

@@ -13,7 +13,8 @@ What holds:
     the source was compressed, or on how its bytes arrived.
   - What is pushed can be mounted: a layer's TOC is read back before its last byte is pushed.
   - Nothing is tagged before everything is there. A failure, or an interruption, leaves at most
-    blobs that nothing names; the target's own collection removes them.
+    blobs that nothing names; the target's own collection removes them. A layout that was made for
+    it is removed.
 
 How a tar is cut: what is no payload (headers, padding, the end) lies in frames of its own; a file
 is cut into equal pieces of 64 to 128 KiB (a multiple of 4 KiB; the last may be shorter; small

@@ -44,10 +44,16 @@ class Hole(NamedTuple):
     length: int
 
 
-Item = Member | Frame | Hole | TarSplit
+class NoTarSplit(NamedTuple):
+    """The tar can have no tar-split data; `problem` says why."""
+
+    problem: str
+
+
+Item = Member | Frame | Hole | TarSplit | NoTarSplit
 """What stands in a tar, in its order: each member, then its Frames and Holes, if it has bytes.
 
-Headers and padding are frames too. At the end stands the tar-split data, if the tar can have any.
+Headers and padding are frames too. At the end stands the tar-split data, or why there is none.
 """
 
 
@@ -129,6 +135,8 @@ class Cutter:
         tar_split = self._tar_split.finish()
         if tar_split is not None:
             self._batch.items.append(tar_split)
+        elif self._tar_split.problem:
+            self._batch.items.append(NoTarSplit(self._tar_split.problem))
 
     def take(self) -> Batch:
         """Give what was cut since the last call."""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.convert.compress import Frames, compress_frames
-from lazyimg.convert.cut import Cutter, Frame, Hole
+from lazyimg.convert.cut import Cutter, Frame, Hole, NoTarSplit
 from lazyimg.convert.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
 from lazyimg.errors import CorruptError
 from lazyimg_formats.errors import FormatError
@@ -37,11 +37,19 @@ _BATCH: Final = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class ConvertedLayer:
-    """A blob that was made: its digest, its size in bytes, and where its TOC is."""
+    """A blob that was made.
+
+    Attributes:
+        digest: of its bytes.
+        size: in bytes.
+        toc: where its TOC is.
+        problem: why it has no tar-split data; "": it has.
+    """
 
     digest: Digest
     size: int
     toc: TocLocation
+    problem: str = ""
 
 
 class _TarReader:
@@ -96,6 +104,7 @@ class _Assembler:
         self._left = 0  # bytes of its file that are still to come
         self._chunks: list[Chunk] = []
         self._tar_split: TarSplit | None = None
+        self._problem = ""  # why there is none
 
     def add(self, items: list[Item], frames: Frames) -> bytes:
         sizes = iter(frames.sizes)
@@ -109,6 +118,8 @@ class _Assembler:
                 self._add_chunk(Chunk(item.length, self._offset, None), None)
             elif isinstance(item, TarSplit):
                 self._tar_split = item
+            elif isinstance(item, NoTarSplit):
+                self._problem = item.problem
             else:
                 self._member = item
                 self._left = item.entry.size if item.has_data else 0
@@ -134,14 +145,15 @@ class _Assembler:
             raise FormatError("layer", f"its TOC is over the {MAX_TOC} bytes that readers take")
 
     def finish(self) -> tuple[bytes, ConvertedLayer]:
-        tar_split = self._tar_split if self._toc.plain else None
+        problem = self._problem or self._toc.problem
+        tar_split = None if problem else self._tar_split
         toc = self._toc.finish(tar_split)
         parse_toc(toc, end=self._offset)  # what cannot be mounted is not pushed
         tail, location = serialize_tail(toc, self._offset, self._level, tar_split)
         self._emit(tail)
         self._offset += len(tail)
         digest = Digest("sha256", self._hash.hexdigest())
-        return tail, ConvertedLayer(digest, self._offset, location)
+        return tail, ConvertedLayer(digest, self._offset, location, problem)
 
     def _emit(self, data: bytes) -> bytes:
         self._hash.update(data)

@@ -31,8 +31,15 @@ class Progress(Protocol):
         """Say how many more bytes were read and written since the last call."""
         ...
 
-    def end(self, layer: Descriptor, outcome: Outcome) -> None:
-        """Say that a layer is in the target."""
+    def end(self, layer: Descriptor, outcome: Outcome, whole: str = "") -> None:
+        """Say that a layer is in the target.
+
+        Args:
+            layer: which.
+            outcome: how it came there.
+            whole: why the converted layer has no tar-split data, so that podman pulls it whole;
+                "": it has.
+        """
         ...
 
 
@@ -45,5 +52,5 @@ class Silence:
     def advance(self, layer: Descriptor, read: int, written: int) -> None:
         """See Progress."""
 
-    def end(self, layer: Descriptor, outcome: Outcome) -> None:
+    def end(self, layer: Descriptor, outcome: Outcome, whole: str = "") -> None:
         """See Progress."""

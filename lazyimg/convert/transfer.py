@@ -169,11 +169,11 @@ class LayerTransfer:
     async def _run(self, layer: Descriptor, diff_id: Digest) -> Descriptor:
         async with self._slots:
             self._progress.begin(layer)
-            made, outcome = await self._bring(layer, diff_id)
-            self._progress.end(layer, outcome)
+            made, outcome, whole = await self._bring(layer, diff_id)
+            self._progress.end(layer, outcome, whole)
             return made
 
-    async def _bring(self, layer: Descriptor, diff_id: Digest) -> tuple[Descriptor, Outcome]:
+    async def _bring(self, layer: Descriptor, diff_id: Digest) -> tuple[Descriptor, Outcome, str]:
         try:
             location = find_toc(layer)
         except FormatError as error:
@@ -182,10 +182,12 @@ class LayerTransfer:
             return await self._copy(layer, location)
         known = self._known.get(str(layer.digest))
         if known is not None and await self._target.has_blob(known.digest):
-            return known, Outcome.PRESENT
-        return await self._convert(layer, diff_id), Outcome.CONVERTED
+            return known, Outcome.PRESENT, ""
+        return await self._convert(layer, diff_id)
 
-    async def _copy(self, layer: Descriptor, location: TocLocation) -> tuple[Descriptor, Outcome]:
+    async def _copy(
+        self, layer: Descriptor, location: TocLocation
+    ) -> tuple[Descriptor, Outcome, str]:
         kept = Descriptor(
             media_type=OCI_LAYER_ZSTD,
             digest=layer.digest,
@@ -193,10 +195,10 @@ class LayerTransfer:
             annotations=serialize_annotations(location),
         )
         if await copy_blob(self._source, self._target, layer, self._progress):
-            return kept, Outcome.COPIED
-        return kept, Outcome.PRESENT
+            return kept, Outcome.COPIED, ""
+        return kept, Outcome.PRESENT, ""
 
-    async def _convert(self, layer: Descriptor, diff_id: Digest) -> Descriptor:
+    async def _convert(self, layer: Descriptor, diff_id: Digest) -> tuple[Descriptor, Outcome, str]:
         conversion = LayerConversion(
             self._name(layer),
             diff_id,
@@ -211,9 +213,10 @@ class LayerTransfer:
             SOURCE_DIGEST: str(layer.digest),
             PARAMETERS: self._options.parameters,
         }
-        return Descriptor(
+        descriptor = Descriptor(
             media_type=OCI_LAYER_ZSTD, digest=made.digest, size=size, annotations=annotations
         )
+        return descriptor, Outcome.CONVERTED, made.problem
 
     async def _convert_pieces(
         self, layer: Descriptor, conversion: LayerConversion

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import tempfile
 import threading
 from dataclasses import replace
@@ -37,7 +38,7 @@ from lazyimg_formats.oci.documents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterator
+    from collections.abc import AsyncIterable, Callable, Iterator, Sequence
     from typing import BinaryIO
 
     from lazyimg.registry.ports import ImageSource
@@ -105,11 +106,18 @@ def check_marker(name: str, data: bytes) -> None:
 
 
 class OciLayout(LocalSource):
-    """An ImageSource and ImageTarget in a directory; made by `open_layout`, `create_layout`."""
+    """An ImageSource and ImageTarget in a directory; made by `open_layout`, `create_layout`.
 
-    def __init__(self, files: LayoutFiles) -> None:
+    Args:
+        files: its files.
+        made: the directories that were made for it, the innermost first; None: it was there.
+    """
+
+    def __init__(self, files: LayoutFiles, made: Sequence[Path] | None = None) -> None:
         super().__init__(files)
         self._layout = files
+        self._made = made
+        self._written: set[Path] = set()  # blobs
 
     async def has_blob(self, digest: Digest) -> bool:
         """Tell whether a blob is there; see ImageTarget."""
@@ -126,6 +134,7 @@ class OciLayout(LocalSource):
         try:
             async for piece in chunks:
                 await asyncio.to_thread(pending.write, piece)
+            self._written.add(self._layout.blob(digest()))
             return await asyncio.to_thread(pending.commit, digest())
         finally:
             await asyncio.to_thread(pending.discard)
@@ -139,6 +148,7 @@ class OciLayout(LocalSource):
     def _push_manifest(self, data: bytes, media_type: str, tag: str | None) -> Descriptor:
         digest = Digest.of(data)
         document: Manifest | Index = parse_local(f"{self.name}@{digest}", data)
+        self._written.add(self._layout.blob(digest))
         with _storage(self.name):
             write_file(self._layout.blob(digest), data)
         descriptor = Descriptor(
@@ -163,6 +173,24 @@ class OciLayout(LocalSource):
         )
         data = serialize_document(replace(index, manifests=(*kept, new)))
         write_file(self._layout.path / "index.json", data)
+
+    async def take_back(self) -> None:
+        """Remove the layout if it was made for this object, and nobody has put an image into it.
+
+        Blobs that this object has brought go with it. Where there is anything else, all of it
+        stays.
+        """
+        if self._made is not None:
+            await asyncio.to_thread(self._take_back, self._made)
+
+    def _take_back(self, made: Sequence[Path]) -> None:
+        path = self._layout.path
+        own = {path / "oci-layout", path / "index.json", *self._written}
+        with _storage(self.name), self._locked():
+            if parse_index(self.name, self._layout.read_index()).manifests:
+                return
+            if {found for found in path.rglob("*") if not found.is_dir()} <= own:
+                _empty(path, made)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -193,22 +221,43 @@ async def create_layout(path: Path) -> OciLayout:
         StorageError: something else is there, or it cannot be written.
         CorruptError: of a version that is not known.
     """
-    await asyncio.to_thread(_create_layout, path)
-    return await open_layout(path)
+    made = await asyncio.to_thread(_create_layout, path)
+    files = LayoutFiles(path)
+    await asyncio.to_thread(files.check)
+    return OciLayout(files, made)
 
 
-def _create_layout(path: Path) -> None:
+def _create_layout(path: Path) -> list[Path] | None:
+    """Make a layout; gives the directories that were made, None where there was one already."""
     name = f"oci:{path}"
     with _storage(name):
+        made = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(parents=True, exist_ok=True)
         if (path / "oci-layout").exists():
-            return
+            return None
         if any(path.iterdir()):
             raise StorageError(
                 name, "is a directory with something else in it", "name an empty or a new one"
             )
-        write_file(path / "index.json", serialize_document(Index(manifests=())))
-        write_file(path / "oci-layout", VERSION)
+        try:
+            write_file(path / "index.json", serialize_document(Index(manifests=())))
+            write_file(path / "oci-layout", VERSION)
+        except OSError:
+            _empty(path, made)
+            raise
+        return made
+
+
+def _empty(path: Path, made: Sequence[Path]) -> None:
+    """Remove what is in a directory, and the directories that were `made`, if they are empty."""
+    for found in path.iterdir():
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink()
+    for directory in made:
+        with contextlib.suppress(OSError):  # somebody has put something there
+            directory.rmdir()
 
 
 class _PendingBlob:

@@ -56,12 +56,13 @@ class TocWriter:
     """Takes members in the tar's order. The same members give the same bytes.
 
     Attributes:
-        plain: every entry says, without our additions, what the tar's headers say. Readers of
-            tar-split data compare it with the TOC, and take nothing else.
+        problem: "" as long as every entry says, without our additions, what the tar's headers say;
+            else which one does not. Readers of tar-split data compare it with the TOC, and take
+            nothing else.
     """
 
     def __init__(self) -> None:
-        self.plain = True
+        self.problem = ""
         self._parts = bytearray(b'{"version":%d,"entries":[' % VERSION)
         self._separator = b""
 
@@ -86,8 +87,8 @@ class TocWriter:
             digest: sha256 of the whole file, where it is known.
         """
         entries = _entries(member, chunks, blob_end, digest)
-        if not _is_plain(member, entries[0]):
-            self.plain = False
+        if not self.problem and not _is_plain(member, entries[0]):
+            self.problem = f"{member.entry.path[:80]!r} has a name or time that its JSON cannot say"
         for entry in entries:
             self._parts += self._separator
             self._parts += _ENCODER.encode(entry)
@@ -132,10 +133,15 @@ def serialize_tail(
 
 def _is_plain(member: Member, entry: TocEntry) -> bool:
     """Tell whether an entry says all of what its member's header says, for every reader."""
-    times = ((member.accessed, entry.accesstime), (member.changed, entry.changetime))
-    return entry.lazyimg is None and all(
-        text is not None or time in {None, (0, 0)} for time, text in times
+    if entry.lazyimg is not None:
+        return False
+    return _is_said(member.accessed, entry.accesstime) and _is_said(
+        member.changed, entry.changetime
     )
+
+
+def _is_said(time: tuple[int, int] | None, text: str | None) -> bool:
+    return time is None or text is not None or time == (0, 0)
 
 
 def _entries(

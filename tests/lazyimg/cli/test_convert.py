@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lazyimg.registry.oci_layout import OciLayout
 from lazyimg_formats.oci.documents import Index, parse_document
 from tests.fakes.gzip_layer import make_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import pytest
 
     from tests.fakes.registry import FakeRegistry
     from tests.lazyimg.cli.conftest import Result
@@ -40,6 +45,47 @@ def test_layers_that_are_there_are_left_alone(
     assert first["layers"] == {"converted": 1}
     assert json.loads(second.out) == first | {"layers": {"present": 1}}
     assert second.err.endswith("is there already\n")
+
+
+def test_a_layer_without_tar_split_data(run: Callable[..., Result], registry: FakeRegistry) -> None:
+    registry.add_image("app", "1", make_layer({"a": b"1", "./a": b"2"}))
+    result = run("convert", f"{registry.host}/app:1", f"{registry.host}/lazy:1", *LOCAL)
+    assert re.fullmatch(
+        r"layer [0-9a-f]{12}: done, without tar-split data \(podman pulls it whole\): "
+        r"two members are b'./a'\n",
+        result.err,
+    )
+
+
+def test_a_failure_leaves_no_layout(
+    run: Callable[..., Result], registry: FakeRegistry, tmp_path: Path
+) -> None:
+    ((layer, _),) = make_layer().items()
+    registry.add_image("app", "1", {layer: b"another tar"})
+    failed = run("convert", f"{registry.host}/app:1", f"oci:{tmp_path}/new/layout:1", *LOCAL)
+    assert failed.code == 68
+    assert "its tar has sha256:" in failed.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interruption_leaves_no_layout(
+    run: Callable[..., Result],
+    registry: FakeRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.add_image("app", "1", make_layer())
+    pushed = OciLayout.push_blob
+
+    async def interrupt(self: OciLayout, *arguments: Any) -> int:
+        size = await pushed(self, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return size
+
+    monkeypatch.setattr(OciLayout, "push_blob", interrupt)
+    result = run("convert", f"{registry.host}/app:1", f"oci:{tmp_path}/layout:1", "-q", *LOCAL)
+    assert result.code == 130
+    assert not (tmp_path / "layout").exists()
 
 
 def test_to_a_layout_and_back(

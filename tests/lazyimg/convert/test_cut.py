@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyimg.convert.cut import GAP, MAX_PIECE, Batch, Cutter, Frame, Hole, Item, plan_pieces
+from lazyimg.convert.cut import (
+    GAP,
+    MAX_PIECE,
+    Batch,
+    Cutter,
+    Frame,
+    Hole,
+    Item,
+    NoTarSplit,
+    plan_pieces,
+)
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.tar.scanner import Member
@@ -159,8 +169,9 @@ def test_sparse_file() -> None:
     data = old_sparse([(4096, 10), (1 << 20, 5)], 2 << 20, b"x" * 15) + END
     items, frames = cut(data)
     assert [type(item) for item in items] == [  # and no tar-split data
-        Frame, Member, Hole, Frame, Hole, Frame, Hole, Frame,
+        Frame, Member, Hole, Frame, Hole, Frame, Hole, Frame, NoTarSplit,
     ]  # fmt: skip
+    assert items[-1] == NoTarSplit("b'etc/passwd' is sparse")
     assert items[2] == Hole(4096)
     assert (items[3], items[5]) == (piece(b"x" * 10), piece(b"x" * 5))
     assert b"".join(frames) == data
@@ -169,7 +180,7 @@ def test_sparse_file() -> None:
 def test_sparse_file_that_is_one_hole() -> None:
     data = leading(b"0\n", b"", 1 << 30) + END
     items, frames = cut(data)
-    assert [type(item) for item in items] == [Member, Hole, Frame]
+    assert [type(item) for item in items] == [Member, Hole, Frame, NoTarSplit]
     assert b"".join(frames) == data
 
 

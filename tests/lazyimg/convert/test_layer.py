@@ -109,7 +109,24 @@ async def test_the_tar_is_the_same(executor: Executor) -> None:
     blob, made = await convert(executor, gzip.compress(TAR))
     with ZstdDecompressor().stream_reader(blob, read_across_frames=True) as reader:
         assert reader.read() == TAR
-    assert made == ConvertedLayer(Digest.of(blob), len(blob), made.toc)
+    name = b"usr/\xff\xfe"
+    problem = f"{name!r} has a name or time that its JSON cannot say"
+    assert made == ConvertedLayer(Digest.of(blob), len(blob), made.toc, problem)
+    assert made.toc.tar_split is None
+
+
+@pytest.mark.parametrize(
+    ("tar", "problem"),
+    [
+        (file(b"a", b"x") + END, ""),
+        (file(b"a", b"x") + END + b"more", "something follows its end"),
+        (file(b"a", b"x") + file(b"a", b"y") + END, "two members are b'a'"),
+    ],
+)
+async def test_tar_split_data(executor: Executor, tar: bytes, problem: str) -> None:
+    _, made = await convert(executor, tar, tar=tar)
+    assert made.problem == problem
+    assert (made.toc.tar_split is None) == bool(problem)
 
 
 async def test_the_index_gives_every_file(executor: Executor) -> None:

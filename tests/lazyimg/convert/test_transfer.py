@@ -53,13 +53,15 @@ class Told(Silence):
     def __init__(self) -> None:
         self.read = self.written = 0
         self.ended: list[Outcome] = []
+        self.whole = ""
 
     def advance(self, layer: Descriptor, read: int, written: int) -> None:
         self.read += read
         self.written += written
 
-    def end(self, layer: Descriptor, outcome: Outcome) -> None:
+    def end(self, layer: Descriptor, outcome: Outcome, whole: str = "") -> None:
         self.ended.append(outcome)
+        self.whole = whole
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,17 @@ async def test_convert(
         assert reader.read() == make_tar(FILES)
     assert (told.read, told.written) == (layer.size, made.size)
     assert told.ended == [Outcome.CONVERTED]
+    assert told.whole == ""
+
+
+async def test_why_there_is_no_tar_split_data_is_told(
+    source: OciLayout, begin: Callable[..., LayerTransfer], told: Told
+) -> None:
+    made = await begin().transfer(*await add_layer(source, {"a": b"x", "./a": b"y"}))
+    location = parse_annotations(made.annotations, made.size)
+    assert location is not None
+    assert location.tar_split is None
+    assert told.whole == "two members are b'./a'"
 
 
 async def test_what_spoke_of_the_old_bytes_is_left_out(

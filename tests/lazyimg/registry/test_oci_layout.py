@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,53 @@ class TestPlace:
         (path / "oci-layout").write_bytes(marker)
         with pytest.raises(CorruptError, match=problem):
             await open_layout(path)
+
+
+class TestTakenBack:
+    async def test_with_what_it_brought(self, layout: OciLayout, tmp_path: Path) -> None:
+        await layout.push_blob(cut(DATA), lambda: DIGEST)
+        await layout.push_manifest(index_named("a"), OCI_INDEX)
+        await layout.take_back()
+        assert listing(tmp_path) == set()
+
+    async def test_an_empty_directory_that_was_there(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        await (await create_layout(tmp_path / "a")).take_back()
+        await (await create_layout(tmp_path / "a/b/c")).take_back()
+        assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+    async def test_not_with_an_image(self, layout: OciLayout, tmp_path: Path) -> None:
+        await layout.push_manifest(index_named("a"), OCI_INDEX, "a")
+        before = listing(tmp_path)
+        await layout.take_back()
+        assert listing(tmp_path) == before
+
+    async def test_not_what_was_there_before(
+        self, layout: OciLayout, path: Path, tmp_path: Path
+    ) -> None:
+        before = listing(tmp_path)
+        await (await create_layout(path)).take_back()
+        await (await open_layout(path)).take_back()
+        assert listing(tmp_path) == before
+        await (await create_layout(path)).push_blob(cut(DATA), lambda: DIGEST)
+        await layout.take_back()
+        assert listing(tmp_path) > before
+
+    async def test_something_beside_it(self, layout: OciLayout, path: Path) -> None:
+        (path.parent / "other").touch()
+        await layout.take_back()
+        assert listing(path.parent) == {"other"}
+
+    async def test_half_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(path: Path, data: bytes) -> None:
+            if path.name == "oci-layout":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            path.write_bytes(data)
+
+        monkeypatch.setattr("lazyimg.registry.oci_layout.write_file", fail)
+        with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+            await create_layout(tmp_path / "deep/layout")
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestBlobs:
