@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from lazyimg import __version__
 from lazyimg.api.messages import (
     ErrorReply,
@@ -108,7 +110,7 @@ class LazyimgDaemon:
     async def fsid(self, request: ImageRequest) -> FsidReply:
         """Make an image ready to be mounted by hand."""
         image = await self._open(request)
-        fsid, domain = image.chain.fsid, self._config.domain_id
+        fsid, domain = image.chain.fsid, self._mounts.domain_id
         return FsidReply(
             reference=image.reference,
             digest=image.digest,
@@ -191,7 +193,7 @@ class LazyimgDaemon:
 
     async def status(self) -> StatusReply:
         """Describe the daemon and its mounts."""
-        mounts = [await self._report(mounted) for mounted in self._mounts.list()]
+        mounts = await self._report_mounts()
         counters, kernel = self._engine.counters, self._transport.counters
         return StatusReply(
             version=__version__,
@@ -221,6 +223,20 @@ class LazyimgDaemon:
     async def _open(self, request: ImageRequest) -> Image:
         access = _registry_access(request.access)
         return await self._images.open(request.reference, request.platform, access)
+
+    async def _report_mounts(self) -> list[MountReport]:
+        await self._mounts.reconcile()
+        dead = await self._mounts.dead()
+        every = [(mounted, "") for mounted in self._mounts.list()]
+        every += [(lost.mounted, lost.problem) for lost in self._mounts.lost()]
+        return [
+            msgspec.structs.replace(
+                await self._report(mounted),
+                problem=problem,
+                dead=mounted.image.chain.fsid in dead,
+            )
+            for mounted, problem in every
+        ]
 
     async def _report(self, mounted: Mounted) -> MountReport:
         image = mounted.image

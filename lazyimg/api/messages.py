@@ -180,7 +180,12 @@ class InspectReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MountReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One mount: its image, and how much of the image's devices is local (bytes)."""
+    """One mount: its image, and how much of the image's devices is local (bytes).
+
+    Attributes:
+        problem: why it is not mounted now, and tried again; "" if it is.
+        dead: whether somebody is still in the mount of it that died with an earlier daemon.
+    """
 
     reference: str
     digest: str
@@ -189,6 +194,8 @@ class MountReport(msgspec.Struct, frozen=True, kw_only=True):
     read_write: bool
     size: int
     present: int
+    problem: str = ""
+    dead: bool = False
 
 
 class RegistryReport(msgspec.Struct, frozen=True, kw_only=True):

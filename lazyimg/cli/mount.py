@@ -91,7 +91,14 @@ def print_mounts(mounts: list[MountReport]) -> None:
             "rw" if mount.read_write else "ro",
             format_size(mount.size),
             format_part(mount.present, mount.size),
+            _remark(mount),
         )
         for mount in mounts
     ]
-    print_table(("IMAGE", "DIRECTORY", "MODE", "SIZE", "LOCAL"), rows)
+    print_table(("IMAGE", "DIRECTORY", "MODE", "SIZE", "LOCAL", ""), rows)
+
+
+def _remark(mount: MountReport) -> str:
+    if mount.problem:
+        return f"not mounted now: {mount.problem}"
+    return "who was in it before is in a dead mount" if mount.dead else ""

@@ -53,6 +53,9 @@ KILL_TIMEOUT: Final = 5.0
 BDI: Final = Path("/sys/class/bdi")
 """Where the kernel keeps the read-ahead of each mounted file system."""
 
+SUPERBLOCKS: Final = Path("/sys/fs/erofs")
+"""Where the kernel lists its EROFS file systems, those that are detached and in use as well."""
+
 _log = logging.getLogger(__name__)
 
 _calls_lock: Path | None = None
@@ -254,6 +257,16 @@ async def read_byte(path: Path, offset: int) -> None:
 async def mount_table() -> list[MountEntry]:
     """Give what is mounted, as this process sees it. Raises KernelError."""
     return parse_mount_table(await asyncio.to_thread(Path("/proc/self/mountinfo").read_bytes))
+
+
+async def superblocks() -> list[tuple[str, str]]:
+    """Give (domain, fsid) of each EROFS file system that the kernel keeps, mounted or not."""
+    try:
+        names = await asyncio.to_thread(os.listdir, SUPERBLOCKS)
+    except FileNotFoundError:
+        return []
+    parts = [name.partition(",") for name in names]
+    return [(domain, fsid) for domain, comma, fsid in parts if comma]
 
 
 async def _call(what: str, target: Path, request: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import ConfigurationError, UsageError
+from lazyimg.host.domains import is_domain_of
 from lazyimg.host.mount_table import MountEntry, find_mount, parse_mount_table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
     """Check that nothing this process needs lies on a mount of our domain.
 
     Args:
-        domain_id: of the mounts that this process is about to serve.
+        domain_id: of the mounts that this process is about to serve; the first of them.
         directories: the cache, the state: what it will use besides what it runs from.
 
     Looks at no file of a mount: only at names, so that it cannot wait for one.
@@ -109,7 +110,7 @@ def find_served(
 
 def _is_served(entries: list[MountEntry], entry: MountEntry, domain_id: str) -> bool:
     if entry.fs_type == "erofs":
-        return entry.super_option("domain_id") == domain_id
+        return is_domain_of(entry.super_option("domain_id"), domain_id)
     if entry.fs_type != "overlay":
         return False
     lower = entry.super_option("lowerdir") or ""
@@ -117,6 +118,6 @@ def _is_served(entries: list[MountEntry], entry: MountEntry, domain_id: str) -> 
     return any(
         mount is not None
         and mount.fs_type == "erofs"
-        and mount.super_option("domain_id") == domain_id
+        and is_domain_of(mount.super_option("domain_id"), domain_id)
         for mount in below
     )

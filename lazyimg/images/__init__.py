@@ -19,6 +19,7 @@ On disk, below ROOT; every file is named by its content, written aside, synced a
     content/<sha256>        configs and layers' indexes, as they were fetched
     bootstraps/<fsid>       EROFS images; the name is the file's sha256
     tables/<sha256>         device tables, named by the digest of the index they were made from
+    domain                  the EROFS domain in use, once it was not the first one
     library.sqlite          records (`library`): names, images, layers, sources of devices, mounts
     calls                   locked by each child that mounts, for as long as it lives
     mnt/<fsid>              the one kernel mount of an image; users' directories are bind mounts

@@ -6,7 +6,9 @@ go unmounts it. An image that somebody mounted by hand is shown here too, and us
 The first use of a cache file: the kernel keeps a new file without a name until its object is
 closed, so a power cut would lose all of it. An image that needs new files is therefore mounted
 twice: once for the kernel to make them, and to name them when it is unmounted at once, and then
-for its users.
+for its users. In between, files of a domain that was used before take the new ones' places.
+
+Where the kernel still keeps dead mounts of a domain, another one is used (`lazyimg.host.domains`).
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ import asyncio
 import logging
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
 from lazyimg.host.mount_table import mount_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.library import ChainRecord
@@ -30,14 +32,33 @@ if TYPE_CHECKING:
 OPEN_WAIT: Final = 10.0
 """Seconds that the kernel may take to open the devices of an image whose files are new."""
 
+LINK_WAIT: Final = 10.0
+"""Seconds that the kernel may take to name the files of an image that was unmounted."""
+
+_LINK_PAUSE: Final = 0.02  # seconds; nothing announces a name
+
+_T = TypeVar("_T")
+
 _log = logging.getLogger(__name__)
 
 
 class Objects(Protocol):
-    """What is needed of a transport."""
+    """What is needed of a transport; what asks for files blocks, and raises OSError."""
+
+    def use_domain(self, domain_id: str) -> None:
+        """Be about the objects of a domain, from now on."""
+        ...
 
     def linked(self, cookies: Iterable[str]) -> set[str]:
-        """Give those that have a file with a name in the cache. Blocks; raises OSError."""
+        """Give those that have a file with a name in the cache."""
+        ...
+
+    def strays(self, cookies: Iterable[str]) -> set[str]:
+        """Give those that have a file in a domain that was used before."""
+        ...
+
+    def move_strays(self, cookies: Iterable[str]) -> None:
+        """Let those files take the place of ones that are linked, and not open."""
         ...
 
     async def opened(self, cookie: str) -> object:
@@ -64,6 +85,16 @@ class KernelMounts:
         self._users: defaultdict[str, int] = defaultdict(int)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    @property
+    def domain_id(self) -> str:
+        """The domain in which images are mounted."""
+        return self._domain_id
+
+    def use_domain(self, domain_id: str) -> None:
+        """Mount images in a domain, from now on; none is mounted yet."""
+        self._domain_id = domain_id
+        self._objects.use_domain(domain_id)
+
     async def hold(self, chain: ChainRecord) -> Path:
         """Mount an image if it is not, and count one user more; gives where it is.
 
@@ -73,6 +104,9 @@ class KernelMounts:
         fsid = chain.fsid
         path = self._directory / fsid
         async with self._locks[fsid]:
+            if fsid in self._held and mount_at(await host.mount_table(), str(path)) is None:
+                _log.warning("%s: was unmounted by somebody else", path)
+                self._held.discard(fsid)
             if fsid not in self._held:
                 make_directory(path)
                 try:
@@ -133,15 +167,9 @@ class KernelMounts:
 
     async def _mount_durably(self, chain: ChainRecord, path: Path) -> None:
         devices = {layer.device for layer in chain.layers if layer.device_size}
-        new = {chain.fsid, *devices} - await self._linked({chain.fsid, *devices})
+        new = {chain.fsid, *devices} - await _ask(self._objects.linked, {chain.fsid, *devices})
         if await self._mount(chain.fsid, path) and new:
             await self._name_files(chain.fsid, sorted(devices & new), path)
-
-    async def _linked(self, cookies: set[str]) -> set[str]:
-        try:
-            return await asyncio.to_thread(self._objects.linked, cookies)
-        except OSError as error:
-            raise StorageError(str(error.filename), f"cannot be read: {error.strerror}") from error
 
     async def _name_files(self, fsid: str, devices: list[str], path: Path) -> None:
         """Unmount an image once the kernel has made its files, and mount it again."""
@@ -153,7 +181,19 @@ class KernelMounts:
         except (TimeoutError, KernelError, InUseError) as error:
             _log.warning("%s: a power cut would lose its new cache files: %s", fsid, error)
             return
+        await self._bring_files({fsid, *devices})
         await self._mount(fsid, path)
+
+    async def _bring_files(self, cookies: set[str]) -> None:
+        """Use what is local in a domain that was used before; else it is fetched again."""
+        strays = await _ask(self._objects.strays, cookies)
+        try:
+            async with asyncio.timeout(LINK_WAIT):
+                while strays - await _ask(self._objects.linked, strays):  # noqa: ASYNC110  nothing else
+                    await asyncio.sleep(_LINK_PAUSE)
+            await _ask(self._objects.move_strays, strays)
+        except (TimeoutError, StorageError) as error:
+            _log.warning("what is local is not used: %s", str(error) or "the kernel made no files")
 
     async def _mount(self, fsid: str, path: Path) -> bool:
         """Mount an image; False if somebody had by hand, and that is shown here as well."""
@@ -182,6 +222,13 @@ class KernelMounts:
         """Whether a mount shows the whole of an image."""
         options = (mount.super_option("fsid"), mount.super_option("domain_id"))
         return mount.root == "/" and options == (fsid, self._domain_id)
+
+
+async def _ask(question: Callable[[Iterable[str]], _T], cookies: set[str]) -> _T:
+    try:
+        return await asyncio.to_thread(question, cookies)
+    except OSError as error:
+        raise StorageError(str(error.filename), f"cannot be read: {error.strerror}") from error
 
 
 async def _take_off(path: Path) -> None:

@@ -163,10 +163,14 @@ class ImageRecord(msgspec.Struct, frozen=True):
 
 
 class MountState(StrEnum):
-    """How far a mount on a user's directory is: what is not MOUNTED was being done."""
+    """How far a mount on a user's directory is: MOUNTED, LOST, or something was being done.
+
+    LOST was mounted by a process that died, and could not be mounted again yet.
+    """
 
     MOUNTING = "mounting"
     MOUNTED = "mounted"
+    LOST = "lost"
     UNMOUNTING = "unmounting"
     DETACHING = "detaching"
 

@@ -23,9 +23,11 @@ from uuid import uuid4
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
+from lazyimg.host.domains import is_domain_of
 from lazyimg.host.mount_table import mount_at
 from lazyimg.images.kernel_mounts import KernelMounts
 from lazyimg.images.library import MountState
+from lazyimg.images.lost import LostMounts
 from lazyimg.images.mounted import CoveredError, Mounted, is_of, record_of, unmount_ours
 from lazyimg.images.recovery import Recovery
 from lazyimg.images.scratch import prepare_scratch, remove_scratch
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from lazyimg.images.kernel_mounts import Objects
     from lazyimg.images.library import Library
+    from lazyimg.images.lost import Lost
     from lazyimg.images.readers import Readers
     from lazyimg.images.service import Image
 
@@ -46,7 +49,7 @@ class Mounts:
 
     Args:
         root: the daemon's directory; has mnt/ and scratch/.
-        domain_id: in which all images are mounted.
+        domain_id: in which images are mounted, unless something dead is left there.
         read_ahead: bytes.
         library: keeps the records.
         objects: knows the cache's files.
@@ -70,18 +73,53 @@ class Mounts:
         self._kernel = KernelMounts(self._root, domain_id, read_ahead, objects)
         self._mounted: dict[str, Mounted] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._lost = LostMounts(self._put, self._locks)
+
+    @property
+    def domain_id(self) -> str:
+        """The domain in which images are mounted."""
+        return self._kernel.domain_id
+
+    def lost(self) -> list[Lost]:
+        """Give those of a process before this one that could not be made again yet."""
+        return self._lost.list()
 
     def list(self) -> list[Mounted]:
         """Give all mounts on users' directories."""
         return list(self._mounted.values())
 
+    async def dead(self) -> set[str]:
+        """Give the fsids of mounts that died with their daemon, and that somebody is in."""
+        return {
+            fsid
+            for domain, fsid in await host.superblocks()
+            if domain != self.domain_id and is_domain_of(domain, self._domain_id)
+        }
+
+    async def reconcile(self) -> None:
+        """Forget the mounts that somebody else has unmounted.
+
+        Raises:
+            LazyimgError: the mount table or the records cannot be used.
+        """
+        entries = await host.mount_table()
+        for mounted in self.list():
+            directory = mounted.directory
+            if self._locks[directory].locked() or any(
+                entry.mount_point == directory and is_of(entry, mounted) for entry in entries
+            ):
+                continue
+            async with self._locks[directory]:
+                if self._mounted.get(directory) is mounted:
+                    await self._forget_gone(directory)
+
     def find(self, directory: str) -> Mounted:
-        """Give the mount on a directory.
+        """Give the mount on a directory, be it lost.
 
         Raises:
             NotFoundError: none of ours is there.
         """
-        mounted = self._mounted.get(directory)
+        mounted = self._mounted.get(directory) or self._lost.find(directory)
         if mounted is None:
             raise NotFoundError(
                 directory, "no image is mounted there", "'lazyimg mount' lists what is mounted"
@@ -96,6 +134,11 @@ class Mounts:
             LazyimgError: the kernel refuses.
         """
         async with self._locks[directory]:
+            lost = self._lost.find(directory)
+            if lost is not None:
+                await self._lost.make(directory)
+                if _are_same(lost, image, read_write=read_write):
+                    return lost
             if directory in self._mounted and not await self._forget_gone(directory):
                 other = self._mounted[directory].image.reference
                 raise InUseError(
@@ -141,6 +184,10 @@ class Mounts:
         """
         async with self._locks[directory]:
             mounted = self.find(directory)
+            if directory not in self._mounted:
+                await self._undo(mounted)
+                self._lost.give_up(directory)
+                return mounted
             with _logged(directory):
                 await self._note(directory, MountState.UNMOUNTING)
             try:
@@ -177,10 +224,14 @@ class Mounts:
 
     async def _forget_gone(self, directory: str) -> bool:
         """Whether somebody else has unmounted a directory; then it is forgotten."""
-        if any(mount.mount_point == directory for mount in await host.mount_table()):
+        mounted = self._mounted[directory]
+        entries = await host.mount_table()
+        if any(entry.mount_point == directory and is_of(entry, mounted) for entry in entries):
             return False
         _log.warning("%s: was unmounted by somebody else", directory)
-        await self._release(self._mounted.pop(directory).image)
+        await self._forget(directory)
+        del self._mounted[directory]
+        await self._release(mounted.image)
         return True
 
     @asynccontextmanager
@@ -194,7 +245,9 @@ class Mounts:
 
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
-        for directory in reversed(list(self._mounted)):  # one may lie in an earlier one
+        await self._lost.close()
+        lost = [each.mounted.directory for each in self._lost.list()]
+        for directory in [*lost, *reversed(list(self._mounted))]:  # one may lie in an earlier one
             try:
                 await self.unmount(directory, lazy=True)
             except LazyimgError as error:
@@ -214,13 +267,26 @@ class Mounts:
             _log.warning("a mount or unmount of the process before this one does not end")
         recovery = Recovery(self._root, self._domain_id, self._library, self._kernel)
         if served:
-            kept = await recovery.adopt()
-            self._mounted = {mounted.directory: mounted for mounted in kept}
+            kept, wanted = await recovery.adopt()
+            self._mounted.update({mounted.directory: mounted for mounted in kept})
             images = [mounted.image for mounted in kept]
             self._readers.replace((image.reference, image.chain) for image in images)
         else:
             self._readers.replace(())
-            await recovery.mount_again(self._put)
+            wanted = await recovery.clear()
+        for mounted in wanted:
+            await self._make_again(mounted)
+
+    async def _make_again(self, mounted: Mounted) -> None:
+        directory, name = mounted.directory, mounted.image.reference
+        try:
+            await self._put(mounted)
+        except LazyimgError as error:
+            _log.error("%s: %s is not mounted again: %s", directory, name, error)
+            await self._note(directory, MountState.LOST)
+            self._lost.add(mounted, error)
+        else:
+            _log.warning("%s: %s is mounted again", directory, name)
 
     async def _take_back(self, mounted: Mounted) -> None:
         """Undo a mount on a user's directory that may, or may not, have come about."""
@@ -257,6 +323,11 @@ class Mounts:
 
     async def _forget(self, directory: str) -> None:
         await asyncio.to_thread(self._library.remove_mount, directory)
+
+
+def _are_same(mounted: Mounted, image: Image, *, read_write: bool) -> bool:
+    same = mounted.image.chain.fsid == image.chain.fsid
+    return same and (mounted.scratch is not None) == read_write
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 After a worker died while the supervisor kept the kernel's fd: mounts that work, which are taken
 over; a mount that it had not finished is undone, an unmount is finished. After both died, or a
 reboot: dead mounts or none; what was recorded is mounted again in its place, with what had been
-written to it. Who was in a dead mount keeps it, and the kernel refuses to mount the image again
-until they are gone.
+written to it, and what cannot be is tried again later (`lazyimg.images.lost`). Who was in a dead
+mount keeps it; images are mounted in another domain then, ROOT/domain says in which.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
+from lazyimg.host.domains import choose_domain, is_domain_of
+from lazyimg.host.files import write_file
 from lazyimg.images.library import MountState
 from lazyimg.images.mounted import Mounted, is_of, unmount_ours
 from lazyimg.images.scratch import remove_scratch
 from lazyimg.images.service import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.kernel_mounts import KernelMounts
@@ -38,7 +40,7 @@ class Recovery:
 
     Args:
         root: the daemon's directory, as the mount table has it.
-        domain_id: in which all images are mounted.
+        domain_id: in which images are mounted, if nothing dead is left there.
         library: has the records.
         kernel: takes the kernel's mounts over.
     """
@@ -46,21 +48,28 @@ class Recovery:
     def __init__(self, root: Path, domain_id: str, library: Library, kernel: KernelMounts) -> None:
         self._root = root
         self._domain_id = domain_id
+        self._domain_file = root / "domain"
         self._library = library
         self._kernel = kernel
 
-    async def adopt(self) -> list[Mounted]:
-        """Take over the mounts of the process before this one, which work; gives them.
+    async def adopt(self) -> tuple[list[Mounted], list[Mounted]]:
+        """Take over the mounts of the process before this one, which work.
+
+        Gives those, and others that were lost by a process before that one.
 
         Raises:
             LazyimgError: the records cannot be used, or the mount table cannot be read.
         """
+        self._kernel.use_domain(await asyncio.to_thread(self._read_domain))
         kept: list[Mounted] = []
+        lost: list[Mounted] = []
         records = await asyncio.to_thread(self._library.mounts)
         entries = await host.mount_table()
         for record in records:
             mounted = await self._describe(record)
-            if mounted is not None and await self._is_kept(record.state, mounted, entries):
+            if mounted is not None and record.state is MountState.LOST:
+                lost.append(mounted)
+            elif mounted is not None and await self._is_kept(record.state, mounted, entries):
                 kept.append(mounted)
                 await asyncio.to_thread(
                     self._library.set_mount, record.directory, MountState.MOUNTED
@@ -70,7 +79,7 @@ class Recovery:
         await self._kernel.adopt(entries, [mounted.image.chain.fsid for mounted in kept])
         if kept:
             _log.info("%d mounts were taken over", len(kept))
-        return kept
+        return kept, lost
 
     async def _is_kept(
         self, state: MountState, mounted: Mounted, entries: Sequence[MountEntry]
@@ -96,18 +105,17 @@ class Recovery:
             await asyncio.to_thread(remove_scratch, scratch)
         return False
 
-    async def mount_again(self, put: Callable[[Mounted], Awaitable[None]]) -> None:
-        """Detach what is dead, and put what is recorded in its place.
-
-        Args:
-            put: mounts it; raises LazyimgError.
+    async def clear(self) -> list[Mounted]:
+        """Detach what is dead, choose the domain, and give what is to be put in its place.
 
         Raises:
             LazyimgError: the kernel refuses, or the records cannot be used.
         """
         await self._detach_dead()
+        await self._choose_domain()
         records = await asyncio.to_thread(self._library.mounts)
-        wanted = [record for record in records if record.state is MountState.MOUNTED]
+        lasting = {MountState.MOUNTED, MountState.LOST}
+        wanted = [record for record in records if record.state in lasting]
         try:
             kept = {record.scratch for record in wanted}
             await asyncio.to_thread(self._remove_leftovers, kept)
@@ -115,21 +123,39 @@ class Recovery:
             raise StorageError(
                 str(error.filename), f"cannot be removed: {error.strerror}", "remove it"
             ) from error
+        found: list[Mounted] = []
         for record in records:
             mounted = await self._describe(record) if record in wanted else None
             if mounted is None:
                 await self._forget(record)
-                continue
-            try:
-                await put(mounted)
-            except LazyimgError as error:
-                await self._forget(record)
-                _log.error(
-                    "%s: %s is not mounted again: %s",
-                    mounted.directory, mounted.image.reference, error,
-                )  # fmt: skip
             else:
-                _log.warning("%s: %s is mounted again", mounted.directory, record.image.reference)
+                found.append(mounted)
+        return found
+
+    async def _choose_domain(self) -> None:
+        """Choose a domain in which nothing dead is left."""
+        haunted = {domain for domain, _ in await host.superblocks()}
+        domain = choose_domain(self._domain_id, haunted)
+        if domain != self._domain_id:
+            _log.warning("dead mounts are in use; images are mounted in domain %s now", domain)
+        try:
+            if domain != await asyncio.to_thread(self._read_domain):
+                await asyncio.to_thread(write_file, self._domain_file, domain.encode())
+        except OSError as error:
+            raise StorageError(
+                str(self._domain_file), f"cannot be written: {error.strerror}"
+            ) from error
+        self._kernel.use_domain(domain)
+
+    def _read_domain(self) -> str:
+        """Give the domain that the process before this one used."""
+        try:
+            domain = self._domain_file.read_text()
+        except FileNotFoundError:
+            domain = ""
+        except (OSError, ValueError) as error:
+            raise StorageError(str(self._domain_file), f"cannot be read: {error}") from error
+        return domain if is_domain_of(domain, self._domain_id) else self._domain_id
 
     async def _detach_dead(self) -> None:
         stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
@@ -140,7 +166,7 @@ class Recovery:
 
     def _is_ours(self, mount: MountEntry) -> bool:
         if mount.fs_type == "erofs":
-            return mount.super_option("domain_id") == self._domain_id
+            return is_domain_of(mount.super_option("domain_id"), self._domain_id)
         upper = mount.super_option("upperdir") or ""
         return mount.fs_type == "overlay" and upper.startswith(f"{self._root}/scratch/")
 

@@ -37,6 +37,7 @@ class FakeMounts:
         read_ahead: in KiB, by fsid.
         listed: what else is in the mount table.
         calls_end: whether calls of another process end in time.
+        detached: domain and fsid of what is in use without being mounted.
     """
 
     table: list[tuple[str, str, str]] = field(default_factory=list)
@@ -50,7 +51,7 @@ class FakeMounts:
     read_ahead: dict[str, int | None] = field(default_factory=dict)
     listed: list[MountEntry] = field(default_factory=list)
     calls_end: bool = True
-    _detached: list[str] = field(default_factory=list)
+    detached: list[tuple[str, str]] = field(default_factory=list)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
         """Stand for the module wherever images are mounted."""
@@ -92,7 +93,7 @@ class FakeMounts:
     ) -> None:
         await self._enter("mount_erofs")
         assert target.is_dir()
-        if fsid in [*self._detached, *(shown for _, _, shown in self.table)]:
+        if (domain_id, fsid) in await self.superblocks():
             raise InUseError(f"fsid {fsid}", "already mounted")
         self.table.append((str(target), f"erofs in {domain_id}", fsid))
         self.read_ahead[fsid] = read_ahead_kb
@@ -125,15 +126,22 @@ class FakeMounts:
         if path in self.busy:
             if not lazy:
                 raise InUseError(f"unmount of {path}", f"{path} is in use")
-            self._detached.append(self.table[number][2])
+            self.detached.append(self._superblock(self.table[number][2]))
         del self.table[number]
+
+    async def superblocks(self) -> list[tuple[str, str]]:
+        return [*self.detached, *(self._superblock(fsid) for _, _, fsid in self.table)]
+
+    def _superblock(self, fsid: str) -> tuple[str, str]:
+        kinds = [kind for _, kind, shown in self.table if shown == fsid]
+        return next((kind[9:] for kind in kinds if kind.startswith("erofs in ")), ""), fsid
 
     async def mount_table(self) -> list[MountEntry]:
         await self._enter("mount_table")
         return self.listed + [self._entry(*mount) for mount in self.table]
 
     def _entry(self, point: str, kind: str, fsid: str) -> MountEntry:
-        domain = next((k[9:] for _, k, f in self.table if f == fsid and k[:9] == "erofs in "), "")
+        domain, _ = self._superblock(fsid)
         fs_type, options = "fake", list[str]()
         if kind == "overlay":
             fs_type, options = kind, [f"upperdir={self.overlays[point][0]}"]

@@ -38,11 +38,21 @@ def image(name: str = "a") -> Image:
 
 
 class Cache:
-    """The cache's files: those in `new` are not there until an image that has them is unmounted."""
+    """The cache's files.
+
+    Attributes:
+        new: are not there until an image that has them is unmounted.
+        elsewhere: are there in a domain that was used before.
+        moved: came from there.
+        domains: that were used, in order.
+    """
 
     def __init__(self, host: FakeMounts) -> None:
         self.host = host
         self.new: set[str] = set()
+        self.elsewhere: set[str] = set()
+        self.moved: list[set[str]] = []
+        self.domains: list[str] = []
         self.waited: list[str] = []
         self.failure: Exception | None = None
 
@@ -50,6 +60,16 @@ class Cache:
         if isinstance(self.failure, OSError):
             raise self.failure
         return set(cookies) - self.new
+
+    def use_domain(self, domain_id: str) -> None:
+        self.domains.append(domain_id)
+
+    def strays(self, cookies: Iterable[str]) -> set[str]:
+        return set(cookies) & self.elsewhere
+
+    def move_strays(self, cookies: Iterable[str]) -> None:
+        assert self.host.table == []
+        self.moved.append(set(cookies))
 
     async def opened(self, cookie: str) -> None:
         assert self.host.table

@@ -67,6 +67,15 @@ class MemoryTransport:
     def linked(self, cookies: Iterable[str]) -> set[str]:
         return set(cookies)
 
+    def use_domain(self, domain_id: str) -> None:
+        pass
+
+    def strays(self, _: Iterable[str]) -> set[str]:
+        return set()
+
+    def move_strays(self, cookies: Iterable[str]) -> None:
+        assert set(cookies) == set()
+
     @property
     def closed(self) -> bool:
         return not self._host.table

@@ -271,6 +271,50 @@ def test_both_killed_and_started_again_without_a_registry(
         assert lazyimg.status()["mounts"] == []
 
 
+def test_dead_mount_that_somebody_is_in_is_replaced(
+    image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
+) -> None:
+    """Who comes later finds the image, with all that is local; who is in the dead one, errors."""
+    with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
+        lazyimg.verb("prefetch", "-q", reference)
+        lazyimg.verb("mount", reference, target)
+        insider = subprocess.Popen(
+            ["sh", "-c", "read line; cat */* >/dev/null"],
+            cwd=target,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        kill_all(daemon)
+    drop_caches()
+    try:
+        with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
+            (mount,) = lazyimg.status()["mounts"]
+            assert (mount["directory"], mount["dead"]) == (str(target), True)
+            assert mount["present"] == mount["size"]
+            assert "is in a dead mount" in lazyimg.verb("mount")
+            drop_caches()
+            assert_readable(target, image)
+            kill_worker(daemon)
+            assert_readable(target, image)
+            lazyimg.verb("umount", target)
+            lazyimg.verb("mount", reference, target)
+            assert_readable(target, image)
+            assert lazyimg.status()["fetches"] == 0
+            kill_all(daemon)
+        assert insider.poll() is None
+    finally:
+        _, said = insider.communicate(b"\n", PATIENCE)
+    assert re.search(b"Input/output error|No buffer space|Stale", said)
+    with lazyimg.serving():  # nobody is in it any more
+        (mount,) = lazyimg.status()["mounts"]
+        assert not mount["dead"]
+        assert mount["present"] == mount["size"]
+        assert "domain_id=lazyimg " in lazyimg.verb("fsid", reference)
+        assert_readable(target, image)
+        assert lazyimg.status()["fetches"] == 0
+    assert_device_is_free()
+
+
 def test_supervisor_killed_leaves_its_worker_serving(
     image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
 ) -> None:

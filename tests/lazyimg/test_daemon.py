@@ -26,10 +26,12 @@ from lazyimg.errors import (
     BadReferenceError,
     InUseError,
     KernelError,
+    LazyimgError,
     NotFoundError,
     UsageError,
 )
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.images.mounted import Mounted
 from lazyimg.registry.ports import Access as RegistryAccess
 from lazyimg.registry.resolve import local_platform
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -293,6 +295,22 @@ async def test_status_when_what_is_local_cannot_be_learned(
     assert f"what is present of {device} is not known" in caplog.text
     (report,) = (await daemon.status()).mounts
     assert report.present == 2 * BLOCK_SIZE
+
+
+async def test_status_of_lost_and_dead_mounts(node: Node, daemon: LazyimgDaemon) -> None:
+    await daemon.mount(MountRequest(reference=node.reference, directory="/gone"))
+    await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    image = node.mounts.find("/one").image
+    node.host.table.pop(1)
+    node.host.detached.append(("lazyimg-2", image.chain.fsid))
+    lost = Mounted(image, "/two", None)
+    node.mounts._lost.add(lost, LazyimgError("/two", "is gone"))
+    reports = (await daemon.status()).mounts
+    assert [(one.directory, one.problem, one.dead) for one in reports] == [
+        ("/one", "", True),
+        ("/two", "/two: is gone", True),
+    ]
+    await node.mounts.close()
 
 
 async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:

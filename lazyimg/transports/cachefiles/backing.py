@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from lazyimg.host.domains import is_domain_of
 from lazyimg.transports.cachefiles.object_file import find_present
 
 if TYPE_CHECKING:
@@ -49,6 +50,40 @@ def find_linked(directory: Path, domain_id: str, cookies: Iterable[str]) -> set[
     except FileNotFoundError:
         return found  # nothing was ever cached
     return found
+
+
+def find_strays(directory: Path, domain_id: str, first: str, cookies: Iterable[str]) -> set[str]:
+    """Give those cookies that another one of our domains has a file of. Raises OSError."""
+    wanted = set(cookies)
+    found: set[str] = set()
+    for other in other_domains(directory, domain_id, first):
+        found |= find_linked(directory, other, wanted)
+    return found
+
+
+def move_strays(directory: Path, domain_id: str, first: str, cookies: Iterable[str]) -> None:
+    """Let files of our other domains take the places of those in this one, which nothing has open.
+
+    Where a file goes within a domain is the kernel's to say: it has made one there.
+
+    Raises OSError.
+    """
+    for cookie in cookies:
+        place = find_backing_file(directory, domain_id, cookie)
+        for other in other_domains(directory, domain_id, first):
+            stray = find_backing_file(directory, other, cookie)
+            if place is not None and stray is not None:
+                stray.rename(place)
+                break
+
+
+def other_domains(directory: Path, domain_id: str, first: str) -> list[str]:
+    """Give our domains but this one that the cache has had files of. Raises OSError."""
+    try:
+        names = [path.name.removeprefix("Ierofs,") for path in (directory / "cache").iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if name != domain_id and is_domain_of(name, first))
 
 
 def present_on_disk(path: Path) -> list[range]:

@@ -10,6 +10,9 @@ from lazyimg.host.open_files import raise_open_files
 from lazyimg.transports.cachefiles.backing import (
     find_backing_file,
     find_linked,
+    find_strays,
+    move_strays,
+    other_domains,
     present_on_disk,
 )
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
@@ -36,19 +39,24 @@ class CachefilesTransport:
 
     Args:
         filler: knows every object.
-        domain_id: the EROFS domain that `sink`, `present` and `backing_path` are about; objects of
-            any other mount are served just as well.
+        domain_id: the first of the EROFS domains that `sink`, `present` and `backing_path` are
+            about, see `use_domain`; objects of any other mount are served just as well.
     """
 
     def __init__(self, filler: Filler, *, domain_id: str) -> None:
         self._filler = filler
-        self._domain_id = domain_id
-        self._volume = f"erofs,{domain_id}"
+        self._first_domain = domain_id
+        self.use_domain(domain_id)
         self._server: Server | None = None
         self._space: CacheSpace | None = None
         self._counters = Counters()
         self.control_fd = -1
         """While it is started: what another process needs to take over, see `start`."""
+
+    def use_domain(self, domain_id: str) -> None:
+        """Be about the objects of a domain, from now on."""
+        self._domain_id = domain_id
+        self._volume = f"erofs,{domain_id}"
 
     async def start(
         self,
@@ -144,7 +152,10 @@ class CachefilesTransport:
         """Give the file of an object that was open once, or None. Call it in a thread."""
         if self._space is None:
             return None
-        return find_backing_file(self._space.directory, self._domain_id, cookie)
+        directory, domain = self._space.directory, self._domain_id
+        domains = [domain, *other_domains(directory, domain, self._first_domain)]
+        found = (find_backing_file(directory, each, cookie) for each in domains)
+        return next(filter(None, found), None)
 
     def linked(self, cookies: Iterable[str]) -> set[str]:
         """Give those objects that have a file with a name in the cache.
@@ -155,6 +166,25 @@ class CachefilesTransport:
         if self._space is None:
             return set()
         return find_linked(self._space.directory, self._domain_id, cookies)
+
+    def strays(self, cookies: Iterable[str]) -> set[str]:
+        """Give those objects that have a file in a domain that was used before.
+
+        Call it in a thread. Raises OSError.
+        """
+        if self._space is None:
+            return set()
+        directory = self._space.directory
+        return find_strays(directory, self._domain_id, self._first_domain, cookies)
+
+    def move_strays(self, cookies: Iterable[str]) -> None:
+        """Let those files take the place of ones that are linked, and not open.
+
+        Call it in a thread. Raises OSError.
+        """
+        if self._space is not None:
+            directory = self._space.directory
+            move_strays(directory, self._domain_id, self._first_domain, cookies)
 
     def present_on_disk(self, cookie: str) -> list[range] | None:
         """Give the ranges, in bytes, that an object's file has; None if there is none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from lazyimg.api.messages import MountRequest
@@ -65,6 +66,18 @@ def test_without_arguments_lists_the_mounts(run: Callable[..., Result], tmp_path
     assert line.split() == [IMAGE, str(tmp_path), "rw", "104.9", "MB", "25", "%"]
     listed = json.loads(run("mount", "--format", "json").out)
     assert [mount["present"] for mount in listed] == [25 << 20]
+
+
+def test_remarks_about_mounts(
+    run: Callable[..., Result], daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    run("mount", IMAGE, str(tmp_path))
+    place = str(tmp_path)
+    whole = daemon.mounts[place]
+    daemon.mounts[place] = msgspec.structs.replace(whole, dead=True)
+    assert run("mount").out.splitlines()[1].endswith("%  who was in it before is in a dead mount")
+    daemon.mounts[place] = msgspec.structs.replace(whole, problem="it is full", dead=True)
+    assert run("status").out.splitlines()[-1].endswith("%  not mounted now: it is full")
 
 
 def test_reference_without_directory(run: Callable[..., Result]) -> None:

@@ -386,3 +386,12 @@ async def test_file_of_calls_that_cannot_be_used(child: Child, tmp_path: Path) -
             await mounts.wait_for_calls()
         with pytest.raises(StorageError, match="cannot be opened: No such file or directory"):
             await unmount(Path("/target"))
+
+
+async def test_superblocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("features", "domain,f00", "domain-2,f00", "f01"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(mounts, "SUPERBLOCKS", tmp_path)
+    assert sorted(await mounts.superblocks()) == [("domain", "f00"), ("domain-2", "f00")]
+    monkeypatch.setattr(mounts, "SUPERBLOCKS", tmp_path / "missing")
+    assert await mounts.superblocks() == []

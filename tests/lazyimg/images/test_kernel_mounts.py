@@ -11,6 +11,7 @@ from lazyimg.errors import StorageError
 from lazyimg.images import kernel_mounts as kernel_mounts_module
 from lazyimg.images.kernel_mounts import KernelMounts, make_directory
 from lazyimg.images.library import ChainRecord, LayerRecord
+from tests.fakes.image_mounts import Cache as OldCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +38,15 @@ class Cache:
     def linked(self, cookies: Iterable[str]) -> set[str]:
         self.asked |= set(cookies)
         return set()
+
+    def use_domain(self, _: str) -> None:
+        pass
+
+    def strays(self, _: Iterable[str]) -> set[str]:
+        return set()
+
+    def move_strays(self, cookies: Iterable[str]) -> None:
+        assert set(cookies) == set()
 
     async def opened(self, cookie: str) -> None:
         self.waited.append(cookie)
@@ -81,3 +91,45 @@ def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     make_directory(tmp_path)
     with pytest.raises(StorageError, match="cannot be made: No such file or directory"):
         make_directory(tmp_path / "no" / "such")
+
+
+class Strays(OldCache):
+    """New files get their names when the kernel has asked for them often enough."""
+
+    def linked(self, cookies: Iterable[str]) -> set[str]:
+        found = super().linked(cookies)
+        if not self.host.table and set(cookies) == {"two"}:
+            self.new.clear()
+        return found
+
+
+async def test_files_of_another_domain_take_the_places_of_new_ones(
+    tmp_path: Path, host: FakeMounts
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    cache = Strays(host)
+    cache.new = {"two", CHAIN.fsid}
+    cache.elsewhere = {"one", "two"}
+    kernel = KernelMounts(tmp_path, "d", 4096, cache)
+    kernel.use_domain("d-2")
+    await kernel.hold(CHAIN)
+    assert (kernel.domain_id, cache.domains) == ("d-2", ["d-2"])
+    assert cache.moved == [{"two"}]
+    assert host.table == [(str(tmp_path / "mnt" / CHAIN.fsid), "erofs in d-2", CHAIN.fsid)]
+
+
+async def test_files_that_the_kernel_does_not_name(
+    tmp_path: Path,
+    host: FakeMounts,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(kernel_mounts_module, "LINK_WAIT", 0.05)
+    (tmp_path / "mnt").mkdir()
+    cache = OldCache(host)
+    cache.new = cache.elsewhere = {"two"}
+    kernel = KernelMounts(tmp_path, "d", 4096, cache)
+    await kernel.hold(CHAIN)
+    assert cache.moved == []
+    assert len(host.points) == 1
+    assert caplog.messages == ["what is local is not used: the kernel made no files"]

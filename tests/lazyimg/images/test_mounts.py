@@ -241,16 +241,10 @@ async def test_image_that_was_mounted_by_hand_is_used_from_there(
     assert leftovers(root) == []
 
 
-@pytest.mark.parametrize(
-    "table",
-    [
-        [("/hand", "erofs in other", "a" * 64)],
-        [("/hand", "erofs in lazyimg", "a" * 64), ("/hand", "", "on top")],
-    ],
-)
 async def test_image_that_was_mounted_by_hand_out_of_reach(
-    mounts: Mounts, host: FakeMounts, root: Path, table: list[tuple[str, str, str]]
+    mounts: Mounts, host: FakeMounts, root: Path
 ) -> None:
+    table = [("/hand", "erofs in lazyimg", "a" * 64), ("/hand", "", "on top")]
     host.table = list(table)
     with pytest.raises(InUseError, match="already mounted"):
         await mounts.mount(image(), "/one", read_write=False)
@@ -398,6 +392,47 @@ async def test_unmount_of_what_somebody_else_unmounted(
     assert mounted.scratch.exists()
     await mounts.mount(image(), "/one", read_write=False)
     assert host.points == [kernel_mount(root), "/one"]
+
+
+@pytest.mark.parametrize("left", [[], [("/one", "", "tmpfs")]])
+async def test_what_somebody_else_unmounted_is_not_listed(
+    mounts: Mounts,
+    host: FakeMounts,
+    root: Path,
+    library: Library,
+    left: list[tuple[str, str, str]],
+) -> None:
+    await mounts.mount(image("a"), "/one", read_write=False)
+    other = await mounts.mount(image("b"), "/two", read_write=False)
+    host.table = [mount for mount in host.table if mount[0] != "/one"] + left
+    await mounts.reconcile()
+    assert mounts.list() == [other]
+    assert recorded(library) == [("/two", "mounted")]
+    assert host.points == [kernel_mount(root, "b"), "/two", *[point for point, _, _ in left]]
+
+
+async def test_mount_that_is_being_unmounted_is_left_alone(
+    mounts: Mounts, host: FakeMounts, library: Library
+) -> None:
+    mounted = await mounts.mount(image(), "/one", read_write=False)
+    gate = host.gates["unmount"] = asyncio.Event()
+    going = asyncio.create_task(mounts.unmount("/one", lazy=False))
+    await host.waiting.wait()
+    await mounts.reconcile()
+    assert mounts.list() == [mounted]
+    gate.set()
+    await going
+    assert mounts.list() == []
+
+
+async def test_kernel_mount_that_somebody_else_unmounted(
+    mounts: Mounts, host: FakeMounts, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await mounts.mount(image(), "/one", read_write=False)
+    host.table.clear()
+    await mounts.mount(image(), "/two", read_write=False)
+    assert host.points == [kernel_mount(root), "/two"]
+    assert f"{kernel_mount(root)}: was unmounted by somebody else" in caplog.text
 
 
 async def test_mount_where_somebody_else_unmounted(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.mount_table import MountEntry
+from lazyimg.images import lost
 from lazyimg.images.library import ImageRecord, Library, MountRecord, MountState
 from tests.fakes.image_mounts import FAILURE, image, kernel_mount, leftovers, recorded
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from lazyimg.images.mounts import Mounts
     from tests.fakes.host_mounts import FakeMounts
+    from tests.fakes.image_mounts import Cache
 
 
 def entry(point: str, fs_type: str, *super_options: str) -> MountEntry:
@@ -259,15 +263,108 @@ async def test_dead_mounts_are_made_again(
     assert host.points == []
 
 
-async def test_dead_mount_that_is_in_use_is_not_made_again(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path, caplog: pytest.LogCaptureFixture
+async def test_dead_mount_that_is_in_use_is_made_again_in_another_domain(
+    mounts: Mounts,
+    host: FakeMounts,
+    library: Library,
+    root: Path,
+    cache: Cache,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     leave(library, MountState.MOUNTED, scratch="s")
     (root / "scratch" / "s" / "upper").mkdir(parents=True)
     leave_mounted(host, root)
     host.busy.add(kernel_mount(root))
     await mounts.recover(served=False)
-    assert "/one: reg.test/a:1 is not mounted again: " in caplog.text
-    assert host.points == []
-    assert recorded(library) == []
-    assert (root / "scratch" / "s" / "upper").exists()  # for who is in it
+    assert "images are mounted in domain lazyimg-2 now" in caplog.text
+    assert host.table == [
+        (kernel_mount(root), "erofs in lazyimg-2", "a" * 64),
+        ("/one", "overlay", "a" * 64),
+    ]
+    assert recorded(library) == [("/one", "mounted")]
+    assert (mounts.domain_id, cache.domains) == ("lazyimg-2", ["lazyimg-2"])
+    assert await mounts.dead() == {"a" * 64}
+    host.detached = [("other", "b" * 64), ("lazyimg", "c" * 64), ("lazyimg-2", "a" * 64)]
+    assert await mounts.dead() == {"c" * 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "domain"), [(None, "lazyimg"), ("lazyimg-2", "lazyimg-2"), ("other", "lazyimg")]
+)
+async def test_domain_of_mounts_that_are_taken_over(
+    mounts: Mounts, host: FakeMounts, root: Path, text: str | None, domain: str
+) -> None:
+    if text is not None:
+        (root / "domain").write_text(text)
+    host.detached = [("lazyimg", "c" * 64)]
+    await mounts.recover(served=True)
+    assert mounts.domain_id == domain
+
+
+async def test_first_domain_is_used_again_when_the_dead_are_gone(
+    mounts: Mounts, host: FakeMounts, library: Library, root: Path
+) -> None:
+    leave(library, MountState.MOUNTED)
+    (root / "domain").write_text("lazyimg-2")
+    host.table = [(kernel_mount(root), "erofs in lazyimg-2", "a" * 64)]
+    (root / "mnt" / ("a" * 64)).mkdir()
+    await mounts.recover(served=False)
+    assert mounts.domain_id == (root / "domain").read_text() == "lazyimg"
+    assert host.table[0] == (kernel_mount(root), "erofs in lazyimg", "a" * 64)
+
+
+async def test_domain_that_cannot_be_read_or_written(
+    mounts: Mounts, host: FakeMounts, root: Path
+) -> None:
+    host.detached = [("lazyimg", "c" * 64)]
+    root.chmod(0o500)
+    if os.access(root, os.W_OK):  # root may always
+        (root / "domain").mkdir()
+        with pytest.raises(StorageError, match="domain: cannot be read: "):
+            await mounts.recover(served=False)
+    else:
+        with pytest.raises(StorageError, match="domain: cannot be written: Permission denied"):
+            await mounts.recover(served=False)
+    root.chmod(0o700)
+
+
+async def test_mount_that_cannot_be_made_again_is_made_later(
+    mounts: Mounts,
+    host: FakeMounts,
+    library: Library,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(lost, "PAUSE", 0.0)
+    leave(library, MountState.MOUNTED, scratch="s")
+    (root / "scratch" / "s" / "upper").mkdir(parents=True)
+    host.failures["mount_overlay"] = FAILURE
+    await mounts.recover(served=False)
+    assert recorded(library) == [("/one", "lost")]
+    assert [(one.mounted.directory, one.problem) for one in mounts.lost()] == [
+        ("/one", "mount: failed on demand")
+    ]
+    assert mounts.find("/one").image == image()
+    assert mounts.list() == []
+    async with asyncio.timeout(60):
+        while mounts.lost():  # noqa: ASYNC110  nobody is told
+            await asyncio.sleep(0.01)
+    assert [one.directory for one in mounts.list()] == ["/one"]
+    assert recorded(library) == [("/one", "mounted")]
+    assert caplog.messages[-2:] == [
+        "/one: reg.test/a:1 is not mounted again: mount: failed on demand",
+        "/one: reg.test/a:1 is mounted again",
+    ]
+    await mounts.close()
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_lost_mount_is_lost_to_the_next_process_too(
+    mounts: Mounts, host: FakeMounts, library: Library, root: Path, *, served: bool
+) -> None:
+    leave(library, MountState.LOST, scratch="s")
+    (root / "scratch" / "s" / "upper").mkdir(parents=True)
+    await mounts.recover(served=served)
+    assert host.points == [kernel_mount(root), "/one"]
+    assert recorded(library) == [("/one", "mounted")]

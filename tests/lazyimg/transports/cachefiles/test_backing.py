@@ -10,6 +10,9 @@ import pytest
 from lazyimg.transports.cachefiles.backing import (
     find_backing_file,
     find_linked,
+    find_strays,
+    move_strays,
+    other_domains,
     present_on_disk,
 )
 
@@ -44,6 +47,27 @@ def test_linked(cache: Path, tmp_path: Path) -> None:
     assert find_linked(cache, "domain", ["one", "three", "four"]) == {"one", "three"}
     assert find_linked(cache, "other", ["one"]) == set()
     assert find_linked(tmp_path / "missing", "domain", ["one"]) == set()
+
+
+def test_strays(cache: Path, tmp_path: Path) -> None:
+    for domain, names in (
+        ("domain-2", ["one", "two"]),
+        ("domain-x", ["three"]),
+        ("other", ["four"]),
+    ):
+        place = cache / "cache" / f"Ierofs,{domain}" / "@01"
+        place.mkdir(parents=True)
+        for name in names:
+            (place / f"D{name}").write_text(name)
+    assert other_domains(cache, "domain", "domain") == ["domain-2"]
+    assert other_domains(cache, "domain-3", "domain") == ["domain", "domain-2"]
+    assert other_domains(tmp_path / "missing", "domain", "domain") == []
+    assert find_strays(cache, "domain", "domain", ["one", "two", "three", "four"]) == {"one", "two"}
+    place = cache / "cache" / "Ierofs,domain" / "@02" / "Done"
+    place.touch()
+    move_strays(cache, "domain", "domain", ["one", "two", "three"])
+    assert place.read_text() == "one"
+    assert find_strays(cache, "domain", "domain", ["one", "two"]) == {"two"}  # it has no place
 
 
 def test_present(tmp_path: Path) -> None:

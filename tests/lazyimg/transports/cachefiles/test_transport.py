@@ -110,6 +110,25 @@ async def test_linked(served: tuple[CachefilesTransport, Kernel], tmp_path: Path
     assert transport.linked([COOKIE, "other"]) == {COOKIE}
 
 
+async def test_files_of_an_earlier_domain(
+    served: tuple[CachefilesTransport, Kernel], tmp_path: Path
+) -> None:
+    transport, _ = served
+    places = [tmp_path / "cache" / f"Ierofs,{name}" / "@00" for name in ("domain", "domain-2")]
+    for place in places:
+        place.mkdir(parents=True)
+    old, new = (place / f"D{COOKIE}" for place in places)
+    old.write_bytes(bytes(8192))
+    transport.use_domain("domain-2")
+    assert transport.linked([COOKIE]) == set()
+    assert transport.strays([COOKIE, "other"]) == {COOKIE}
+    assert transport.present_on_disk(COOKIE) == [range(8192)]
+    new.touch()
+    transport.move_strays([COOKIE])
+    assert (transport.backing_path(COOKIE), new.stat().st_size) == (new, 8192)
+    assert transport.strays([COOKIE]) == set()
+
+
 async def test_kernel_that_hands_nothing_over(tmp_path: Path) -> None:
     kernel = Kernel()
     kernel.end.close()
@@ -126,6 +145,8 @@ async def test_not_started(tmp_path: Path) -> None:
     assert transport.present(COOKIE) is None
     assert transport.backing_path(COOKIE) is None
     assert transport.linked([COOKIE]) == set()
+    assert transport.strays([COOKIE]) == set()
+    transport.move_strays([COOKIE])
     assert transport.counters.opens == 0
     await transport.stop()
 
