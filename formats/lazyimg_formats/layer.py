@@ -84,6 +84,15 @@ class Kind(IntEnum):
     OPAQUE = 8  # what lower layers have in directory `path` is gone
 
 
+# Looked up for each entry; a member of an enumeration takes ten times as long.
+_REGULAR: Final = Kind.REGULAR
+_CHARACTER: Final = Kind.CHARACTER
+_HARDLINK: Final = Kind.HARDLINK
+_SYMLINK: Final = Kind.SYMLINK
+_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
+_MARKERS: Final = frozenset({Kind.WHITEOUT, Kind.OPAQUE})
+
+
 class ChunkMap(msgspec.Struct, frozen=True):
     """Where a file's chunks lie on its device.
 
@@ -208,20 +217,21 @@ class LayerBuilder:
         """
         if len(self._entries) >= MAX_ENTRIES:
             raise FormatError("layer", f"more than {MAX_ENTRIES} entries")
-        path = normalize_path(entry.path)
-        name = path[path.rfind(b"/") + 1 :]
-        if entry.kind in {Kind.WHITEOUT, Kind.OPAQUE}:
+        path, kind = normalize_path(entry.path), entry.kind
+        if kind in _MARKERS:
             raise FormatError("layer entry", f"{path!r}: a marker is given by its file")
-        if b"/" + _AUFS in b"/" + path[: -len(name)]:
-            return  # in one of aufs's own directories
-        if name.startswith(_WHITEOUT):
-            self._add_marker(path, name)
-            return
-        if entry.kind is Kind.CHARACTER and entry.major == 0 and entry.minor == 0:
+        if _WHITEOUT in path:
+            name = path[path.rfind(b"/") + 1 :]
+            if b"/" + _AUFS in b"/" + path[: -len(name)]:
+                return  # in one of aufs's own directories
+            if name.startswith(_WHITEOUT):
+                self._add_marker(path, name)
+                return
+        if kind is _CHARACTER and entry.major == 0 and entry.minor == 0:
             self._entries.append(Entry(path, Kind.WHITEOUT))
             return
-        if not path and entry.kind is not Kind.DIRECTORY:
-            raise FormatError("layer entry", f"the root is a {entry.kind.name.lower()}")
+        if not path and kind is not Kind.DIRECTORY:
+            raise FormatError("layer entry", f"the root is a {kind.name.lower()}")
         self._add_entry(path, entry, pieces)
 
     def _add_marker(self, path: bytes, name: bytes) -> None:
@@ -236,28 +246,33 @@ class LayerBuilder:
 
     def _add_entry(self, path: bytes, entry: Entry, pieces: Sequence[Piece]) -> None:
         _check_numbers(path, entry)
-        xattrs = entry.xattrs
+        kind, target, xattrs = entry.kind, b"", entry.xattrs
         if xattrs:
             xattrs = _clean_xattrs(path, xattrs)
+        size, major, minor = 0, 0, 0
         data: int | ChunkMap | None = None
-        if entry.kind is Kind.REGULAR:
-            data = self._place(path, entry.size, pieces)
+        if kind is _REGULAR:
+            size = entry.size
+            data = self._place(path, size, pieces)
         elif pieces:
-            raise FormatError("layer entry", f"{path!r}: a {entry.kind.name.lower()} with data")
-        node = entry.kind in {Kind.CHARACTER, Kind.BLOCK}
+            raise FormatError("layer entry", f"{path!r}: a {kind.name.lower()} with data")
+        elif kind in _DEVICES:
+            major, minor = entry.major, entry.minor
+        else:
+            target = _clean_target(path, entry)
         self._entries.append(
             Entry(
                 path,
-                entry.kind,
+                kind,
                 entry.mode & 0o7777,
                 entry.uid,
                 entry.gid,
                 entry.mtime,
                 entry.mtime_ns,
-                entry.size if entry.kind is Kind.REGULAR else 0,
-                _clean_target(path, entry),
-                entry.major if node else 0,
-                entry.minor if node else 0,
+                size,
+                target,
+                major,
+                minor,
                 xattrs,
                 data,
             )
@@ -349,12 +364,12 @@ def _check_numbers(path: bytes, entry: Entry) -> None:
 
 def _clean_target(path: bytes, entry: Entry) -> bytes:
     """Give what an entry points to, as `Entry.target` describes it."""
-    if entry.kind is Kind.HARDLINK:
+    if entry.kind is _HARDLINK:
         target = normalize_path(entry.target)
         if not target:
             raise FormatError("layer entry", f"hard link {path!r} to the root")
         return target
-    if entry.kind is not Kind.SYMLINK:
+    if entry.kind is not _SYMLINK:
         return b""
     if not 0 < len(entry.target) < MAX_PATH or b"\0" in entry.target:
         raise FormatError(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_SEGMENT: Final = 4 << 20
 """Bytes between two members' payloads; more has no honest tar, and readers hold it in memory."""
 
+_REGULAR: Final = Kind.REGULAR
 _LEVEL: Final = 1  # larger levels make it no smaller: most of it is digits and zeros
 
 
@@ -166,7 +167,7 @@ def _find_problem(member: Member, *, repeated: bool) -> str:
         return f"two members are {entry.path[:80]!r}"
     if member.regions is not None:
         return f"{entry.path[:80]!r} is sparse"
-    if entry.size and entry.kind is not Kind.REGULAR:
+    if entry.size and entry.kind is not _REGULAR:
         return f"{entry.path[:80]!r} has a size, and no bytes"
     if member.has_globals:
         return "it has a global extended header"

@@ -57,6 +57,7 @@ _SPARSE: Final = frozenset({SPARSE_MAP, b"GNU.sparse.major", b"GNU.sparse.minor"
 _GLOBAL: Final = b"g"
 _EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
 _DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
+_REGULAR: Final = Kind.REGULAR
 _NO_RECORDS: Final[dict[bytes, bytes]] = {}
 _NO_LONG: Final[dict[bytes, bytes]] = {b"L": b"", b"K": b""}
 
@@ -227,7 +228,7 @@ class TarScanner:
         size = header.size
         if records and records.get(b"size"):
             size = parse_integer(records[b"size"])
-        if kind is not Kind.REGULAR:
+        if kind is not _REGULAR:
             if _is_sparse(records):
                 raise FormatError("tar", "a sparse member that is no regular file")
             return self._end_member(header, kind, max(size, 0), 0)

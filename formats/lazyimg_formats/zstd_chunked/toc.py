@@ -8,7 +8,7 @@ names, owners, times, devices and attributes are possible ones.
 from __future__ import annotations
 
 from binascii import a2b_base64
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -34,6 +34,8 @@ _WHAT: Final = "zstd:chunked TOC"
 _SHA256: Final = "sha256:"
 _MAX_OFFSET: Final = 1 << 62
 _DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
+_REGULAR: Final = Kind.REGULAR
+_ZSTD: Final = Codec.ZSTD
 
 
 def parse_toc(toc: bytes, *, end: int = _MAX_OFFSET) -> LayerIndex:
@@ -76,13 +78,6 @@ def _group(entries: list[TocEntry]) -> Iterator[tuple[TocEntry, list[TocEntry]]]
         yield group[0], group
 
 
-class _Chunk(NamedTuple):
-    length: int
-    offset: int
-    digest: str
-    zeros: bool
-
-
 class _Reader:
     """Feeds a LayerBuilder."""
 
@@ -96,51 +91,57 @@ class _Reader:
         if kind is None:
             raise FormatError(_WHAT, f"entry {toc.name[:80]!r} of unknown type {toc.type[:20]!r}")
         entry = _entry(toc, kind)
-        has_bytes = kind is Kind.REGULAR and toc.size > 0
+        has_bytes = kind is _REGULAR and toc.size > 0
         if len(chunks) > 1 and not has_bytes:
             raise FormatError(_WHAT, f"{toc.name[:80]!r} has chunks, and no bytes")
         self.builder.add(entry, self._pieces(toc, chunks) if has_bytes else ())
 
     def _pieces(self, toc: TocEntry, entries: list[TocEntry]) -> list[Piece]:
         if len(entries) == 1:
+            if toc.chunk_offset:
+                raise _out_of_order(toc)
             digest = toc.chunk_digest or toc.digest
-            chunks = [_Chunk(toc.size, toc.offset, digest, toc.chunk_type == ZEROS)]
-        else:
-            chunks = [
-                _Chunk(
-                    chunk.chunk_size, chunk.offset, chunk.chunk_digest, chunk.chunk_type == ZEROS
-                )
-                for chunk in entries
-            ]
+            piece = self._piece(toc, 0, toc.size, toc.end_offset, digest)
+            return [] if piece is None else [piece]
         pieces = []
         file_offset = 0
-        for number, chunk in enumerate(chunks):
-            last = number + 1 == len(chunks)
-            blob_end = toc.end_offset if last else chunks[number + 1].offset
-            if file_offset != entries[number].chunk_offset or not chunk.length:
-                raise FormatError(_WHAT, f"the chunks of {toc.name[:80]!r} are out of order")
-            if not self._position <= chunk.offset <= blob_end <= self._end:
-                raise FormatError(
-                    _WHAT,
-                    f"{toc.name[:80]!r}: a chunk at {chunk.offset} to {blob_end}, expected between"
-                    f" {self._position} and {self._end}",
-                )
-            self._position = blob_end
-            if not chunk.zeros:
-                span = self.builder.add_span(
-                    chunk.offset,
-                    blob_end - chunk.offset,
-                    chunk.length,
-                    _parse_sha256(chunk.digest),
-                    Codec.ZSTD,
-                )
-                pieces.append(Piece(file_offset, chunk.length, span))
-            file_offset += chunk.length
+        last = len(entries) - 1
+        for number, chunk in enumerate(entries):
+            blob_end = toc.end_offset if number == last else entries[number + 1].offset
+            length = chunk.chunk_size
+            if file_offset != chunk.chunk_offset or not length:
+                raise _out_of_order(toc)
+            piece = self._piece(chunk, file_offset, length, blob_end, chunk.chunk_digest)
+            if piece is not None:
+                pieces.append(piece)
+            file_offset += length
         if file_offset != toc.size:
             raise FormatError(
                 _WHAT, f"{toc.name[:80]!r} has {toc.size} bytes, its chunks {file_offset}"
             )
         return pieces
+
+    def _piece(
+        self, chunk: TocEntry, file_offset: int, length: int, blob_end: int, digest: str
+    ) -> Piece | None:
+        offset = chunk.offset
+        if not self._position <= offset <= blob_end <= self._end:
+            raise FormatError(
+                _WHAT,
+                f"{chunk.name[:80]!r}: a chunk at {offset} to {blob_end}, expected between"
+                f" {self._position} and {self._end}",
+            )
+        self._position = blob_end
+        if chunk.chunk_type == ZEROS:
+            return None
+        span = self.builder.add_span(
+            offset, blob_end - offset, length, _parse_sha256(digest), _ZSTD
+        )
+        return Piece(file_offset, length, span)
+
+
+def _out_of_order(toc: TocEntry) -> FormatError:
+    return FormatError(_WHAT, f"the chunks of {toc.name[:80]!r} are out of order")
 
 
 def _parse_sha256(text: str) -> bytes:
