@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, StorageError
 from lazyimg.fill.engine import Engine
-from lazyimg.host.allocator import keep_freed_memory
+from lazyimg.host.allocator import keep_freed_memory, reserve_memory
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
@@ -141,7 +141,7 @@ async def start(
 
     registries = _Registries(config.registry, root / "spool")
     stack.push_async_callback(registries.close)
-    engine = Engine(limits=config.fill.limits())
+    engine = Engine(limits=config.fill.limits(), prepare=reserve_memory)
     stack.push_async_callback(engine.close)
     was_shown = SHOWN in manager.names
     shown = ShownAccess(manager.take(SHOWN))

@@ -122,6 +122,19 @@ class FillSettings(msgspec.Struct, frozen=True, kw_only=True):
             extra=_SIZE,
         ),
     ] = _FILL.max_decode
+    ahead: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="What is fetched ahead of a reader that reads a file in order. 0: nothing.",
+            extra=_SIZE,
+        ),
+    ] = _FILL.ahead
+    ahead_after: Annotated[
+        int,
+        Meta(ge=0, le=1024, description="Requests in order after which fetching ahead begins."),
+    ] = _FILL.ahead_after
     decode_workers: Annotated[
         int,
         Meta(ge=1, le=1024, description="Threads that decompress and compute digests."),

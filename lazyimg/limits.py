@@ -37,6 +37,8 @@ class FillLimits:
         min_fetch: bytes of a blob that a reader's request is widened to, with the spans beside it.
         max_fetch: bytes of a blob that one request asks for (one span may be larger).
         max_decode: bytes that the spans of one request decode to (one span may be larger).
+        ahead: bytes of a device that are fetched ahead of a reader that reads in order; 0: none.
+        ahead_after: requests in order after which that begins.
         decode_workers: threads that decompress and compute digests.
         recent: bytes of decoded spans that are kept for the next fill.
         prefetch_piece: bytes of a device that a prefetch fills at a time.
@@ -51,10 +53,12 @@ class FillLimits:
     merge_gap: int = 64 * KIB
     min_fetch: int = 128 * KIB
     max_fetch: int = 4 * MIB
-    max_decode: int = 8 * MIB
+    max_decode: int = 4 * MIB
+    ahead: int = 8 * MIB
+    ahead_after: int = 2
     decode_workers: int = 4
     recent: int = 8 * MIB
-    prefetch_piece: int = MIB
+    prefetch_piece: int = 4 * MIB
     prefetch_pieces: int = 4
 
     def __post_init__(self) -> None:
@@ -69,7 +73,7 @@ class FillLimits:
             raise ValueError(f"read_deadline is {self.read_deadline}, expected more than 0 seconds")
 
 
-_NOT_NEGATIVE: Final = ("merge_gap", "min_fetch", "recent")
+_NOT_NEGATIVE: Final = ("merge_gap", "min_fetch", "ahead", "ahead_after", "recent")
 _POSITIVE: Final = (
     "memory",
     "background_memory",

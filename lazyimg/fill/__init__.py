@@ -9,6 +9,8 @@ The life of a fill:
   2. `plan` says which spans a step needs. For those in flight it joins; the others are grouped into
      runs that one ranged request each can fetch. For a reader a small request is widened to the
      spans beside it, because small files are read one by one and each round trip costs.
+     What a reader in order will want next is fetched as well (`ahead`), by flights that it does
+     not wait for; should it catch up with one, it joins it.
   3. Each run is a flight, a task of its own: it waits for its turn (`budget`), fetches, decodes and
      verifies in a worker thread (`decode`), assembles whole blocks (`assembly`), and only then
      writes: nothing unverified is ever handed to a sink.
@@ -29,8 +31,8 @@ Rules:
     on, but a new fill starts anew. A reader without a deadline tries again until it can be filled
     or is cancelled (`patience`), whatever fails.
   - A fill for another sink than the flight's waits for the flight to end, and then makes its own.
-  - Readers go before prefetching, which has only a share of memory and requests. A reader that
-    joins a waiting prefetch makes it urgent.
+  - Readers go before what is fetched ahead of them, and that before prefetching; these two have
+    only a share of memory and requests. A reader that joins what waits makes it urgent.
   - Each registry has a share of the budget, so that one that hangs does not stop reads of others.
   - Memory in flight is bounded by the budget. A single span may be larger than a request's usual
     size, and than the budget: it then goes alone.

@@ -24,8 +24,9 @@ class Priority(IntEnum):
     """How urgent a fill is; a smaller number goes first."""
 
     ON_DEMAND = 0  # somebody waits
-    TRACED = 1  # an earlier start read this
-    BACKGROUND = 2
+    AHEAD = 1  # somebody who reads in order will want this next
+    TRACED = 2  # an earlier start read this
+    BACKGROUND = 3
 
 
 @dataclass(slots=True, eq=False)

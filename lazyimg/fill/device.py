@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import NotFoundError
+from lazyimg.fill.ahead import Readers
 
 if TYPE_CHECKING:
     import asyncio
@@ -64,6 +65,7 @@ class Device:
         table: any source's; all agree on the layout.
         sources: in the order they were added.
         fetched: bytes of blobs.
+        readers: who reads it, and what to fetch ahead for them.
         local: by span, 1 if it was written to the sink in use: a hint, see `is_wanting`.
     """
 
@@ -71,6 +73,7 @@ class Device:
         self.table = source.table
         self.sources = [source]
         self.fetched = 0
+        self.readers = Readers(self.table)
         self._flights: dict[int, Flight] = {}
         self._sink: Sink | None = None
         self._unanswered: list[Source] = []

@@ -37,8 +37,11 @@ if TYPE_CHECKING:
     from lazyimg.limits import FillLimits
     from lazyimg_formats.device_table import DeviceTable
 
-_BATCH: Final = 2 << 20
+_BATCH: Final = 4 << 20
 """Bytes of a device that a worker writes in one go: others want it too."""
+
+_SMALL: Final = 8
+"""The part of what is kept for the next reads that the spans of one flight may take."""
 
 _MANY_EXTENTS: Final = 512
 """Extents of one step from which on planning its rest is work for a thread."""
@@ -85,9 +88,13 @@ class Engine:
     """Makes ranges of devices present.
 
     All methods but `size` and `local` are called in one event loop.
+
+    Args:
+        limits: of all fills together.
+        prepare: called in a worker when the first bytes are fetched; must not raise.
     """
 
-    def __init__(self, *, limits: FillLimits) -> None:
+    def __init__(self, *, limits: FillLimits, prepare: Callable[[], object] | None = None) -> None:
         self.counters = Counters()
         self.limits = limits
         self._devices: dict[str, Device] = {}
@@ -95,6 +102,7 @@ class Engine:
         self._recent = RecentSpans(limits.recent)
         self._flights: set[Flight] = set()
         self._workers = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
+        self._prepare = prepare
         self._closed = False
 
     def add_device(self, table: DeviceTable, blob: BlobReader, place: str = "") -> None:
@@ -235,6 +243,8 @@ class Engine:
         ]:
             await self._await_flights(foreign, wish)
         flights = self._join(device, needed, wish)
+        if wish.priority is Priority.ON_DEMAND:
+            self._fetch_ahead(device, step, wish.sink)
         await self._await_flights(flights, wish)
         _raise_failure(device, flights, needed)
         await self._write_rest(device.table, step, flights, wish.sink)
@@ -248,8 +258,17 @@ class Engine:
         self.counters.joined += len(flights)
         for run in list(plan_runs(device.unclaimed(needed))):
             for spans in self._plan(device, run, wish.priority):
-                flights.append(self._launch(device, spans, wish))
+                flights.append(self._launch(device, spans, wish.sink, wish.priority))
         return sorted(flights, key=lambda flight: flight.spans.start)
+
+    def _fetch_ahead(self, device: Device, step: tuple[int, int], sink: Sink) -> None:
+        """Launch flights for what follows a reader's request, if that reader goes on and on."""
+        ahead = device.readers.note(*step, self.limits)
+        if ahead:
+            wanting = filter(device.is_wanting, device.table.spans_in(ahead.start, len(ahead)))
+            for run in plan_runs(wanting):
+                for spans in plan_groups(device.table, run, self.limits):
+                    self._launch(device, spans, sink, Priority.AHEAD)
 
     def _plan(self, device: Device, run: range, priority: Priority) -> Iterator[range]:
         """Give the runs to fetch for a run of spans that nobody fetches."""
@@ -259,12 +278,12 @@ class Engine:
             run = widen_run(device.table, run, device.is_wanting, self.limits)
         return plan_groups(device.table, run, self.limits)
 
-    def _launch(self, device: Device, spans: range, wish: _Wish) -> Flight:
+    def _launch(self, device: Device, spans: range, sink: Sink, priority: Priority) -> Flight:
         table = device.table
         ranges = plan_blob_ranges(table, spans, self.limits)
         decoded = sum(table.span_length(span) for span in spans)
         memory = sum(part.length for part in ranges) + decoded
-        flight = Flight(device, spans, wish.sink, Ticket(wish.priority, memory, place=device.place))
+        flight = Flight(device, spans, sink, Ticket(priority, memory, place=device.place))
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.add(flight)
         device.start(flight)
@@ -308,6 +327,9 @@ class Engine:
     async def _fly(self, flight: Flight) -> None:
         device, spans = flight.device, flight.spans
         name = device.table.name
+        if self._prepare is not None:  # while this one waits for its blob
+            self._workers.submit(self._prepare)
+            self._prepare = None
         have = {span: data for span in spans if (data := self._recent.get(name, span)) is not None}
         URGENCY.set(flight.ticket)  # this task is the flight's own
         flight.ticket.fetching = len(have) < len(spans)
@@ -393,10 +415,11 @@ class Engine:
         return assembly, assembly.write_batch(flight.sink)
 
     def _remember(self, flight: Flight, decoded: Mapping[int, bytes]) -> None:
-        """Keep what a reader may want next; of a prefetch, what the next piece shares with it."""
+        """Keep what a reader may want next; of much, what the spans beside it share with it."""
         name, spans = flight.device.table.name, flight.spans
         if name in self._devices:
-            everything = flight.ticket.priority is Priority.ON_DEMAND
+            small = sum(map(len, decoded.values())) <= self.limits.recent // _SMALL
+            everything = small and flight.ticket.priority is Priority.ON_DEMAND
             for span in decoded if everything else decoded.keys() & {spans[0], spans[-1]}:
                 self._recent.put(name, span, decoded[span])
 

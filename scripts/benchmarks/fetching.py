@@ -67,11 +67,12 @@ async def _run(work: Path, reference: str, *, ahead: bool) -> float:
     file = ObjectFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
     writers = WriterPool()
     sink = ObjectSink(file, table.name, CacheSpace(work, CacheLimits()), writers)
-    before = _cpu()
+    os.truncate(path, table.size)
+    offset, before = 0, _cpu()
     if ahead:
         await prefetch(engine, table, sink, list)
     else:
-        for offset in range(0, table.size, REQUEST):
+        while (offset := os.lseek(file.fd, offset, os.SEEK_HOLE)) < table.size:
             await engine.fill(table.name, offset, min(REQUEST, table.size - offset), sink)
     used = _cpu() - before
     await engine.close()

@@ -38,7 +38,8 @@ T = TypeVar("T")
 
 def new_buffer() -> memoryview:
     """Give a page-aligned buffer of `BUFFER_SIZE` bytes, for `ObjectFile.write`."""
-    return memoryview(mmap.mmap(-1, BUFFER_SIZE))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE  # all pages in one go
+    return memoryview(mmap.mmap(-1, BUFFER_SIZE, flags))
 
 
 class ObjectFile:

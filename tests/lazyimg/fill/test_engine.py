@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -575,6 +576,100 @@ async def test_small_reads_are_widened_and_what_came_along_costs_no_fetch(engine
     assert len(sink.writes) == 2
     await engine.fill(device.name, 56 * BLOCK_SIZE, BLOCK_SIZE, sink)
     assert blob.reads[1:] == [(56 * BLOCK_SIZE, 8 * BLOCK_SIZE)]
+
+
+async def read_in_order(engine: Engine, device: Device, sink: MemorySink, length: int) -> int:
+    """Read a device as the kernel does, which asks for what is absent; gives the requests."""
+    requests = 0
+    for offset in range(0, device.table.size, length):
+        while not sink.has(offset, length):
+            await engine.fill(device.name, offset, length, sink)
+            requests += 1
+    return requests
+
+
+async def test_reader_in_order_is_served_ahead(engine: Engine) -> None:
+    device = aligned_device(512, 1 << 16)  # 32 MiB
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    requests = await read_in_order(engine, device, sink, 1 << 18)
+    assert sink.data == device.content
+    assert sum(length for _, length in blob.reads) == len(device.blob)
+    assert requests < 64
+    assert len(blob.reads) < 32
+
+
+async def test_nothing_is_fetched_ahead_of_those_who_do_not_read_in_order(engine: Engine) -> None:
+    device = aligned_device(512, 1 << 16)
+    blob = MemoryBlob(device.blob)
+    engine.add_device(device.table, blob)
+    for number in (7, 400, 100, 350, 50, 300, 200):
+        await engine.fill(device.name, number << 16, 1 << 18, MemorySink())
+    assert sum(length for _, length in blob.reads) == 7 << 18
+
+
+async def test_reader_that_stops_costs_no_more_than_it_has_read(engine: Engine) -> None:
+    device = aligned_device(512, 1 << 16)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    for number in range(3):
+        await engine.fill(device.name, number << 18, 1 << 18, sink)
+    await engine.close()
+    assert sum(length for _, length in blob.reads) == 2 * (3 << 18)
+
+
+async def test_reader_joins_what_is_fetched_ahead_of_it(engine: Engine) -> None:
+    device = aligned_device(512, 1 << 16)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    for number in range(2):
+        await engine.fill(device.name, number << 18, 1 << 18, sink)
+    blob.gate.clear()
+    third, fourth = (
+        asyncio.create_task(engine.fill(device.name, number << 18, 1 << 18, sink))
+        for number in (2, 3)
+    )
+    for _ in range(3):  # each begins, and the fourth joins
+        await asyncio.sleep(0)
+    assert engine.counters.joined == 1
+    (flight,) = engine._devices[device.name].flights_of([12])
+    assert flight.ticket.priority is Priority.ON_DEMAND
+    blob.gate.set()
+    await asyncio.gather(third, fourth)
+    assert sink.has(0, 4 << 18)
+    assert len({offset for offset, _ in blob.reads}) == len(blob.reads)
+
+
+async def test_failure_ahead_is_told_to_those_only_who_wait_for_it(engine: Engine) -> None:
+    device = aligned_device(512, 1 << 16)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+
+    def fail(offset: int, _length: int) -> None:
+        if offset >= 3 << 18:
+            raise RegistryError("registry", "away")
+
+    blob.fault = fail
+    for number in range(3):
+        await engine.fill(device.name, number << 18, 1 << 18, sink)
+    with pytest.raises(RegistryError, match=r"^registry: away$"):
+        await engine.fill(device.name, 3 << 18, 1 << 18, sink)
+    blob.fault = lambda _offset, _length: None
+    await read_in_order(engine, device, sink, 1 << 18)
+    assert sink.data == device.content
+
+
+async def test_preparation_is_made_once_and_with_the_first_fetch() -> None:
+    made: list[str] = []
+    engine = Engine(limits=LIMITS, prepare=lambda: made.append(threading.current_thread().name))
+    device = aligned_device(64)
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    assert not made
+    for number in range(3):
+        await engine.fill(device.name, 20 * number * BLOCK_SIZE, BLOCK_SIZE, MemorySink())
+    await engine.close()
+    assert len(made) == 1
+    assert made[0].startswith("decode")
 
 
 async def test_prefetch_is_not_widened(engine: Engine) -> None:

@@ -7,15 +7,16 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from lazyimg.host.allocator import keep_freed_memory
+from lazyimg.host import allocator
+from lazyimg.host.allocator import keep_freed_memory, reserve_memory
 
 if TYPE_CHECKING:
     import pytest
 
 COUNT_FAULTS = """
 import resource, sys
-from lazyimg.host.allocator import keep_freed_memory
-if sys.argv[1] == "keep":
+from lazyimg.host.allocator import keep_freed_memory, reserve_memory
+if "keep" in sys.argv[1]:
     assert keep_freed_memory()
 def use():
     for _ in range(50):
@@ -26,16 +27,33 @@ use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+COUNT_FIRST_FAULTS = COUNT_FAULTS.replace("def use", "reserve_memory()\ndef use").replace(
+    "use()\nbefore", "before"
+)
 
-def faults(what: str) -> int:
+
+def faults(what: str, program: str = COUNT_FAULTS) -> int:
     ended = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS, what], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program, what], check=True, capture_output=True, text=True
     )
     return int(ended.stdout)
 
 
 def test_large_blocks_are_used_again() -> None:
     assert faults("keep") < 1024
+
+
+def test_reserved_memory_is_there_at_the_first_use() -> None:
+    assert faults("keep", COUNT_FIRST_FAULTS) < 200  # a block has 1024 pages
+
+
+def test_kernel_that_gives_no_pages_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "_MADV_POPULATE_WRITE", 12345)
+    assert not reserve_memory(1 << 20)
+
+
+def test_no_memory_to_reserve() -> None:
+    assert not reserve_memory(1 << 60)
 
 
 def test_other_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
