@@ -164,7 +164,7 @@ async def start(
     from lazyimg.images.service import Images  # noqa: PLC0415
 
     listener = _bind(Path(config.address), manager, stack)
-    stack.enter_context(calls_known_by(root / "calls"))
+    await stack.enter_async_context(calls_known_by(root / "calls"))
     mounts = Mounts(
         root,
         config.domain_id,

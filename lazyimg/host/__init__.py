@@ -3,7 +3,8 @@
 Rules:
   - The daemon never waits for itself. A process in mount(2) or umount(2) waits for answers that
     the daemon must give, and cannot be killed meanwhile: so each such call is made by a child
-    process that holds none of the daemon's fds (`mount_child.py`, standard library only).
+    process that holds none of the daemon's fds (`mount_child.py`, standard library only). One
+    that is idle is kept for the next call (`mount_calls`); it ends with the daemon.
   - The daemon must not depend on a file that it serves: `own_mounts` refuses to serve then.
   - Overlays state `index`, `metacopy` and `redirect_dir` themselves: the kernel's defaults differ
     from one distribution to the next.

@@ -1,8 +1,9 @@
-"""A process for one mount(2), umount2(2) or read: `python -I -S mount_child.py REQUEST`.
+"""A process for mount(2), umount2(2) and reads, one at a time: `python -I -S mount_child.py`.
 
-It is run by its path, imports the standard library only, and holds no fds but its own three. The
-request is JSON: {"call": name, arguments by name}. On standard output it writes one JSON object:
-{} when done, or {"errno": number, "call": system call, "log": the kernel's own words, if any}.
+It is run by its path, imports the standard library only, and holds no fds but its own three and a
+lock. A request is a line of JSON on standard input: {"call": name, arguments by name}. To each it
+writes one on standard output: {} when done, or {"errno": number, "call": system call, "log": the
+kernel's own words, if any}. It ends when its input does.
 
 Source: mount(2), umount2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2);
 include/uapi/linux/mount.h.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import BinaryIO
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -93,6 +95,26 @@ def _mount_by_parts(
 ) -> None:
     context = _syscall("fsopen", _SYS_FSOPEN, os.fsencode(fs_type), 1)
     try:
+        mount = _make_mount(context, source, flags, options)
+    finally:
+        os.close(context)
+    try:
+        _syscall(
+            "move_mount",
+            _SYS_MOVE_MOUNT,
+            mount,
+            b"",
+            _AT_FDCWD,
+            os.fsencode(target),
+            _MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    finally:
+        os.close(mount)
+
+
+def _make_mount(context: int, source: str, flags: int, options: list[list[str]]) -> int:
+    """Give the fd of a mount that is nowhere yet."""
+    try:
         _configure(context, ["source", source])
         if flags & MS_RDONLY:
             _configure(context, ["ro"])
@@ -102,16 +124,7 @@ def _mount_by_parts(
     except CallError as error:
         raise CallError(error.call, error.number, _kernel_log(context)) from error
     attributes = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV)  # MOUNT_ATTR_* have the same bits
-    mount = _syscall("fsmount", _SYS_FSMOUNT, context, 1, attributes)
-    _syscall(
-        "move_mount",
-        _SYS_MOVE_MOUNT,
-        mount,
-        b"",
-        _AT_FDCWD,
-        os.fsencode(target),
-        _MOVE_MOUNT_F_EMPTY_PATH,
-    )
+    return _syscall("fsmount", _SYS_FSMOUNT, context, 1, attributes)
 
 
 def _configure(context: int, option: list[str]) -> None:
@@ -184,19 +197,25 @@ _CALLS: dict[str, Callable[..., None]] = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Do what the request says; 0 when done, 1 when a system call failed."""
-    request = json.loads(arguments[1])
+def answer(line: bytes) -> bytes:
+    """Do what a request says; gives the answer."""
+    request = json.loads(line)
     call = _CALLS[request.pop("call")]
     try:
         call(**request)
     except CallError as error:
         reply = {"errno": error.number, "call": error.call, "log": error.log}
-        sys.stdout.write(json.dumps(reply))
-        return 1
-    sys.stdout.write("{}")
-    return 0
+    else:
+        reply = {}
+    return json.dumps(reply).encode() + b"\n"
+
+
+def main(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    for line in requests:
+        replies.write(answer(line))
+        replies.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    main(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,4 +1,4 @@
-"""Mounting and unmounting, each by a child process that holds none of our fds.
+"""Mounting and unmounting, by a child process that holds none of our fds (`mount_calls`).
 
 Directories must be absolute and normalized. Nothing here looks at a target before it is mounted:
 stat(2) on a directory of ours could wait for ourselves.
@@ -7,12 +7,9 @@ stat(2) on a directory of ours could wait for ourselves.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
 import logging
 import os
-import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from errno import (
     EBUSY,
     EEXIST,
@@ -33,22 +30,14 @@ from lazyimg.errors import (
     LazyimgError,
     NotFoundError,
     NotRootError,
-    StorageError,
     UsageError,
 )
 from lazyimg.host import mount_child
+from lazyimg.host.mount_calls import MountCalls
 from lazyimg.host.mount_table import MountEntry, parse_mount_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-CALL_TIMEOUT: Final = 120.0
-"""Seconds for one mount or unmount, after which the child is killed."""
-
-_CALLS_PAUSE: Final = 0.02  # seconds; a lock announces nothing
-
-KILL_TIMEOUT: Final = 5.0
-"""Seconds that a killed child may take to end."""
+    from collections.abc import AsyncIterator, Sequence
 
 BDI: Final = Path("/sys/class/bdi")
 """Where the kernel keeps the read-ahead of each mounted file system."""
@@ -56,72 +45,38 @@ BDI: Final = Path("/sys/class/bdi")
 SUPERBLOCKS: Final = Path("/sys/fs/erofs")
 """Where the kernel lists its EROFS file systems, those that are detached and in use as well."""
 
+KEPT_PROCESSES: Final = 1
+"""Idle processes that make calls."""
+
 _log = logging.getLogger(__name__)
 
-_calls_lock: Path | None = None
+_calls = MountCalls()
 
 
-@contextmanager
-def calls_known_by(path: Path) -> Iterator[None]:
-    """Let each call hold a shared lock on a file for as long as its process lives.
+@asynccontextmanager
+async def calls_known_by(path: Path) -> AsyncIterator[None]:
+    """Keep processes for calls, each with a shared lock on a file for as long as it lives.
 
     Calls outlive the process that makes them: whoever follows it waits for them by this file.
     """
-    global _calls_lock  # noqa: PLW0603  as the mounts, it belongs to the process
-    _calls_lock = path
+    global _calls
+    before, _calls = _calls, MountCalls(path, kept=KEPT_PROCESSES)
     try:
         yield
     finally:
-        _calls_lock = None
+        ended, _calls = _calls, before
+        await ended.close()
 
 
 async def wait_for_calls() -> bool:
     """Wait until no call is being made by any process that knows our file; False if one stays.
 
+    To be called before the first call.
+
     Raises:
         StorageError: the file cannot be used.
     """
-    if _calls_lock is None:
-        return True
-    fd = _open_lock(_calls_lock)
-    try:
-        async with asyncio.timeout(CALL_TIMEOUT):
-            while not _try_lock(fd):  # noqa: ASYNC110  nothing announces it
-                await asyncio.sleep(_CALLS_PAUSE)
-    except TimeoutError:
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(str(path), f"cannot be opened: {error.strerror}") from error
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _input_of_call() -> Iterator[int]:
-    """Give what a call's process has as standard input: it keeps the lock until it ends."""
-    if _calls_lock is None:
-        yield asyncio.subprocess.DEVNULL
-        return
-    fd = _open_lock(_calls_lock)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        yield fd
-    finally:
-        os.close(fd)
+    return await _calls.wait_for_others()
 
 
 async def mount_erofs(
@@ -270,44 +225,9 @@ async def superblocks() -> list[tuple[str, str]]:
 
 
 async def _call(what: str, target: Path, request: dict[str, Any]) -> None:
-    with _input_of_call() as given:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            mount_child.__file__,
-            json.dumps(request),
-            stdin=given,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,  # a signal for the daemon's group is not for it
-        )
-    try:
-        async with asyncio.timeout(CALL_TIMEOUT):
-            output, errors = await child.communicate()
-    except TimeoutError as error:
-        raise KernelError(what, f"not done after {CALL_TIMEOUT:g} s") from error
-    finally:
-        if child.returncode is None:
-            await _kill(child)
-    try:
-        reply = json.loads(output)
-    except ValueError as error:
-        said = errors.decode(errors="replace").strip().splitlines()[-1:]
-        raise KernelError(
-            what, f"the mounting process ended with {child.returncode}: {said}"
-        ) from error
+    reply = await _calls.call(what, request)
     if reply:
         raise _call_error(what, target, request.get("fs_type", request["call"]), reply)
-
-
-async def _kill(child: asyncio.subprocess.Process) -> None:
-    child.kill()
-    try:
-        await asyncio.wait_for(child.wait(), KILL_TIMEOUT)
-    except TimeoutError:  # in the kernel, unkillable: it ends when its call does
-        _log.warning("process %d does not end", child.pid)
 
 
 def _call_error(what: str, target: Path, call: str, reply: dict[str, Any]) -> LazyimgError:

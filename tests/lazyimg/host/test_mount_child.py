@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import subprocess
@@ -13,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lazyimg.host import mount_child
-from lazyimg.host.mount_child import MS_BIND, MS_RDONLY, MS_REMOUNT, CallError, main
+from lazyimg.host.mount_child import MS_BIND, MS_RDONLY, MS_REMOUNT, CallError, answer, main
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+CONTEXT, MOUNT = 7, 8
+"""Fds that the kernel gives."""
 
 
 class Library:
@@ -25,12 +30,13 @@ class Library:
     def __init__(self, errors: dict[int, int] | None = None) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.errors = errors or {}
+        self.closed: list[int] = []
 
     def _call(self, *call: Any) -> int:
         self.calls.append(call)
         number = self.errors.get(len(self.calls) - 1, 0)
         ctypes.set_errno(number)
-        return -1 if number else 7
+        return -1 if number else CONTEXT
 
     def mount(self, *arguments: Any) -> int:
         return min(self._call("mount", *arguments), 0)
@@ -39,38 +45,42 @@ class Library:
         return min(self._call("umount2", *arguments), 0)
 
     def syscall(self, *arguments: Any) -> int:
-        return self._call(*(argument.value for argument in arguments))
+        result = self._call(*(argument.value for argument in arguments))
+        return MOUNT if arguments[0].value == 432 and result == CONTEXT else result
 
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     library = Library()
     monkeypatch.setattr(mount_child, "_libc", library)
+    close = os.close
+    monkeypatch.setattr(
+        os, "close", lambda fd: library.closed.append(fd) if fd in {CONTEXT, MOUNT} else close(fd)
+    )
     return library
 
 
-def request(call: str, **arguments: Any) -> list[str]:
-    return ["mount_child.py", json.dumps({"call": call, **arguments})]
+def ask(call: str, **arguments: Any) -> dict[str, Any]:
+    reply = answer(json.dumps({"call": call, **arguments}).encode() + b"\n")
+    assert reply.count(b"\n") == 1
+    parsed: dict[str, Any] = json.loads(reply)
+    return parsed
 
 
-def mount_request(*options: list[str], flags: int = MS_RDONLY) -> list[str]:
-    return request(
-        "mount", source="none", target="/mnt", fs_type="erofs", flags=flags, options=options
-    )
+def ask_to_mount(*options: list[str], flags: int = MS_RDONLY) -> dict[str, Any]:
+    return ask("mount", source="none", target="/mnt", fs_type="erofs", flags=flags, options=options)
 
 
-def test_mount(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(mount_request(["fsid", "abc"], ["user_xattr"])) == 0
+def test_mount(library: Library) -> None:
+    assert ask_to_mount(["fsid", "abc"], ["user_xattr"]) == {}
     assert library.calls == [
         ("mount", b"none", b"/mnt", b"erofs", MS_RDONLY, b"fsid=abc,user_xattr")
     ]
-    assert capsys.readouterr().out == "{}"
 
 
-def test_mount_that_fails(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mount_that_fails(library: Library) -> None:
     library.errors = {0: ENOENT}
-    assert main(mount_request()) == 1
-    assert json.loads(capsys.readouterr().out) == {"errno": ENOENT, "call": "mount", "log": ""}
+    assert ask_to_mount() == {"errno": ENOENT, "call": "mount", "log": ""}
 
 
 def many() -> list[list[str]]:
@@ -81,72 +91,75 @@ def test_options_that_fill_the_page_exactly(library: Library) -> None:
     options = many()
     missing = 4095 - len(",".join("=".join(option) for option in options))
     options.append(["x" * (missing - 1)])
-    assert main(mount_request(*options)) == 0
+    assert ask_to_mount(*options) == {}
     assert library.calls[0][0] == "mount"
     assert len(library.calls[0][-1]) == 4095
 
 
 def test_options_that_do_not_fit_in_the_page(library: Library) -> None:
-    assert main(mount_request(*many(), ["x" * 300])) == 0
+    assert ask_to_mount(*many(), ["x" * 300]) == {}
     first, source, read_only, fsid, flag, *devices = library.calls[:-3]
     assert first == (430, b"erofs", 1)
-    assert source == (431, 7, 1, b"source", b"none", 0)
-    assert read_only == (431, 7, 0, b"ro", None, 0)
-    assert fsid == (431, 7, 1, b"fsid", b"abc", 0)
-    assert flag == (431, 7, 0, b"flag", None, 0)
+    assert source == (431, CONTEXT, 1, b"source", b"none", 0)
+    assert read_only == (431, CONTEXT, 0, b"ro", None, 0)
+    assert fsid == (431, CONTEXT, 1, b"fsid", b"abc", 0)
+    assert flag == (431, CONTEXT, 0, b"flag", None, 0)
     assert len(devices) == 56
     assert library.calls[-3:] == [
-        (431, 7, 6, None, None, 0),
-        (432, 7, 1, MS_RDONLY),
-        (429, 7, b"", -100, b"/mnt", 4),
+        (431, CONTEXT, 6, None, None, 0),
+        (432, CONTEXT, 1, MS_RDONLY),
+        (429, MOUNT, b"", -100, b"/mnt", 4),
     ]
+    assert library.closed == [CONTEXT, MOUNT]
+
+
+def test_parts_of_a_mount_that_cannot_be_put_in_its_place(library: Library) -> None:
+    library.errors = {63: ENOENT}
+    assert ask_to_mount(*many(), ["x" * 300])["call"] == "move_mount"
+    assert library.closed == [CONTEXT, MOUNT]
 
 
 def test_parts_of_a_writable_mount(library: Library) -> None:
-    assert main(mount_request(*many(), ["x" * 300], flags=0)) == 0
-    assert (431, 7, 0, b"ro", None, 0) not in library.calls
-    assert library.calls[-2] == (432, 7, 1, 0)
+    assert ask_to_mount(*many(), ["x" * 300], flags=0) == {}
+    assert (431, CONTEXT, 0, b"ro", None, 0) not in library.calls
+    assert library.calls[-2] == (432, CONTEXT, 1, 0)
 
 
-def test_kernel_that_says_why(
-    library: Library, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernel_that_says_why(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     said = [b"e erofs: first\n", b"e erofs: second\n"]
 
     def read(fd: int, _size: int) -> bytes:
-        assert fd == 7
+        assert fd == CONTEXT
         if not said:
             raise OSError(ENODATA, "")
         return said.pop(0)
 
     monkeypatch.setattr(os, "read", read)
     library.errors = {61: EINVAL}
-    assert main(mount_request(*many(), ["x" * 300])) == 1
-    assert json.loads(capsys.readouterr().out) == {
+    assert ask_to_mount(*many(), ["x" * 300]) == {
         "errno": EINVAL,
         "call": "fsconfig",
         "log": "e erofs: first; e erofs: second",
     }
+    assert library.closed == [CONTEXT]
 
 
 def test_bind(library: Library) -> None:
-    assert main(request("bind", source="/a", target="/b", read_only=False)) == 0
+    assert ask("bind", source="/a", target="/b", read_only=False) == {}
     assert library.calls == [("mount", b"/a", b"/b", None, MS_BIND, b"")]
 
 
 def test_bind_read_only(library: Library) -> None:
-    assert main(request("bind", source="/a", target="/b", read_only=True)) == 0
+    assert ask("bind", source="/a", target="/b", read_only=True) == {}
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY
     assert library.calls[1:] == [("mount", b"none", b"/b", None, flags, b"")]
 
 
-def test_bind_that_cannot_be_made_read_only_is_taken_back(
-    library: Library, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bind_that_cannot_be_made_read_only_is_taken_back(library: Library) -> None:
     library.errors = {1: EPERM}
-    assert main(request("bind", source="/a", target="/b", read_only=True)) == 1
+    reply = ask("bind", source="/a", target="/b", read_only=True)
     assert library.calls[2:] == [("umount2", b"/b", 2 | 8)]
-    assert json.loads(capsys.readouterr().out)["errno"] == EPERM
+    assert reply["errno"] == EPERM
 
 
 @pytest.mark.parametrize(("lazy", "flags"), [(False, 8), (True, 8 | 2)])
@@ -155,22 +168,26 @@ def test_unmount(
     lazy: bool,  # noqa: FBT001 - a parameter of the table
     flags: int,
 ) -> None:
-    assert main(request("unmount", target="/a b", lazy=lazy)) == 0
+    assert ask("unmount", target="/a b", lazy=lazy) == {}
     assert library.calls == [("umount2", b"/a b", flags)]
 
 
-def test_read(library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_read(library: Library, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"bytes")
-    assert main(request("read", path=str(tmp_path / "file"), offset=3)) == 0
-    assert main(request("read", path=str(tmp_path / "none"), offset=0)) == 1
-    assert main(request("read", path=str(tmp_path), offset=0)) == 1
-    replies = capsys.readouterr().out.replace("}{", "}\n{").split("\n")
-    facts = [json.loads(reply) for reply in replies[1:]]
-    assert facts == [
-        {"errno": ENOENT, "call": "open", "log": ""},
-        {"errno": EISDIR, "call": "pread", "log": ""},
-    ]
+    assert ask("read", path=str(tmp_path / "file"), offset=3) == {}
+    missing = ask("read", path=str(tmp_path / "none"), offset=0)
+    assert missing == {"errno": ENOENT, "call": "open", "log": ""}
+    directory = ask("read", path=str(tmp_path), offset=0)
+    assert directory == {"errno": EISDIR, "call": "pread", "log": ""}
     assert library.calls == []
+
+
+def test_requests_until_the_end(library: Library) -> None:
+    line = b'{"call": "unmount", "target": "/a", "lazy": false}\n'
+    replies = io.BytesIO()
+    main(io.BytesIO(line * 3), replies)
+    assert replies.getvalue() == b"{}\n" * 3
+    assert len(library.calls) == 3
 
 
 def test_error_carries_its_facts() -> None:
@@ -180,19 +197,20 @@ def test_error_carries_its_facts() -> None:
 
 def test_process_of_its_own() -> None:
     """A real child, a real system call that fails, for root and anybody else alike."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            mount_child.__file__,
-            request("unmount", target="/nonexistent/directory", lazy=False)[1],
-        ],
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    reply = json.loads(done.stdout)
-    assert reply["call"] == "umount2"
-    assert reply["errno"] in {ENOENT, EPERM}
-    assert done.stderr == b""
+    request = {"call": "unmount", "target": "/nonexistent/directory", "lazy": False}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", mount_child.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for _ in range(2):
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+            reply = json.loads(child.stdout.readline())
+            assert reply["call"] == "umount2"
+            assert reply["errno"] in {ENOENT, EPERM}
+        assert child.communicate() == (b"", b"")
+    assert child.returncode == 0

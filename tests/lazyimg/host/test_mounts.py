@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import json
 import os
 import sys
@@ -46,7 +46,8 @@ CHILD = """
 import json, os, sys
 fds = sorted(map(int, os.listdir("/proc/self/fd")))
 with open({record!r}, "a") as file:
-    json.dump([sys.flags.isolated, os.getcwd(), len(fds), json.loads(sys.argv[1])], file)
+    request = json.loads(sys.stdin.readline())
+    json.dump([sys.flags.isolated, os.getcwd(), len(fds), request], file)
     file.write("\\n")
 {then}
 """
@@ -248,45 +249,6 @@ async def test_unmount_that_is_refused(
     assert str(raised.value) == f"unmount of /mnt/target: {text}"
 
 
-async def test_child_that_breaks_down(child: Child) -> None:
-    child.then("raise ValueError('broken')")
-    with pytest.raises(KernelError) as raised:
-        await unmount(TARGET)
-    assert str(raised.value) == (
-        "unmount of /mnt/target: the mounting process ended with 1: ['ValueError: broken']"
-    )
-
-
-async def test_child_that_does_not_end(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounts, "CALL_TIMEOUT", 0.5)
-    child.then("import time; time.sleep(60)")
-    with pytest.raises(KernelError, match=r"^unmount of /mnt/target: not done after 0.5 s$"):
-        await unmount(TARGET)
-
-
-async def test_child_that_cannot_be_killed(
-    child: Child, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(mounts, "CALL_TIMEOUT", 0.5)
-    monkeypatch.setattr(mounts, "KILL_TIMEOUT", 0.01)
-    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda _self: None)
-    child.then("import time; time.sleep(1.5); print('{}')")
-    with pytest.raises(KernelError, match="not done after"):
-        await unmount(TARGET)
-    assert "does not end" in caplog.text
-    await asyncio.sleep(1.5)  # or its process would outlive the event loop
-
-
-async def test_cancelled(child: Child) -> None:
-    child.then("import time; time.sleep(60)")
-    task = asyncio.create_task(unmount(TARGET))
-    while not child.record.exists():  # noqa: ASYNC110 - another process makes it
-        await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
 class Bdi:
     """/sys/class/bdi, to which the child adds what the kernel would."""
 
@@ -349,25 +311,6 @@ async def test_mount_table() -> None:
     assert sys.executable
 
 
-async def test_calls_are_known_while_their_process_lives(
-    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    child.then(f"open({str(gate)!r}).read(); print('{{}}')")
-    with mounts.calls_known_by(tmp_path / "calls"):
-        call = asyncio.create_task(unmount(Path("/target")))
-        writer = await asyncio.to_thread(gate.open, "w")  # the process is there
-        waiting = asyncio.create_task(mounts.wait_for_calls())
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        monkeypatch.setattr(mounts, "CALL_TIMEOUT", 0.05)
-        assert await mounts.wait_for_calls() is False
-        writer.close()
-        await call
-        assert await waiting is True
-
-
 async def test_read_of_a_byte(child: Child) -> None:
     await mounts.read_byte(Path("/mnt/file"), 4096)
     assert child.request() == {"call": "read", "path": "/mnt/file", "offset": 4096}
@@ -376,14 +319,25 @@ async def test_read_of_a_byte(child: Child) -> None:
         await mounts.read_byte(Path("/mnt/file"), 4096)
 
 
-async def test_nobody_knows_of_calls() -> None:
+async def test_calls_are_known_and_their_process_is_kept(child: Child, tmp_path: Path) -> None:
+    child.then("print('{}', flush=True); sys.stdin.readline(); print('{}', flush=True)")
+    async with mounts.calls_known_by(tmp_path / "calls"):
+        assert await mounts.wait_for_calls() is True
+        await unmount(TARGET)
+        await unmount(TARGET)
+        assert len(child.asked()) == 1  # it records its start
+        fd = os.open(tmp_path / "calls", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ended
+    os.close(fd)
     assert await mounts.wait_for_calls() is True
+    await unmount(TARGET)
+    assert len(child.asked()) == 2
 
 
 async def test_file_of_calls_that_cannot_be_used(child: Child, tmp_path: Path) -> None:
-    with mounts.calls_known_by(tmp_path / "no" / "calls"):
-        with pytest.raises(StorageError, match="cannot be opened: No such file or directory"):
-            await mounts.wait_for_calls()
+    async with mounts.calls_known_by(tmp_path / "no" / "calls"):
         with pytest.raises(StorageError, match="cannot be opened: No such file or directory"):
             await unmount(Path("/target"))
 
