@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import mmap
+import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
@@ -74,7 +75,7 @@ class Catalog:
         self._open_blob = open_blob
         self._bootstraps: dict[str, int] = {}
         self._devices: dict[str, int] = {}
-        self._maps: dict[str, mmap.mmap] = {}
+        self._verified: set[str] = set()  # bootstraps whose files have the bytes of their names
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
         self._blobs: dict[tuple[str, str, str], BlobReader] = {}
         self._shown = shown
@@ -115,10 +116,13 @@ class Catalog:
         self, cookie: str, offset: int, length: int, ahead: int = 0
     ) -> bytes | memoryview | None:
         """Give the bytes of a range that are in memory, fewer at the end; None if they are not."""
-        data = self._maps.get(cookie)
-        if data is None:
+        if cookie not in self._verified:
             return self._engine.local(cookie, offset, length, ahead)
-        return memoryview(data)[offset : offset + max(length, ahead)]
+        try:
+            return _read(self._root / "bootstraps" / cookie, offset, max(length, ahead))
+        except OSError:
+            self._verified.discard(cookie)  # a fill says what is wrong
+            return None
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         """Make a range present: both numbers are multiples of `BLOCK_SIZE`.
@@ -205,21 +209,27 @@ class Catalog:
     def _load_table(self, name: str, source: SourceRecord) -> DeviceTable:
         path = self._root / "tables" / source.table
         try:
-            return DeviceTable(memoryview(_map(path)), expected_name=name)
+            data = _map(path)
+            table = DeviceTable(memoryview(data), expected_name=name)
+            data.madvise(mmap.MADV_DONTNEED)  # what checks it reads all of it; fills need little
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else str(error)
             kind = CorruptError if isinstance(error, FormatError) else StorageError
             raise kind(str(path), f"cannot be used: {problem}", "mount the image again") from error
+        return table
 
     async def _fill_bootstrap(self, fsid: str, offset: int, length: int, sink: Sink) -> None:
-        """Map the file; the next ranges are `local`."""
-        data = self._maps.get(fsid)
-        if data is None:
-            data = await asyncio.to_thread(_map_bootstrap, self._root / "bootstraps" / fsid)
-            self._maps[fsid] = data
+        """Write from the file, once its bytes are known to be right; the next ones are `local`."""
+        path = self._root / "bootstraps" / fsid
+        if fsid not in self._verified:
+            await asyncio.to_thread(_verify, path)
+            self._verified.add(fsid)
         for start in range(offset, offset + length, _PIECE):
             piece = min(_PIECE, offset + length - start)
-            await sink.write(start, memoryview(data[start : start + piece].ljust(piece, b"\0")))
+            data = self.local(fsid, start, piece)
+            if data is None:
+                raise StorageError(str(path), "cannot be read any more", "mount it again")
+            await sink.write(start, memoryview(bytes(data).ljust(piece, b"\0")))
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -227,11 +237,25 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
-def _map_bootstrap(path: Path) -> mmap.mmap:
+def _read(path: Path, offset: int, length: int) -> bytes:
+    """Read from a file that is not kept open, nor in memory: the kernel caches what it asked for.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = _map(path)
-    except (OSError, ValueError) as error:
-        raise StorageError(str(path), f"cannot be read: {error}", "mount it again") from error
-    if hashlib.sha256(data).hexdigest() != path.name:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def _verify(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(
+            str(path), f"cannot be read: {error.strerror}", "mount it again"
+        ) from error
+    if digest != path.name:
         raise CorruptError(str(path), "its bytes are not those of its name", "remove it")
-    return data
