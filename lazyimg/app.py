@@ -175,7 +175,7 @@ async def start(
     )
     await mounts.recover(served=served)
     stack.push_async_callback(mounts.close)
-    images = Images(root, library, catalog, registries.open_image)
+    images = Images(root, library, catalog, registries.open_image, config.build.limits())
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
     daemon = LazyimgDaemon(
         config=config,

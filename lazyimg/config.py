@@ -6,6 +6,7 @@ docs/configuration.md are made from them. `lazyimg.config_file` reads and writes
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin, get_type_hints
@@ -14,7 +15,7 @@ import msgspec
 import msgspec.structs
 from msgspec import Meta
 
-from lazyimg.limits import FillLimits
+from lazyimg.limits import BuildLimits, FillLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ _DEADLINE: Final = {"unit": "deadline"}
 _PATH: Final = {"unit": "path"}
 
 _FILL: Final = FillLimits()
+_BUILD: Final = BuildLimits()
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,6 +290,34 @@ class MountSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1 << 20
 
 
+class BuildSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What making an image's metadata may take, when it is mounted for the first time here."""
+
+    memory: Annotated[
+        int,
+        Meta(
+            ge=64 << 20,
+            le=1 << 40,
+            description="What the process that does it may hold in memory: some 1.6 KiB for each "
+            "entry of an image of one layer. More is refused: an image may lie.",
+            extra=_SIZE,
+        ),
+    ] = _BUILD.memory
+    processor_time: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86400,
+            description="Processor time of that process; an image that takes more is refused.",
+            extra=_DURATION,
+        ),
+    ] = float(_BUILD.processor_time)
+
+    def limits(self) -> BuildLimits:
+        """Give the same as the builder takes it."""
+        return BuildLimits(memory=self.memory, processor_time=math.ceil(self.processor_time))
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -316,6 +346,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     registry: RegistrySettings = RegistrySettings()
     cachefiles: CachefilesSettings = CachefilesSettings()
     mount: MountSettings = MountSettings()
+    build: BuildSettings = BuildSettings()
 
     @property
     def cache_directory(self) -> Path:

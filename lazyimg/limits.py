@@ -9,17 +9,17 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildLimits:
     """What the process may take that turns the indexes of an image's layers into its bootstrap.
 
     Attributes:
         memory: bytes of data (RLIMIT_DATA); its code comes on top. 100,000 entries take a third.
-        seconds: of the processor (RLIMIT_CPU).
+        processor_time: seconds (RLIMIT_CPU).
     """
 
     memory: int = 448 * MIB
-    seconds: int = 300
+    processor_time: int = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Run as ``python -m lazyimg.images.build``: a BuildRequest as JSON on standard input, a BuildReply
 on standard output. The parent calls `build_image`. An index may lie about everything, so the child
-limits its own memory and time (`lazyimg.limits.BuildLimits`).
+limits its own memory and time (`BuildLimits`), once it has read the request.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from lazyimg_formats.layer import LayerIndex
 
 
-_LIMITS: Final = BuildLimits()
-_TOO_LARGE: Final = f"takes over {_LIMITS.memory // MIB} MiB of memory to build"
 _REMEDY: Final = "convert it again, or report it to its owner"
 
 
@@ -56,10 +54,19 @@ class LayerSource(msgspec.Struct, frozen=True):
 
 
 class BuildRequest(msgspec.Struct, frozen=True):
-    """Build the image of these layers, lowest first, into a directory of bootstraps."""
+    """Build the image of these layers, lowest first, into a directory of bootstraps.
+
+    Attributes:
+        layers: lowest first.
+        bootstraps: path of the directory.
+        memory: as in `lazyimg.limits.BuildLimits`.
+        processor_time: likewise.
+    """
 
     layers: list[LayerSource]
     bootstraps: str
+    memory: int = BuildLimits.memory
+    processor_time: int = BuildLimits.processor_time
 
 
 class BuiltLayer(msgspec.Struct, frozen=True):
@@ -70,11 +77,15 @@ class BuiltLayer(msgspec.Struct, frozen=True):
 
 
 class BuildReply(msgspec.Struct, frozen=True):
-    """The bootstrap's name and size in bytes, and each layer's device; or what is wrong."""
+    """The bootstrap's name and size in bytes, and each layer's device; or what is wrong.
+
+    `out_of_memory` means that the request's `memory` is too little.
+    """
 
     fsid: str = ""
     size: int = 0
     layers: list[BuiltLayer] = []
+    out_of_memory: bool = False
     corrupt: str = ""
     storage: str = ""
 
@@ -109,18 +120,32 @@ async def build_image(what: str, request: BuildRequest) -> BuildReply:
             await process.wait()
         raise
     if process.returncode == -signal.SIGXCPU:
-        raise CorruptError(what, f"takes over {_LIMITS.seconds} s to build", _REMEDY)
+        raise CorruptError(
+            what,
+            f"takes over {request.processor_time} s of a processor to build",
+            "if it is to be trusted, set build.processor_time to more",
+        )
     if process.returncode == -signal.SIGSEGV:  # msgspec, where there is no memory
-        raise CorruptError(what, _TOO_LARGE, _REMEDY)
+        raise _too_large(what, request)
     if process.returncode != 0:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
         raise LazyimgError(what, f"its build ended with {process.returncode}: {last}")
     reply = msgspec.json.decode(output, type=BuildReply)
+    if reply.out_of_memory:
+        raise _too_large(what, request)
     if reply.corrupt:
         raise CorruptError(what, reply.corrupt, _REMEDY)
     if reply.storage:
         raise StorageError(what, reply.storage)
     return reply
+
+
+def _too_large(what: str, request: BuildRequest) -> CorruptError:
+    return CorruptError(
+        what,
+        f"takes over {request.memory // MIB} MiB of memory to build",
+        "if it is to be trusted, set build.memory to more",
+    )
 
 
 def build(request: BuildRequest) -> BuildReply:
@@ -173,12 +198,14 @@ def _limit(kind: int, most: int) -> None:
 def main() -> None:
     """Answer one request on standard input."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
+    _limit(resource.RLIMIT_DATA, request.memory)
+    _limit(resource.RLIMIT_CPU, request.processor_time)
     try:
         reply = build(request)
     except MemoryError:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # there must be some for the answer
-        reply = BuildReply(corrupt=_TOO_LARGE)
+        reply = BuildReply(out_of_memory=True)
     except FormatError as error:
         reply = BuildReply(corrupt=str(error))
     except OSError as error:
@@ -187,6 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _limit(resource.RLIMIT_DATA, _LIMITS.memory)
-    _limit(resource.RLIMIT_CPU, _LIMITS.seconds)
     main()

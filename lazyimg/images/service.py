@@ -24,7 +24,7 @@ from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
 from lazyimg.layers.fetch import fetch_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
-from lazyimg.limits import MIB
+from lazyimg.limits import MIB, BuildLimits
 from lazyimg.registry.ports import ProvingSource
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
@@ -102,6 +102,7 @@ class Images:
         library: the records.
         catalog: told of each new name before anybody can ask for it.
         open_source: gives what to read an image from, and what to ask there for.
+        limits: of building a bootstrap.
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class Images:
         library: Library,
         catalog: Catalog,
         open_source: OpenSource,
+        limits: BuildLimits | None = None,
     ) -> None:
         self._root = root
+        self._limits = limits or BuildLimits()
         self._library = library
         self._catalog = catalog
         self._open_source = open_source
@@ -245,6 +248,8 @@ class Images:
                 for layer, location, index in zip(layers, locations, indexes, strict=True)
             ],
             str(self._root / "bootstraps"),
+            self._limits.memory,
+            self._limits.processor_time,
         )
         built = await build_image(source.name, request)
         chain = ChainRecord(

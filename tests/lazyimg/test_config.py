@@ -8,8 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from lazyimg.config import Config, FillSettings, format_value, list_sections, list_settings
-from lazyimg.limits import FillLimits
+from lazyimg.config import (
+    BuildSettings,
+    Config,
+    FillSettings,
+    format_value,
+    list_sections,
+    list_settings,
+)
+from lazyimg.limits import BuildLimits, FillLimits
 
 
 def test_defaults() -> None:
@@ -34,6 +41,12 @@ def test_fill_settings_are_the_limits() -> None:
     assert settings.limits() == FillLimits(read_deadline=None, max_fetch=1 << 20)
 
 
+def test_build_settings_are_the_limits() -> None:
+    assert BuildSettings().limits() == BuildLimits()
+    settings = BuildSettings(memory=1 << 30, processor_time=1.5)
+    assert settings.limits() == BuildLimits(memory=1 << 30, processor_time=2)
+
+
 def test_sections_are_described() -> None:
     assert [name for name, _ in list_sections()] == [
         "",
@@ -42,6 +55,7 @@ def test_sections_are_described() -> None:
         "registry",
         "cachefiles",
         "mount",
+        "build",
     ]
     assert all(text.endswith(".") for _, text in list_sections())
 

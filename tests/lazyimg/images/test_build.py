@@ -168,6 +168,7 @@ def answer(request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> BuildReply
     output = io.BytesIO()
     given = SimpleNamespace(buffer=io.BytesIO(msgspec.json.encode(request)))
     with monkeypatch.context() as patch:
+        patch.setattr(build_module, "_limit", lambda _kind, _most: None)  # of this process
         patch.setattr(sys, "stdin", given)
         patch.setattr(sys, "stdout", SimpleNamespace(buffer=output))
         build_module.main()
@@ -214,8 +215,20 @@ async def test_child_that_dies(
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (signal.SIGXCPU, "takes over 300 s to build"),
-        (signal.SIGSEGV, "takes over 448 MiB of memory to build"),
+        (
+            signal.SIGXCPU,
+            (
+                "takes over 7 s of a processor to build; if it is to be trusted,"
+                " set build.processor_time to more"
+            ),
+        ),
+        (
+            signal.SIGSEGV,
+            (
+                "takes over 64 MiB of memory to build; if it is to be trusted,"
+                " set build.memory to more"
+            ),
+        ),
     ],
 )
 async def test_child_that_meets_its_limits(
@@ -227,9 +240,25 @@ async def test_child_that_meets_its_limits(
 ) -> None:
     script = f"cat > /dev/null; ulimit -c 0; kill -{number} $$"
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
+    request = BuildRequest([], str(tmp_path), memory=64 << 20, processor_time=7)
     with pytest.raises(CorruptError) as caught:
-        await build_image("reg/app", workshop.request)
-    assert str(caught.value) == (f"reg/app: {said}; convert it again, or report it to its owner")
+        await build_image("reg/app", request)
+    assert str(caught.value) == f"reg/app: {said}"
+
+
+async def test_image_that_needs_more_memory_than_it_may_take(workshop: Workshop) -> None:
+    workshop.add(await make_lazy_layer({f"directory/{n}": b"x" * n for n in range(2000)}))
+    tight, wide = (
+        BuildRequest(workshop.layers, str(workshop.root / "bootstraps"), memory=memory << 20)
+        for memory in (16, 256)
+    )
+    with pytest.raises(CorruptError) as caught:
+        await build_image("reg/app", tight)
+    assert str(caught.value) == (
+        "reg/app: takes over 16 MiB of memory to build; if it is to be trusted,"
+        " set build.memory to more"
+    )
+    assert (await build_image("reg/app", wide)).fsid
 
 
 async def test_answer_without_memory(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,9 +266,7 @@ async def test_answer_without_memory(workshop: Workshop, monkeypatch: pytest.Mon
         raise MemoryError
 
     monkeypatch.setattr(build_module, "build", build_much)
-    assert answer(workshop.request, monkeypatch) == BuildReply(
-        corrupt="takes over 448 MiB of memory to build"
-    )
+    assert answer(workshop.request, monkeypatch) == BuildReply(out_of_memory=True)
 
 
 async def test_child_ends_with_its_caller(
