@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MAX_SEGMENT: Final = 4 << 20
 """Bytes between two members' payloads; more has no honest tar, and readers hold it in memory."""
 
+MAX_DATA: Final = 64 << 20
+"""Bytes of the data, compressed: a million files take a quarter. All of it is held in memory."""
+
 _REGULAR: Final = Kind.REGULAR
 _LEVEL: Final = 1  # larger levels make it no smaller: most of it is digits and zeros
 
@@ -82,7 +85,7 @@ class TarSplitWriter:
         self._padding = 0  # of the last member's bytes, at the start of `_raw`
         self._names: set[bytes] = set()
         self._position = 0
-        self._length = 0
+        self._length = self._size = 0  # bytes of lines, decoded and compressed
         self._compressor = ZstdCompressor(level=_LEVEL).compressobj()
         self._lines = bytearray()  # not compressed yet
         self._parts: list[bytes] = []
@@ -129,9 +132,9 @@ class TarSplitWriter:
         if self._raw:
             self._write((_Segment(bytes(self._raw), self._position),))
         self._compress()
-        if not self._length:
+        self._keep(self._compressor.flush())
+        if self.problem or not self._length:
             return None
-        self._parts.append(self._compressor.flush())
         return TarSplit(b"".join(self._parts), self._length)
 
     def _write(self, lines: tuple[_Segment | _File, ...]) -> None:
@@ -142,8 +145,14 @@ class TarSplitWriter:
 
     def _compress(self) -> None:
         self._length += len(self._lines)
-        self._parts.append(self._compressor.compress(self._lines))
+        self._keep(self._compressor.compress(self._lines))
         self._lines.clear()
+
+    def _keep(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > MAX_DATA:
+            self._give_up(f"its tar-split data is over {MAX_DATA} bytes")
 
     def _give_up(self, problem: str) -> None:
         self.problem = problem

@@ -46,6 +46,7 @@ async def fetch_index(
                 f"its index does not have the digest {expected}",
                 "convert the image again, or check the registry",
             )
+        del data  # it may be 150 MiB
     try:
         await asyncio.to_thread(write_file, path, data)
     except OSError as error:

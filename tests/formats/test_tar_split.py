@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zstandard import ZstdDecompressor
 
+from lazyimg_formats import tar_split
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.tar.scanner import TarScanner
 from lazyimg_formats.tar.writer import END, padding, serialize_header
@@ -159,6 +162,18 @@ def test_the_last_file_is_not_padded() -> None:
 )  # fmt: skip
 def test_tars_that_cannot_be_written(tar: bytes, problem: str) -> None:
     assert write(tar) == (None, problem)
+
+
+@pytest.mark.parametrize("members", [3, 40])
+def test_data_over_its_limit(members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extended headers may hold anything: what they say is data, too."""
+    noise = random.Random(1)  # noqa: S311 - the same in every run
+    tar = b"".join(
+        pax((b"comment", noise.randbytes(10_000))) + empty(b"%d" % number)
+        for number in range(members)
+    )
+    monkeypatch.setattr(tar_split, "MAX_DATA", 20_000)
+    assert write(tar + END) == (None, "its tar-split data is over 20000 bytes")
 
 
 def test_zeros_that_follow_the_end_are_kept() -> None:
