@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import CorruptError
+from lazyimg.errors import CorruptError, RegistryError
 from lazyimg.registry.endpoints import PassedOverError
 from lazyimg.registry.ranges import ByteRange
 from lazyimg.registry.spool import AHEAD, Incoming, Spool, Spooled
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 MAX_ANSWERS_KNOWN: Final = 1024
 """Ranges whose mirror is remembered, in case that they turn out to be wrong."""
+
+MIN_RATE: Final = 128 << 10
+"""Bytes in a second, after the time that it may be silent, below which a mirror has failed."""
 
 
 class BlobReads:
@@ -59,23 +63,41 @@ class BlobReads:
 
     async def _read_range(self, connection: Connection, digest: Digest, wanted: ByteRange) -> bytes:
         """Read from the spool, or by a request; an answer with the whole blob is spooled."""
-        what, host = f"{self.name}@{digest}", connection.endpoint.host
-        key = (self, host, digest)
+        key = (self, connection.endpoint.host, digest)
         async with AsyncExitStack() as held:
             blob = await self._find_or_take_turn(connection, held, wanted, key)
-            if blob is None:
-                with self._spool.probe(host, key):
-                    answer = await held.enter_async_context(
-                        self._answers.open(connection, digest, wanted)
-                    )
-                    if answer.response.status == 206:
-                        self._spool.note_part(host, key)
-                    elif not wanted.is_whole:
-                        blob = await self._spool_answer(connection, key, held, answer)
-            if blob is None:
-                data = b"".join([piece async for piece in answer.pieces(what)])
-                connection.traffic.received += len(data)
-                return data
+            try:
+                async with asyncio.timeout(_patience(connection, wanted)):
+                    return await self._receive(connection, held, wanted, key, blob)
+            except TimeoutError as error:
+                raise RegistryError(
+                    f"{self.name}@{digest}",
+                    f"{connection.endpoint.host} sends fewer than {MIN_RATE} bytes in a second",
+                    retryable=True,
+                ) from error
+
+    async def _receive(
+        self,
+        connection: Connection,
+        held: AsyncExitStack,
+        wanted: ByteRange,
+        key: _Key,
+        blob: Spooled | None,
+    ) -> bytes:
+        what, host = f"{self.name}@{key[2]}", connection.endpoint.host
+        if blob is None:
+            with self._spool.probe(host, key):
+                answer = await held.enter_async_context(
+                    self._answers.open(connection, key[2], wanted)
+                )
+                if answer.response.status == 206:
+                    self._spool.note_part(host, key)
+                elif not wanted.is_whole:
+                    blob = await self._spool_answer(connection, key, held, answer)
+        if blob is None:
+            data = b"".join([piece async for piece in answer.pieces(what)])
+            connection.traffic.received += len(data)
+            return data
         if not connection.endpoint.final and _is_far(blob, wanted):
             raise PassedOverError(what, "is on its way, but not as far", retryable=True)
         return await blob.read(wanted.start, wanted.end - wanted.start)
@@ -152,6 +174,15 @@ class BlobReads:
         error = CorruptError(what, f"wrong bytes at {offset}")
         self._endpoints.note_failure(connection, what, error)
         return True
+
+
+def _patience(connection: Connection, wanted: ByteRange) -> float | None:
+    """Give the seconds that a host has for a range, if another one can be asked."""
+    endpoint = connection.endpoint
+    if endpoint.final:
+        return None
+    silence = endpoint.route.read_timeout or connection.transport.limits.read_timeout
+    return silence + (wanted.end - wanted.start) / MIN_RATE
 
 
 def _is_far(blob: Spooled, wanted: ByteRange) -> bool:

@@ -66,12 +66,23 @@ class Fault:
             the body; ``wrong`` changes the body's first byte; ``long`` sends a byte more;
             ``headers`` only adds `headers`; ``lost`` does the work, then closes the connection;
             ``hang`` never answers; ``pause`` sends half of the body, and the rest after `go_on`;
-            ``barrier`` answers when it has been asked `times` times.
+            ``dribble`` sends a byte now and then; ``barrier`` answers when it has been asked
+            `times` times.
         go_on: ends the pause.
     """
 
     kind: Literal[
-        "status", "reset", "half", "wrong", "long", "headers", "lost", "hang", "pause", "barrier"
+        "status",
+        "reset",
+        "half",
+        "wrong",
+        "long",
+        "headers",
+        "lost",
+        "hang",
+        "pause",
+        "barrier",
+        "dribble",
     ]
     method: str = "GET"
     path: str = "/blobs/"
@@ -419,22 +430,33 @@ async def _spoil(request: web.Request, response: web.Response, fault: Fault) -> 
         response.body = bytes([body[0] ^ 0xFF]) + body[1:]
         return response
     cut = web.StreamResponse(status=response.status, headers=response.headers)
-    if fault.kind in {"half", "pause"}:
+    if fault.kind in {"half", "pause", "dribble"}:
         cut.content_length = len(body)
         await cut.prepare(request)
-        await cut.write(body[: len(body) // 2])
-        if fault.kind == "pause":
-            await fault.go_on.wait()
-            await cut.write(body[len(body) // 2 :])
-            return cut
-        assert request.transport is not None
-        request.transport.close()
+        await _send_slowly(request, cut, body, fault)
         return cut
     del cut.headers["Content-Length"]
     cut.enable_chunked_encoding()
     await cut.prepare(request)
     await cut.write(body + b"x")
     return cut
+
+
+async def _send_slowly(
+    request: web.Request, response: web.StreamResponse, body: bytes, fault: Fault
+) -> None:
+    if fault.kind == "dribble":
+        for position in range(len(body)):
+            await response.write(body[position : position + 1])
+            await asyncio.sleep(0.02)
+        return
+    await response.write(body[: len(body) // 2])
+    if fault.kind == "pause":
+        await fault.go_on.wait()
+        await response.write(body[len(body) // 2 :])
+        return
+    assert request.transport is not None
+    request.transport.close()
 
 
 def name_mirrors(directory: Path, registry: str, *mirrors: str, more: str = "") -> None:

@@ -157,6 +157,19 @@ class TestFailures:
         await setup.read(repository, 3)
         assert len(setup.mirror.asked) == asked
 
+    @pytest.mark.parametrize("ignore_range", [False, True])
+    async def test_registry_is_asked_when_a_mirror_dribbles(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch, *, ignore_range: bool
+    ) -> None:
+        monkeypatch.setattr(blob_reads, "MIN_RATE", 1 << 20)
+        setup.mirror.ignore_range = ignore_range
+        setup.mirror.fail("dribble", times=100)
+        repository = setup.repository()
+        await setup.read(repository)
+        assert setup.client.cools(setup.mirror.host) > 0
+        await setup.read(repository, 3)
+        assert len(setup.mirror.asked) == 1
+
     async def test_mirror_that_is_not_there(self, setup: Setup) -> None:
         repository = setup.repository(REFUSED, setup.mirror.host)
         await setup.read(repository)
