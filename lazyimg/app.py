@@ -139,7 +139,7 @@ async def start(
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    registries = _Registries(config.registry, root / "spool")
+    registries = _Registries(config.registry, root / "spool", config.fill.read_deadline)
     stack.push_async_callback(registries.close)
     engine = Engine(limits=config.fill.limits(), prepare=reserve_memory)
     stack.push_async_callback(engine.close)
@@ -193,8 +193,9 @@ async def start(
 class _Registries:
     """Opens images and blobs. What that needs is imported by `start`; until then, callers wait."""
 
-    def __init__(self, settings: RegistrySettings, spool: Path) -> None:
+    def __init__(self, settings: RegistrySettings, spool: Path, patience: float | None) -> None:
         self._settings = settings
+        self._patience = patience
         self._spool = spool
         self._client: asyncio.Future[RegistryClient] = asyncio.get_running_loop().create_future()
 
@@ -202,7 +203,8 @@ class _Registries:
         await asyncio.to_thread(importlib.import_module, "lazyimg.registry.settings")
         from lazyimg.registry.settings import make_client  # noqa: PLC0415  readers come first
 
-        self._client.set_result(make_client(self._settings, spool=self._spool))
+        client = make_client(self._settings, spool=self._spool, patience=self._patience)
+        self._client.set_result(client)
 
     @property
     def client(self) -> RegistryClient:

@@ -31,9 +31,16 @@ def transport_limits(settings: RegistrySettings) -> TransportLimits:
     )
 
 
-def retry_policy(settings: RegistrySettings) -> RetryPolicy:
-    """Give how often a request is tried: once, and then as often as the settings say."""
-    return RetryPolicy(attempts=settings.retries + 1)
+def retry_policy(settings: RegistrySettings, patience: float | None = None) -> RetryPolicy:
+    """Give how often a request is tried: once, and then as often as the settings say.
+
+    Args:
+        settings: of the configuration.
+        patience: seconds that those who ask wait at most; a registry that wants to be left alone
+            for longer is given up at once. None: as the policy has it.
+    """
+    policy = RetryPolicy(attempts=settings.retries + 1)
+    return policy if patience is None else replace(policy, max_retry_after=patience)
 
 
 def proxy_rules(settings: RegistrySettings, environ: Mapping[str, str]) -> ProxyRules:
@@ -57,6 +64,7 @@ def make_client(
     environ: Mapping[str, str] | None = None,
     *,
     spool: Path | None = None,
+    patience: float | None = None,
 ) -> RegistryClient:
     """Give a client as the settings, and the process's environment, have it.
 
@@ -64,6 +72,7 @@ def make_client(
         settings: of the configuration.
         environ: the process's by default.
         spool: directory for blobs of hosts that send whole ones.
+        patience: see `retry_policy`.
 
     Raises:
         ConfigurationError: the settings' proxy is none.
@@ -71,7 +80,7 @@ def make_client(
     variables = os.environ if environ is None else environ
     return RegistryClient(
         limits=transport_limits(settings),
-        policy=retry_policy(settings),
+        policy=retry_policy(settings, patience),
         environ=variables,
         proxies=proxy_rules(settings, variables),
         mirror_timeout=settings.mirror_timeout,

@@ -15,6 +15,7 @@ import base64
 import os
 import socket
 import ssl
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 USER_AGENT: Final = "lazyimg"
+
+REFRESH: Final = 30.0
+"""Seconds after which files of certificates and keys are looked at again."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -101,7 +105,7 @@ class Transport:
         self.limits = limits
         self._proxies = proxies or ProxyRules()
         self._session: aiohttp.ClientSession | None = None
-        self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+        self._contexts: dict[tuple[object, ...], _Certificates] = {}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -205,9 +209,39 @@ class Transport:
 
     async def _context(self, route: Route) -> ssl.SSLContext:
         key = (route.ca_files, route.client, route.insecure)
-        if key not in self._contexts:
-            self._contexts[key] = await asyncio.to_thread(_make_context, route)
-        return self._contexts[key]
+        known = self._contexts.get(key)
+        if known is not None and time.monotonic() < known.due:
+            return known.context
+        state = await asyncio.to_thread(_state_of_files, route)
+        if known is None or known.state != state:
+            context = await asyncio.to_thread(_make_context, route)
+        else:
+            context = known.context
+        self._contexts[key] = _Certificates(context, state, time.monotonic() + REFRESH)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class _Certificates:
+    """What was read from a route's files, what they were like then, and when to look again."""
+
+    context: ssl.SSLContext
+    state: tuple[tuple[int, int, int] | None, ...]
+    due: float
+
+
+def _state_of_files(route: Route) -> tuple[tuple[int, int, int] | None, ...]:
+    """Give what changes when a file of certificates or keys is written anew."""
+    files = [*route.ca_files, *(file for pair in route.client for file in pair if file)]
+    states: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            states.append(None)
+        else:
+            states.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(states)
 
 
 def _make_context(route: Route) -> ssl.SSLContext:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,12 +93,15 @@ async def test_pull_through_cache(tmp_path: Path, registry: Registry, mirror: Re
         await repository.prove_blob(BLOB)
         await read_many(repository)
         await eventually(mirror.blob_path(str(BLOB.digest)).exists)
-        asked = registry.counts.blob_reads(str(BLOB.digest))
+    asked = registry.counts.blob_reads(str(BLOB.digest))
+    assert all(exchange.range is None for exchange in asked)  # it has asked for the whole
+    cold = len(mirror.counts.blob_reads(str(BLOB.digest)))
+    async with reading(tmp_path, registry, mirror.address) as repository:
         await read_many(repository)
     assert len(registry.counts.blob_reads(str(BLOB.digest))) == len(asked)
-    assert all(exchange.range is None for exchange in asked)  # it has asked for the whole
     assert all(exchange.path.endswith(f"?ns={registry.address}") for exchange in seen(mirror))
-    assert not mirror.counts.blob_reads(str(BLOB.digest))[-1].sent > 5000
+    warm = mirror.counts.blob_reads(str(BLOB.digest))[cold:]
+    assert [(exchange.status, exchange.sent) for exchange in warm] == [(206, 5000)] * len(READS)
 
 
 def seen(registry: Registry) -> list[Exchange]:
@@ -128,6 +131,28 @@ async def test_mirror_dies_and_the_registry_goes_on(tmp_path: Path, registry: Re
     async with reading(tmp_path, registry, mirror.address) as repository:
         await read_many(repository)
     assert registry.counts.sent(str(BLOB.digest)) == 5000 * len(READS)
+
+
+async def test_mirror_ends_between_two_reads(tmp_path: Path, registry: Registry) -> None:
+    await push(registry)
+    (tmp_path / "mirror").mkdir()
+    with ExitStack() as stack:
+        mirror = stack.enter_context(
+            running_registry(tmp_path / "mirror", mirror_of=registry.address)
+        )
+        async with reading(tmp_path, registry, mirror.address) as repository:
+            await read_many(repository)
+            await eventually(mirror.blob_path(str(BLOB.digest)).exists)
+            registry.counts.clear()
+            await repository.read_blob(BLOB, 100, 1000)
+            assert registry.counts.sent(str(BLOB.digest)) == 0
+            stack.close()
+            places = [at + 7000 for at in READS]
+            parts = await asyncio.gather(*(repository.read_blob(BLOB, at, 99) for at in places))
+            assert parts == [LAYER[at : at + 99] for at in places]
+            await repository.prove_blob(BLOB)
+            assert (await repository.fetch_manifest("v1"))[1] == MANIFEST
+    assert registry.counts.sent(str(BLOB.digest)) in {0, 99 * len(places)}
 
 
 async def read_through(settings: RegistrySettings, host: str) -> None:

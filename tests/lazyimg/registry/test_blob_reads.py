@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.errors import NotFoundError, RegistryError
+from lazyimg.registry import retry
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.transport import TransportLimits
 from lazyimg_formats.oci.digest import Digest
@@ -61,6 +64,51 @@ class TestRanges:
         registry.fail(kind, times=2)
         assert await repository.read_blob(blob, 10, 1000) == BLOB[10:1010]
         assert registry.count("GET", "/blobs/") == 3
+
+    @pytest.mark.parametrize(
+        "retry_after", [None, "0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-1"]
+    )
+    @pytest.mark.parametrize("status", [429, 503])
+    async def test_registry_that_is_busy(
+        self,
+        registry: FakeRegistry,
+        repository: Repository,
+        blob: Descriptor,
+        status: int,
+        retry_after: str | None,
+    ) -> None:
+        headers = {} if retry_after is None else {"Retry-After": retry_after}
+        registry.fail("status", status=status, headers=headers, times=2)
+        assert await repository.read_blob(blob, 10, 1000) == BLOB[10:1010]
+        assert registry.count("GET", "/blobs/") == 3
+
+    async def test_registry_that_is_busy_for_too_long_is_given_up(
+        self, registry: FakeRegistry, repository: Repository, blob: Descriptor
+    ) -> None:
+        registry.fail("status", status=429, headers={"Retry-After": "61"}, times=2)
+        with pytest.raises(RegistryError, match="the registry answers 429; log in for a higher"):
+            await repository.read_blob(blob, 10, 1000)
+        assert registry.count("GET", "/blobs/") == 1
+
+    async def test_as_long_as_it_asks_for_is_waited(
+        self,
+        registry: FakeRegistry,
+        repository: Repository,
+        blob: Descriptor,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        waited: list[float] = []
+
+        async def wait(seconds: float) -> None:
+            waited.append(seconds)
+
+        monkeypatch.setattr(retry.retry, "__kwdefaults__", {"sleep": wait, "chance": lambda: 0.5})
+        in_a_while = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+        for value, least in (("17", 17), (in_a_while, 28)):
+            waited.clear()
+            registry.fail("status", status=429, headers={"Retry-After": value})
+            await repository.read_blob(blob, 10, 1000)
+            assert least <= max(waited) <= least + 2
 
     async def test_another_range_is_refused(
         self, registry: FakeRegistry, repository: Repository, blob: Descriptor

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from lazyimg.errors import (
     AccessDeniedError,
@@ -123,6 +125,31 @@ class TestOrder:
         with pytest.raises(NotFoundError):
             await setup.read(repository)
         assert not setup.origin.asked
+
+    async def test_path_that_is_the_api_s(self, setup: Setup) -> None:
+        place = f"http://{setup.mirror.host}/v2"
+        await setup.read(setup.repository(f'[host."{place}"]\noverride_path = true\n'))
+        setup.client._repositories.clear()
+        setup.client._recent.clear()
+        other = f'[host."{place}/cache"]\noverride_path = true\n'
+        await setup.read(setup.repository(other))
+        digest = setup.blob.digest
+        assert [one.path for one in setup.mirror.asked] == [
+            f"/v2/a/b/blobs/{digest}",
+            f"/v2/cache/a/b/blobs/{digest}",  # which this mirror does not have
+        ]
+
+    async def test_certificate_that_is_not_verified(self, setup: Setup) -> None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+        async with run_registry(tls) as private:
+            private.add_blob("a/b", BLOB)
+            for line, asked in (("", 0), ("skip_verify = false", 0), ("skip_verify = true", 1)):
+                table = f'[host."https://{private.host}"]\n{line}\n'
+                async with RegistryClient(policy=FAST, environ={}) as client:
+                    setup.client = client
+                    await setup.read(setup.repository(table))
+                assert len(private.asked) == asked
 
     async def test_headers_of_a_host_are_sent_to_it(self, setup: Setup) -> None:
         await setup.read(

@@ -9,6 +9,7 @@ import pytest
 from lazyimg.config import RegistrySettings
 from lazyimg.errors import ConfigurationError, RegistryError
 from lazyimg.registry.ports import Access
+from lazyimg.registry.retry import RetryPolicy
 from lazyimg.registry.settings import (
     apply_settings,
     make_client,
@@ -23,6 +24,8 @@ def test_limits_and_policy() -> None:
     limits = transport_limits(settings)
     assert (limits.connections_per_host, limits.connect_timeout, limits.read_timeout) == (3, 4, 5)
     assert retry_policy(settings).attempts == 1
+    assert retry_policy(settings) == RetryPolicy(attempts=1)
+    assert retry_policy(settings, 300.0) == RetryPolicy(attempts=1, max_retry_after=300.0)
 
 
 async def test_client_uses_the_proxy() -> None:

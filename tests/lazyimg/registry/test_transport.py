@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from aiohttp import web
 from yarl import URL
 
 from lazyimg.errors import ConfigurationError, RegistryError
+from lazyimg.registry import transport as module
 from lazyimg.registry.transport import (
     NotTlsError,
     Route,
@@ -178,6 +180,61 @@ class TestTls:
             " give its authority with --ca-file, or --insecure where that is right"
         )
         assert not caught.value.retryable
+
+    async def test_files_that_were_written_anew_count(
+        self,
+        transport: Transport,
+        authority: trustme.CA,
+        tls: ssl.SSLContext,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "REFRESH", 0.0)
+        ca_file = tmp_path / "ca.pem"
+        trustme.CA().cert_pem.write_to_path(str(ca_file))
+        route = Route(ca_files=(ca_file,))
+        async with serve(show, tls) as url:
+            with pytest.raises(RegistryError, match="its certificate cannot be verified"):
+                await get(transport, url, route)
+            authority.cert_pem.write_to_path(str(ca_file))
+            assert await get(transport, url, route)
+            (before,) = transport._contexts.values()
+            assert await get(transport, url, route)
+            (after,) = transport._contexts.values()
+            assert after.context is before.context
+            ca_file.unlink()
+            with pytest.raises(ConfigurationError, match="holds no certificates that can be read"):
+                await get(transport, url, route)
+
+    async def test_client_certificate_is_shown_to_its_host_only(
+        self, transport: Transport, authority: trustme.CA, tmp_path: Path
+    ) -> None:
+        ca_file, mine = tmp_path / "ca.pem", tmp_path / "me.pem"
+        authority.cert_pem.write_to_path(str(ca_file))
+        leaf = authority.issue_cert("me@test")
+        leaf.private_key_and_cert_chain_pem.write_to_path(str(mine))
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(tls)
+        authority.configure_trust(tls)
+        tls.verify_mode = ssl.CERT_OPTIONAL
+
+        async def who(request: web.Request) -> web.Response:
+            assert request.transport is not None
+            shown = request.transport.get_extra_info("peercert")
+            return web.json_response([bool(shown), "X-Mine" in request.headers])
+
+        route = Route(ca_files=(ca_file,), client=((mine, None),), headers=(("X-Mine", "1"),))
+        async with serve(who, tls) as other, serve(redirect_to(str(other)), tls) as url:
+            assert await get(transport, other, route) == b"[true, true]"
+            assert await get(transport, url, route) == b"[false, false]"
+            files = (tmp_path / "cert.pem", tmp_path / "key.pem")
+            leaf.cert_chain_pems[0].write_to_path(str(files[0]))
+            leaf.private_key_pem.write_to_path(str(files[1]))
+            assert await get(transport, other, replace(route, client=(files,))) == b"[true, true]"
+            with pytest.raises(
+                ConfigurationError, match=r"ca\.pem: holds, with its key, no certif"
+            ):
+                await get(transport, other, replace(route, client=((ca_file, None),)))
 
     @pytest.mark.parametrize("content", [b"", None, b"-----BEGIN CERTIFICATE-----\nx"])
     async def test_authority_that_is_none(
