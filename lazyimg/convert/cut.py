@@ -95,7 +95,7 @@ class Cutter:
     Every method raises FormatError when it is no tar.
 
     Attributes:
-        size: bytes that `take` would give.
+        size: bytes taken since `take`.
     """
 
     def __init__(self) -> None:
@@ -118,20 +118,18 @@ class Cutter:
             self._tar_split.add_raw(view[raw:stop])
             raw = stop
             if member.data_size:
-                self._take_gap(view[gap:stop])
-                self._flush_gap()
-                self._batch.items.append(member)
+                self._end_gap(view[gap:stop])
                 raw = gap = self._begin(member, view, stop)
             else:
-                self._batch.items.append(member)
-                self._end_without_data(member)
+                self._begin_without_data(member)
         self._tar_split.add_raw(view[raw:])
         self._take_gap(view[gap:])
+        self.size += len(data)
 
     def finish(self) -> None:
         """Tell that there are no more bytes."""
         self._scanner.finish()
-        self._flush_gap()
+        self._end_gap(memoryview(b""))
         tar_split = self._tar_split.finish()
         if tar_split is not None:
             self._batch.items.append(tar_split)
@@ -145,6 +143,7 @@ class Cutter:
 
     def _begin(self, member: Member, view: memoryview, at: int) -> int:
         """Take what is there of a member's payload; give where that ends."""
+        self._batch.items.append(member)
         end = at + member.data_size
         if member.data_size <= MAX_PIECE and end <= len(view) and member.regions is None:
             data = view[at:end]  # most files
@@ -155,7 +154,8 @@ class Cutter:
         self._end_piece(self._file)
         return self._take_payload(view, at)
 
-    def _end_without_data(self, member: Member) -> None:
+    def _begin_without_data(self, member: Member) -> None:
+        self._batch.items.append(member)
         if member.regions is not None and member.entry.size:
             self._batch.items.append(Hole(member.entry.size))
         self._tar_split.add_member(member)
@@ -183,8 +183,12 @@ class Cutter:
 
     def _add_piece(self, data: bytes | memoryview, whole: bytes | None) -> None:
         length = len(data)
-        digest = None if _is_zeros(data, length) else hashlib.sha256(data).digest()
-        self._add(Frame(length, digest, whole), data)
+        digest = None
+        if data[0] or length < _LEAST_ZEROS or bytes(data) != _ZEROS[:length]:
+            digest = hashlib.sha256(data).digest()
+        items, frames = self._batch
+        items.append(Frame(length, digest, whole))
+        frames.append(data)
 
     def _take_gap(self, view: memoryview) -> None:
         while view:
@@ -192,16 +196,20 @@ class Cutter:
             view = view[len(part) :]
             self._hold(part)
             if self._held == MAX_PIECE:
-                self._flush_gap()
+                self._add_gap(self._join())
 
-    def _flush_gap(self) -> None:
-        if self._held:
-            self._add(GAP, self._join())
+    def _end_gap(self, view: memoryview) -> None:
+        if self._held or len(view) > MAX_PIECE:
+            self._take_gap(view)
+            if self._held:
+                self._add_gap(self._join())
+        elif view:
+            self._add_gap(view)  # most of them
 
-    def _add(self, frame: Frame, data: bytes | memoryview) -> None:
-        self._batch.items.append(frame)
-        self._batch.frames.append(data)
-        self.size += len(data)
+    def _add_gap(self, data: bytes | memoryview) -> None:
+        items, frames = self._batch
+        items.append(GAP)
+        frames.append(data)
 
     def _hold(self, part: memoryview) -> None:
         self._parts.append(part)
@@ -244,7 +252,3 @@ class _File:
     def whole_digest(self) -> bytes | None:
         """Give the sha256 of all of it: at its end, and where no piece has the same."""
         return None if self._left or self._whole is None else self._whole.digest()
-
-
-def _is_zeros(data: bytes | memoryview, length: int) -> bool:
-    return length >= _LEAST_ZEROS and not data[0] and bytes(data) == _ZEROS[:length]

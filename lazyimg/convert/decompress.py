@@ -114,27 +114,25 @@ class ZstdStreamDecompressor:
         pieces: list[bytes] = []
         size = 0
         for at in range(0, len(view), _SLICE):
-            piece = self._decode(view[at : at + _SLICE])
-            pieces.append(piece)
-            size += len(piece)
+            for piece in self._decode(view[at : at + _SLICE]):
+                pieces.append(piece)
+                size += len(piece)
             if size >= PIECE:
                 yield b"".join(pieces)
                 pieces, size = [], 0
         if size:
             yield b"".join(pieces)
 
-    def _decode(self, data: bytes | memoryview) -> bytes:
-        pieces = []
+    def _decode(self, data: bytes | memoryview) -> Iterator[bytes]:
         while data:
             if self._frame.eof:
                 self._frame = self._frames.decompressobj()
             try:
-                pieces.append(self._frame.decompress(data))
+                yield self._frame.decompress(data)
             except ZstdError as error:
                 raise FormatError("zstd", str(error)) from error
             data = self._frame.unused_data
-            self._begun = not self._frame.eof
-        return b"".join(pieces)
+        self._begun = not self._frame.eof
 
     def finish(self) -> None:
         """See Decompressor."""

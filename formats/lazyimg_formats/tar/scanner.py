@@ -310,60 +310,38 @@ class TarScanner:
         regions: tuple[Region, ...] | None = None,
     ) -> Member:
         path, target, uid, gid = header.name, header.target, header.uid, header.gid
-        mtime, accessed, changed = (
-            (header.mtime, 0),
-            _whole(header.accessed),
-            _whole(header.changed),
-        )
+        mtime, mtime_ns = header.mtime, 0
+        accessed = None if header.accessed is None else (header.accessed, 0)
+        changed = None if header.changed is None else (header.changed, 0)
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
         records = self._records
         if records:
             path, target = records.get(b"path") or path, records.get(b"linkpath") or target
             uid, gid, times, xattrs = _parse_attributes(records, uid, gid)
-            mtime, accessed, changed = (
-                times.get(b"mtime", mtime),
-                times.get(b"atime", accessed),
-                times.get(b"ctime", changed),
-            )
+            mtime, mtime_ns = times.get(b"mtime", (mtime, 0))
+            accessed = times.get(b"atime", accessed)
+            changed = times.get(b"ctime", changed)
         if self._long is not _NO_LONG:
             path, target = self._long[b"L"] or path, self._long[b"K"] or target
         if regions is not None and records:
             path = records.get(b"GNU.sparse.name") or path
-        _check_numbers(kind, uid, gid, header.major, header.minor)
+        major, minor = header.major, header.minor
+        _check_numbers(kind, uid, gid, major, minor)
+        entry = Entry(
+            path, kind, header.mode, uid, gid, mtime, mtime_ns, size, target, major, minor, xattrs
+        )
+        start = self._next
         member = Member(
-            Entry(
-                path,
-                kind,
-                header.mode,
-                uid,
-                gid,
-                *mtime,
-                size,
-                target,
-                header.major,
-                header.minor,
-                xattrs,
-            ),
-            self._start,
-            self._next,
-            data_size,
-            regions,
-            accessed,
-            changed,
-            self._has_globals,
+            entry, self._start, start, data_size, regions, accessed, changed, self._has_globals
         )
         self._has_globals = False
         self._header = None
-        self._payload_end = self._next + data_size
+        self._payload_end = start + data_size
         self._forget()
         self._next = self._start
         self._take = self._take_header
         self._want = BLOCK
         return member
-
-
-def _whole(seconds: int | None) -> tuple[int, int] | None:
-    return None if seconds is None else (seconds, 0)
 
 
 def _parse_attributes(

@@ -46,14 +46,14 @@ def cut(data: bytes, step: int = 1 << 20) -> Batch:
     frames: list[bytes | memoryview] = []
 
     def take() -> None:
-        size = cutter.size
         batch = cutter.take()
-        assert sum(map(len, batch.frames)) == size
+        assert cutter.size == 0
         items.extend(batch.items)
         frames.extend(map(bytes, batch.frames))
 
     for at in range(0, len(data), step):
         cutter.feed(data[at : at + step])
+        assert cutter.size == len(data[at : at + step])
         take()
     cutter.finish()
     take()
