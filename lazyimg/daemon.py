@@ -206,6 +206,7 @@ class LazyimgDaemon:
             mounts=mounts,
             reads=kernel.reads,
             reads_failed=kernel.reads_failed,
+            failure=kernel.failure,
             fetched=counters.fetched,
             fetches=counters.fetches,
             registries=[

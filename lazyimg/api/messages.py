@@ -219,6 +219,8 @@ class RegistryReport(msgspec.Struct, frozen=True, kw_only=True):
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests.
 
+    `failure` says why a read failed last; "" if none has.
+
     `pid` is the process that answers; `supervisor` the one that starts it again, or 0 if there is
     none (any more), and `restarts` how often it has.
     """
@@ -233,6 +235,7 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     mounts: list[MountReport]
     reads: int
     reads_failed: int
+    failure: str = ""
     fetched: int
     fetches: int
     registries: list[RegistryReport] = []

@@ -42,6 +42,7 @@ def command(invocation: Invocation, *, output: str) -> None:
             ("transport", reply.transport),
             ("root", reply.root),
             ("reads", f"{reply.reads}{failed}"),
+            *([("failed last", reply.failure)] if reply.failure else []),
             ("fetched", f"{format_size(reply.fetched)} in {reply.fetches} requests"),
             ("mounts", str(len(reply.mounts))),
         ]

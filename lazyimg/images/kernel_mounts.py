@@ -65,6 +65,10 @@ class Objects(Protocol):
         """Wait until the kernel has opened an object. Raises KernelError."""
         ...
 
+    def shortage(self) -> StorageError | None:
+        """Say why nothing can be stored now; None if there is room. Blocks; raises OSError."""
+        ...
+
 
 class KernelMounts:
     """Mounts images out of users' sight.
@@ -179,6 +183,7 @@ class KernelMounts:
                     await self._objects.opened(device)
             await host.unmount(path)
         except (TimeoutError, KernelError, InUseError) as error:
+            await self._refuse_when_short(error)
             _log.warning("%s: a power cut would lose its new cache files: %s", fsid, error)
             return
         await self._bring_files({fsid, *devices})
@@ -210,7 +215,19 @@ class KernelMounts:
             _log.info("%s: mounted by hand on %s, used from there", fsid, found[0].mount_point)
             await self._show(found[0].mount_point, fsid, path)
             return False
+        except (NotFoundError, KernelError) as error:  # the kernel does not say why
+            await self._refuse_when_short(error)
+            raise
         return True
+
+    async def _refuse_when_short(self, error: Exception) -> None:
+        """Raise StorageError if the cache has no room for new files."""
+        try:
+            shortage = await asyncio.to_thread(self._objects.shortage)
+        except OSError:
+            return
+        if shortage is not None:
+            raise shortage from error
 
     async def _show(self, place: str, fsid: str, path: Path) -> None:
         await host.bind_mount(Path(place), path)

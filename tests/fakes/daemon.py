@@ -53,6 +53,7 @@ class FakeDaemon:
         supervisor: what status says of it.
         restarts: likewise.
         registries: likewise.
+        failure: likewise.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,7 @@ class FakeDaemon:
         self.supervisor = 41
         self.restarts = 3
         self.registries: list[RegistryReport] = []
+        self.failure = ""
 
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount IMAGE."""
@@ -150,6 +152,7 @@ class FakeDaemon:
             fetched=12 * MIB,
             fetches=30,
             registries=self.registries,
+            failure=self.failure,
         )
 
 

@@ -56,6 +56,9 @@ class Cache:
         self.waited: list[str] = []
         self.failure: Exception | None = None
 
+    def shortage(self) -> None:
+        """Give nothing: there is room."""
+
     def linked(self, cookies: Iterable[str]) -> set[str]:
         if isinstance(self.failure, OSError):
             raise self.failure

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lazyimg.errors import KernelError
+from lazyimg.errors import KernelError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.images import service
 from lazyimg.images.access import parse_access
@@ -75,6 +75,9 @@ class MemoryTransport:
 
     def move_strays(self, cookies: Iterable[str]) -> None:
         assert set(cookies) == set()
+
+    def shortage(self) -> StorageError | None:
+        return None
 
     @property
     def closed(self) -> bool:

@@ -316,10 +316,11 @@ async def test_status_of_lost_and_dead_mounts(node: Node, daemon: LazyimgDaemon)
 async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:
     node.transport.counters.reads = 10
     node.transport.counters.reads_failed = 1
+    node.transport.counters.failure = "device: why"
     node.engine.counters.reads = 99
     await collect(daemon, node.reference)
     status = await daemon.status()
-    assert (status.reads, status.reads_failed) == (10, 1)
+    assert (status.reads, status.reads_failed, status.failure) == (10, 1, "device: why")
     assert (status.fetched, status.fetches) == (
         node.engine.counters.fetched,
         node.engine.counters.fetches,

@@ -11,11 +11,12 @@ import fcntl
 import mmap
 import os
 import time
-from errno import EBADF, EINVAL, ENOBUFS, ENXIO
+from errno import EBADF, EINVAL, ENOBUFS, ENOSPC, ENXIO
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.mutex import Mutex
+from lazyimg.transports.cachefiles.space import REMEDY
 from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE
 from lazyimg_formats.device_table import BLOCK_SIZE
 
@@ -84,7 +85,10 @@ class ObjectFile:
     def _write_buffer(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
-            done += os.pwrite(self.fd, buffer[done:], offset + done)
+            taken = os.pwrite(self.fd, buffer[done:], offset + done) & ~_BLOCK_MASK
+            if not taken:  # the disk became full in the middle of a block
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            done += taken
 
     def complete(self, msg_id: int) -> bool:
         """Complete a READ; False if the kernel does not know it (any more)."""
@@ -183,13 +187,8 @@ def when_ready(call: Callable[[], T], name: str, space: CacheSpace) -> T:
             if error.errno != ENOBUFS:
                 raise StorageError(name, f"cannot write to the cache: {error.strerror}") from error
             late = time.monotonic() >= deadline  # meanwhile culling may have made room
-            if space.below_stop() or (late and space.near_stop()):
-                raise StorageError(
-                    name,
-                    f"{space.directory} has less than {space.limits.bstop} % of its space left"
-                    f" (or {space.limits.fstop} % of its inodes)",
-                    "free some, or lower the cache's limits",
-                ) from error
+            if shortage := space.shortage(near=late):
+                raise StorageError(name, shortage, REMEDY) from error
             if late:
                 raise StorageError(
                     name, f"the kernel took no data within {READY_WAIT:g} s of the opening"

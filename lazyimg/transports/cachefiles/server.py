@@ -10,7 +10,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EIO, ENOBUFS
+from errno import EIO
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
@@ -69,6 +69,7 @@ class Counters:
         reads: READs completed with data.
         reads_failed: READs completed without: EIO for the reader.
         reads_lost: READs whose reader was gone before its data came.
+        failure: why a READ failed last.
         culled: files removed because the disk was filling up.
     """
 
@@ -77,6 +78,7 @@ class Counters:
     reads: int = 0
     reads_failed: int = 0
     reads_lost: int = 0
+    failure: str = ""
     culled: int = 0
 
 
@@ -312,9 +314,7 @@ class Server:
             return False
         try:
             file.write(read.offset, [data, bytes(_blocks(read, data) - len(data))], self._buffer)
-        except OSError as error:
-            if error.errno != ENOBUFS:  # else: not ready yet, or no space. A task may wait
-                raise
+        except OSError:  # not ready yet, no space, no file any more: a task waits, or says why
             return False
         return True
 
@@ -337,6 +337,7 @@ class Server:
             await self._fill_remotely(read, self.sink(read.object, file))
             failed = False
         except LazyimgError as error:
+            self.counters.failure = str(error)
             more = self._failures.due((read.object.cookie, error.kind))
             if more is not None:
                 _log.warning(

@@ -18,6 +18,9 @@ from lazyimg.errors import ConfigurationError
 if TYPE_CHECKING:
     from pathlib import Path
 
+REMEDY: Final = "free some, or lower the cache's limits"
+"""What to do about a shortage."""
+
 NEAR: Final = 8 << 20
 """Bytes above `bstop`: for each write the kernel counts all those under way as done."""
 
@@ -72,13 +75,24 @@ class CacheSpace:
     directory: Path
     limits: CacheLimits
 
-    def below_stop(self) -> bool:
-        """Tell whether the kernel refuses writes now. Raises OSError."""
-        return self._free_below(self.limits.bstop, self.limits.fstop)
+    def shortage(self, *, near: bool = False) -> str:
+        """Say why the kernel takes nothing now; "" when there is room. Raises OSError.
 
-    def near_stop(self) -> bool:
-        """Tell whether the kernel may refuse a large write now. Raises OSError."""
-        return self._free_below(self.limits.bstop, self.limits.fstop, NEAR)
+        Args:
+            near: whether a large write counts as one that there is no room for.
+        """
+        claimed = NEAR if near else 0
+        if self._free_below(self.limits.bstop, self.limits.fstop, claimed):
+            return (
+                f"{self.directory} has less than {self.limits.bstop} % of its space left"
+                f" (or {self.limits.fstop} % of its inodes)"
+            )
+        now = os.statvfs(self.directory)
+        if not now.f_bavail:
+            return f"{self.directory} has no space left"
+        if now.f_files and not now.f_ffree:
+            return f"{self.directory} has no inode left"
+        return ""
 
     def below_run(self) -> bool:
         """Tell whether culling, once begun, goes on. Raises OSError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import KernelError
+from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.open_files import raise_open_files
 from lazyimg.transports.cachefiles.backing import (
     find_backing_file,
@@ -18,7 +18,7 @@ from lazyimg.transports.cachefiles.backing import (
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.object_file import when_ready
 from lazyimg.transports.cachefiles.server import Counters, Server
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
+from lazyimg.transports.cachefiles.space import REMEDY, CacheLimits, CacheSpace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -185,6 +185,11 @@ class CachefilesTransport:
         if self._space is not None:
             directory = self._space.directory
             move_strays(directory, self._domain_id, self._first_domain, cookies)
+
+    def shortage(self) -> StorageError | None:
+        """Say why the kernel stores nothing now; None if there is room. Blocks; raises OSError."""
+        said = "" if self._space is None else self._space.shortage()
+        return StorageError("cache", said, REMEDY) if said else None
 
     def present_on_disk(self, cookie: str) -> list[range] | None:
         """Give the ranges, in bytes, that an object's file has; None if there is none.

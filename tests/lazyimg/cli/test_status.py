@@ -43,6 +43,13 @@ def test_status_with_a_mount(run: Callable[..., Result], tmp_path: Path) -> None
     assert status["fetches"] == 30
 
 
+def test_status_after_a_failure(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    daemon.failure = "device: is away"
+    lines = run("status").out.splitlines()
+    assert lines[5:7] == ["reads       1000, 1 failed", "failed last device: is away"]
+    assert json.loads(run("status", "--json").out)["failure"] == "device: is away"
+
+
 @pytest.mark.parametrize(
     ("supervisor", "restarts", "line"),
     [

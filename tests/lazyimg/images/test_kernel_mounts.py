@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import StorageError
+from lazyimg.errors import LazyimgError, NotFoundError, StorageError
 from lazyimg.images import kernel_mounts as kernel_mounts_module
 from lazyimg.images.kernel_mounts import KernelMounts, make_directory
 from lazyimg.images.library import ChainRecord, LayerRecord
@@ -34,6 +34,12 @@ class Cache:
         self.opening = asyncio.Event()
         self.waited: list[str] = []
         self.asked_first = asyncio.Event()
+        self.full: StorageError | OSError | None = None
+
+    def shortage(self) -> StorageError | None:
+        if isinstance(self.full, OSError):
+            raise self.full
+        return self.full
 
     def linked(self, cookies: Iterable[str]) -> set[str]:
         self.asked |= set(cookies)
@@ -85,6 +91,42 @@ async def test_objects_that_are_not_opened_in_time(
     assert "a power cut would lose its new cache files" in caplog.text
     await kernel.close()
     assert host.points == []
+
+
+async def test_devices_without_room_for_their_files(
+    tmp_path: Path, host: FakeMounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_mounts_module, "OPEN_WAIT", 0.01)
+    (tmp_path / "mnt").mkdir()
+    cache = Cache()
+    cache.full = StorageError("cache", "has no inode left")
+    with pytest.raises(StorageError, match="has no inode left"):
+        await KernelMounts(tmp_path, "d", 4096, cache).hold(CHAIN)
+    assert host.points == []
+    assert list((tmp_path / "mnt").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [
+        (StorageError("cache", "has no space left"), "cache: has no space left"),
+        (None, "refused"),
+        (OSError("cannot be asked"), "refused"),
+    ],
+)
+async def test_mount_that_the_kernel_refuses(
+    tmp_path: Path,
+    host: FakeMounts,
+    full: StorageError | OSError | None,
+    said: str,
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    cache = Cache()
+    cache.full = full
+    host.failures["mount_erofs"] = NotFoundError("it", "refused")
+    with pytest.raises(LazyimgError, match=said):
+        await KernelMounts(tmp_path, "d", 4096, cache).hold(CHAIN)
+    assert list((tmp_path / "mnt").iterdir()) == []
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:

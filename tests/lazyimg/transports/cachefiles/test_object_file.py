@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EBADF, EINVAL, EIO, ENOBUFS
+from errno import EBADF, EDQUOT, EINVAL, EIO, ENOBUFS, ENOSPC
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +59,28 @@ def test_write_that_the_kernel_takes_in_parts(
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[: 4 * K], offset))
     file.write(0, [b"x" * 12 * K], new_buffer())
     assert content(file) == b"x" * 12 * K
+
+
+def test_write_that_ends_in_the_middle_of_a_block(
+    file: ObjectFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system's own blocks are smaller; it is full now, and has room again later."""
+    real = os.pwrite
+    taken = [6 * K, 2 * K]
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[: taken.pop(0)], at))
+    with pytest.raises(OSError, match="No space left on device"):
+        file.write(0, [b"x" * 12 * K], new_buffer())
+    assert content(file) == b"x" * 6 * K
+    monkeypatch.undo()
+    file.write(0, [b"x" * 12 * K], new_buffer())
+    assert content(file) == b"x" * 12 * K
+
+
+@pytest.mark.parametrize("number", [ENOSPC, EDQUOT])
+def test_file_system_that_refuses_space(space: CacheSpace, number: int) -> None:
+    said = f"object: cannot write to the cache: {os.strerror(number)}"
+    with pytest.raises(StorageError, match=f"^{said}$"):
+        when_ready(Kernel(1, number), "object", space)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, 4096), (512, 4096), (0, 4095)])
@@ -213,7 +235,7 @@ def test_no_space_for_a_large_write(
     status = os.statvfs_result((4096, 4096, 100_000, free, free, 100, 100, 100, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: status)
     monkeypatch.setattr(object_file, "READY_WAIT", 0.01)
-    assert not space.below_stop()
+    assert not space.shortage()
     with pytest.raises(StorageError, match=said):
         when_ready(Kernel(1 << 30), "object", space)
 

@@ -525,4 +525,6 @@ async def test_disk_that_fails_while_local_bytes_are_written(
         fcntl.fcntl(bootstrap.content, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         await completed(kernel, kernel.read(bootstrap, 0, BLOCK))
         assert server.counters.reads_failed == 1
-    assert "a request of the kernel could not be handled" in caplog.text
+        said = f"{BOOTSTRAP.decode()}: cannot write to the cache: Operation not permitted"
+        assert server.counters.failure == said
+    assert said in caplog.text

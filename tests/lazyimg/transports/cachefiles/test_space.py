@@ -89,25 +89,53 @@ def disk(blocks: int, free: int, files: int, free_files: int) -> os.statvfs_resu
     )
 
 
+LITTLE = "has less than 1 % of its space left (or 1 % of its inodes)"
+
+
 @pytest.mark.parametrize(
-    ("status", "below_stop", "below_run"),
+    ("status", "shortage", "below_run"),
     [
-        (disk(1000, 70, 1000, 70), False, False),
-        (disk(1000, 69, 1000, 70), False, True),
-        (disk(1000, 70, 1000, 69), False, True),
-        (disk(1000, 10, 1000, 1000), False, True),
-        (disk(1000, 9, 1000, 1000), True, True),
-        (disk(1000, 1000, 1000, 9), True, True),
-        (disk(1000, 1000, 0, 0), False, False),  # no fixed number of inodes
+        (disk(1000, 70, 1000, 70), "", False),
+        (disk(1000, 69, 1000, 70), "", True),
+        (disk(1000, 70, 1000, 69), "", True),
+        (disk(1000, 10, 1000, 1000), "", True),
+        (disk(1000, 9, 1000, 1000), LITTLE, True),
+        (disk(1000, 1000, 1000, 9), LITTLE, True),
+        (disk(1000, 1000, 0, 0), "", False),  # no fixed number of inodes
     ],
 )
 def test_space(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     status: os.statvfs_result,
-    below_stop: bool,  # noqa: FBT001 - a parameter of the table
+    shortage: str,
     below_run: bool,  # noqa: FBT001 - a parameter of the table
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: {tmp_path: status}[path])
     space = CacheSpace(tmp_path, CacheLimits())
-    assert (space.below_stop(), space.below_run()) == (below_stop, below_run)
+    assert space.shortage() == (f"{tmp_path} {shortage}" if shortage else "")
+    assert space.below_run() == below_run
+
+
+@pytest.mark.parametrize(
+    ("status", "shortage"),
+    [
+        (disk(1000, 1, 1000, 1), ""),
+        (disk(1000, 0, 1000, 1), "has no space left"),
+        (disk(1000, 1, 1000, 0), "has no inode left"),
+        (disk(1000, 1, 0, 0), ""),
+    ],
+)
+def test_nothing_is_left_and_no_limit_is_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: os.statvfs_result, shortage: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: {tmp_path: status}[path])
+    space = CacheSpace(tmp_path, CacheLimits(bstop=0, bcull=1, brun=2, fstop=0, fcull=1, frun=2))
+    assert space.shortage() == (f"{tmp_path} {shortage}" if shortage else "")
+
+
+def test_space_for_a_large_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _path: disk(100_000, 3000, 1000, 1000))
+    space = CacheSpace(tmp_path, CacheLimits())
+    assert space.shortage() == ""
+    assert space.shortage(near=True) == f"{tmp_path} {LITTLE}"

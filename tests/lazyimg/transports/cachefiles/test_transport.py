@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import KernelError
+from lazyimg.errors import KernelError, StorageError
 from lazyimg.transports.cachefiles import transport as transport_module
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 from lazyimg_formats.cachefiles.layout import Opcode
@@ -129,6 +129,21 @@ async def test_files_of_an_earlier_domain(
     assert transport.strays([COOKIE]) == set()
 
 
+async def test_shortage(
+    served: tuple[CachefilesTransport, Kernel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, _ = served
+    full = os.statvfs_result((4096, 4096, 100, 50, 50, 100, 0, 0, 0, 255))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _path: full)
+        shortage = transport.shortage()
+    assert isinstance(shortage, StorageError)
+    assert f"cache: {tmp_path} has less than 1 % of its space left" in str(shortage)
+    half = os.statvfs_result((4096, 4096, 100, 50, 50, 100, 50, 50, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: half)
+    assert transport.shortage() is None
+
+
 async def test_kernel_that_hands_nothing_over(tmp_path: Path) -> None:
     kernel = Kernel()
     kernel.end.close()
@@ -144,6 +159,7 @@ async def test_not_started(tmp_path: Path) -> None:
     assert transport.sink(COOKIE) is None
     assert transport.present(COOKIE) is None
     assert transport.backing_path(COOKIE) is None
+    assert transport.shortage() is None
     assert transport.linked([COOKIE]) == set()
     assert transport.strays([COOKIE]) == set()
     transport.move_strays([COOKIE])
