@@ -37,7 +37,8 @@ def command(invocation: Invocation, *, registry: str, authfile: Path | None) -> 
 
 
 async def _logout(registry: str, authfile: Path | None) -> None:
-    from lazyimg.registry.credentials import erase_credential, login_file  # noqa: PLC0415
+    from lazyimg.registry.authfiles import login_file  # noqa: PLC0415
+    from lazyimg.registry.credentials import erase_credential  # noqa: PLC0415
     from lazyimg.registry.login import parse_registry  # noqa: PLC0415  --help does without
     from lazyimg.registry.ports import Access  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lazyimg.errors import BadReferenceError
-from lazyimg.registry.credentials import find_authfile
+from lazyimg.registry.authfiles import list_authfiles
 from lazyimg.registry.ports import Access as RegistryAccess
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.reference import (
@@ -82,8 +82,12 @@ async def daemon_access(access: Access, text: str) -> Access:
     location = read_location(text)
     if access.username or not isinstance(location, RegistryLocation):
         return access
-    name = location.reference.name
-    found = await find_authfile(name, registry_access(access), os.environ)
+    wanted = registry_access(access)
+    if not any(list_authfiles(wanted, os.environ)):
+        return access
+    from lazyimg.registry.credentials import find_authfile  # noqa: PLC0415  slow to import
+
+    found = await find_authfile(location.reference.name, wanted, os.environ)
     if found is None:
         return access
     return msgspec.structs.replace(access, authfile=str(found.absolute()))

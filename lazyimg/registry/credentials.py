@@ -1,12 +1,8 @@
 """Where credentials come from, and how login and logout change them.
 
-Looked at in this order, the first that has an answer counts:
-  1. the access's own user name and password;
-  2. its authfile, or else $REGISTRY_AUTH_FILE: then nothing but that file;
-  3. $XDG_RUNTIME_DIR/containers/auth.json;
-  4. $DOCKER_CONFIG/config.json, or else ~/.docker/config.json.
-
-In each file: the registry's own helper (``credHelpers``), the file's helper (``credsStore``), then
+The access's own user name and password count before any file; of the files that are looked at
+(`authfiles`), the first that has an answer. In each file: the registry's own helper
+(``credHelpers``), the file's helper (``credsStore``), then
 ``auths``, where a key may reach down to a repository (``quay.io/team/app``) and the longest that
 fits counts; Docker's old keys (``https://index.docker.io/v1/``, ``https://host/v2/``) are
 understood. A helper is a program ``docker-credential-NAME`` that talks JSON.
@@ -30,11 +26,12 @@ import msgspec
 
 from lazyimg.errors import ConfigurationError, StorageError
 from lazyimg.registry.auth import Credential
+from lazyimg.registry.authfiles import list_authfiles, login_file
 from lazyimg.registry.redact import printable
 from lazyimg_formats.oci.reference import DOCKER_HUB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from lazyimg.registry.ports import Access
 
@@ -83,7 +80,7 @@ async def find_authfile(name: str, access: Access, environ: Mapping[str, str]) -
 async def _find_in_files(
     name: str, access: Access, environ: Mapping[str, str]
 ) -> tuple[Path, Credential] | None:
-    for path, required in _authfiles(access, environ):
+    for path, required in list_authfiles(access, environ):
         config = await asyncio.to_thread(_read_config, path, required=required)
         credential = await _find_in_config(path, config, name, environ)
         if credential is not None:
@@ -143,40 +140,6 @@ async def erase_credential(registry: str, access: Access, environ: Mapping[str, 
         return False
     await asyncio.to_thread(_write_config, path, config | {"auths": kept})
     return True
-
-
-def login_file(access: Access, environ: Mapping[str, str]) -> Path:
-    """Give the file that login and logout change."""
-    if access.authfile is not None:
-        return access.authfile
-    if environ.get("REGISTRY_AUTH_FILE"):
-        return Path(environ["REGISTRY_AUTH_FILE"])
-    path = _docker_config(environ)
-    if path is None:
-        raise ConfigurationError(
-            "credentials", "no place to keep them", "set HOME or DOCKER_CONFIG, or give --authfile"
-        )
-    return path
-
-
-def _authfiles(access: Access, environ: Mapping[str, str]) -> Iterator[tuple[Path, bool]]:
-    """Give the files to look at, and whether each must exist."""
-    if access.authfile is not None:
-        yield access.authfile, True
-    elif environ.get("REGISTRY_AUTH_FILE"):
-        yield Path(environ["REGISTRY_AUTH_FILE"]), False
-    else:
-        runtime = environ.get("XDG_RUNTIME_DIR")
-        podman = Path(runtime, "containers", "auth.json") if runtime else None
-        for path in (podman, _docker_config(environ)):
-            if path is not None and os.access(path, os.F_OK):  # not in another user's home
-                yield path, False
-
-
-def _docker_config(environ: Mapping[str, str]) -> Path | None:
-    if environ.get("DOCKER_CONFIG"):
-        return Path(environ["DOCKER_CONFIG"], "config.json")
-    return Path(environ["HOME"], ".docker", "config.json") if environ.get("HOME") else None
 
 
 def _read_config(path: Path, *, required: bool) -> dict[str, Any]:

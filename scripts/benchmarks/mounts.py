@@ -47,12 +47,13 @@ def _measure(work: Path, references: Sequence[str], rounds: int) -> list[Figure]
     with tempfile.TemporaryDirectory() as directory, running_daemon(work) as (lazyimg, process):
         idle = {one.name: one.memory / MB for one in processes_of(process)}
         tops = [Path(directory, str(number)) for number, _ in enumerate(references)]
-        memory, own = [], []
+        memory, own, mounter = [], [], []
         for top, reference in zip(tops, references, strict=True):
             top.mkdir()
             first.append(_time(lazyimg, "mount", reference, top))
             _walk(top)
             taken = processes_of(process)
+            mounter = [one.memory / MB for one in taken if one.name == "mounter"]
             memory.append(sum(one.memory for one in taken) / MB)
             own.append(sum(one.own for one in taken) / MB)
         other = Path(directory, "other")
@@ -76,6 +77,7 @@ def _measure(work: Path, references: Sequence[str], rounds: int) -> list[Figure]
         Figure("the same on a second directory", "s", further),
         Figure("idle: daemon", "MB", [idle["daemon"]], 70.0, most=True),
         Figure("idle: supervisor", "MB", [idle["supervisor"]], 15.0, most=True),
+        Figure("the process that is kept for mounts", "MB", mounter),
         Figure(f"each further image of {name}, mounted and looked through", "MB",
                _steps(memory), 1.0, most=True),
         Figure("its part that is no file's", "MB", _steps(own)),

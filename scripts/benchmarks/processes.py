@@ -23,7 +23,7 @@ class Process(NamedTuple):
     """One process of the daemon.
 
     Attributes:
-        name: "supervisor" or "daemon".
+        name: "supervisor", "mounter" (the process kept for mounts) or "daemon".
         cpu: seconds, its ended children's among them.
         memory: bytes that are resident.
         own: bytes of those that are no file's.
@@ -57,20 +57,23 @@ def push_image(work: Path, registry: str, name: str, tar: bytes) -> str:
 
 
 def processes_of(daemon: subprocess.Popen[bytes]) -> list[Process]:
-    """Give the daemon's processes: those of its session."""
+    """Give the daemon's processes: those of its session, and the one it keeps for mounts."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
             status = (directory / "status").read_text()
-            command = (directory / "cmdline").read_bytes().decode().split("\0")
+            command = (directory / "cmdline").read_bytes().decode()
         except (FileNotFoundError, ProcessLookupError):
             continue
         sizes = {name: int(size) * 1024 for name, size in re.findall(r"(\w+):\s*(\d+) kB", status)}
-        if int(fields[3]) == daemon.pid and "VmRSS" in sizes:
-            name = "supervisor" if "supervisor" in " ".join(command) else "daemon"
+        mounter = "mount_child.py" in command
+        if "VmRSS" in sizes and (mounter or int(fields[3]) == daemon.pid):
+            name = "supervisor" if "supervisor" in command else "daemon"
             cpu = sum(map(int, fields[11:15])) / TICKS
-            found.append(Process(name, cpu, sizes["VmRSS"], sizes["RssAnon"]))
+            found.append(
+                Process("mounter" if mounter else name, cpu, sizes["VmRSS"], sizes["RssAnon"])
+            )
     return found
 
 

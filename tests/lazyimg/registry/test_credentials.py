@@ -16,7 +16,6 @@ from lazyimg.registry.credentials import (
     erase_credential,
     find_authfile,
     find_credential,
-    login_file,
     store_credential,
 )
 from lazyimg.registry.ports import Access
@@ -329,12 +328,6 @@ class TestLogin:
         assert await erase_credential("quay.io", Access(), home.environ)
         assert not await erase_credential("quay.io", Access(), home.environ)
         assert list(msgspec.json.decode(home.docker.read_bytes())["auths"]) == ["quay.io/team"]
-
-    async def test_file_that_is_changed(self, home: Home) -> None:
-        assert login_file(Access(authfile=home.path / "a"), home.environ) == home.path / "a"
-        assert login_file(Access(), {"REGISTRY_AUTH_FILE": "/b"}).name == "b"
-        with pytest.raises(ConfigurationError, match="credentials: no place to keep them; set HO"):
-            login_file(Access(), {})
 
     async def test_place_that_cannot_be_written(self, home: Home) -> None:
         home.write(home.path / "home", b"a file")
