@@ -44,8 +44,11 @@ if TYPE_CHECKING:
     from lazyimg.config import Config, RegistrySettings
     from lazyimg.daemon import LazyimgDaemon
     from lazyimg.images.library import SourceRecord
+    from lazyimg.images.mounts import Mounts
+    from lazyimg.images.service import Images
     from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg.snapshotter.service import Snapshotter
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
 
@@ -173,9 +176,10 @@ async def start(
         transport,
         readers=catalog.readers,
     )
-    await mounts.recover(served=served)
-    stack.push_async_callback(mounts.close)
     images = Images(root, library, catalog, registries.open_image, config.build.limits())
+    snapshots = _Snapshots(config, images, mounts)
+    await mounts.recover(served=served, kept=await snapshots.open(stack))
+    stack.push_async_callback(mounts.close)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
     daemon = LazyimgDaemon(
         config=config,
@@ -188,6 +192,41 @@ async def start(
         client=registries.client,
     )
     await _listen(listener, daemon, stack)
+    await snapshots.start(stack)
+
+
+class _Snapshots:
+    """The snapshotter, if the configuration has one."""
+
+    def __init__(self, config: Config, images: Images, mounts: Mounts) -> None:
+        self._config = config
+        self._images = images
+        self._mounts = mounts
+        self._snapshotter: Snapshotter | None = None
+
+    async def open(self, stack: AsyncExitStack) -> set[str]:
+        """Open the records; gives the fsids that snapshots need."""
+        if not self._config.snapshotter.address:
+            return set()
+        await asyncio.to_thread(importlib.import_module, "lazyimg.snapshotter.grpc_server")
+        from lazyimg.snapshotter.overlay import list_options  # noqa: PLC0415  readers come first
+        from lazyimg.snapshotter.remote import RemoteLayers  # noqa: PLC0415
+        from lazyimg.snapshotter.service import Snapshotter  # noqa: PLC0415
+
+        remote = RemoteLayers(self._images, self._mounts, self._config.snapshotter.lazy)
+        root = Path(self._config.root) / "snapshotter"
+        self._snapshotter = Snapshotter(root, remote, list_options())
+        stack.push_async_callback(self._snapshotter.close)
+        return await remote.fsids(await self._snapshotter.remote_layers())
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Mount what snapshots need, and answer containerd."""
+        if self._snapshotter is None:
+            return
+        from lazyimg.snapshotter.grpc_server import listen  # noqa: PLC0415  readers come first
+
+        await self._snapshotter.start()
+        await listen(Path(self._config.snapshotter.address), self._snapshotter, stack)
 
 
 class _Registries:

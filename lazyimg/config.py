@@ -28,12 +28,14 @@ _QUANTITY_WORDS: Final = {
     "size": 'a size such as "64MiB"',
     "duration": 'a duration such as "30s"',
     "deadline": 'a duration such as "60s", or "wait"',
+    "patterns": "a list of patterns",
 }
 
 _SIZE: Final = {"unit": "size"}
 _DURATION: Final = {"unit": "duration"}
 _DEADLINE: Final = {"unit": "deadline"}
 _PATH: Final = {"unit": "path"}
+_PATTERNS: Final = {"unit": "patterns"}
 
 _FILL: Final = FillLimits()
 _BUILD: Final = BuildLimits()
@@ -318,6 +320,27 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True):
         return BuildLimits(memory=self.memory, processor_time=math.ceil(self.processor_time))
 
 
+class SnapshotterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The snapshotter that containerd calls."""
+
+    address: Annotated[
+        str,
+        Meta(
+            description="The unix socket for containerd, such as /run/lazyimg/snapshotter.sock. "
+            "Empty: there is none.",
+            extra=_PATH,
+        ),
+    ] = ""
+    lazy: Annotated[
+        list[str],
+        Meta(
+            description="Which repositories (registry/name, with * and ? as in a shell) are loaded "
+            "lazily; images of others are unpacked as usual. Empty: all.",
+            extra=_PATTERNS,
+        ),
+    ] = []
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -347,6 +370,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cachefiles: CachefilesSettings = CachefilesSettings()
     mount: MountSettings = MountSettings()
     build: BuildSettings = BuildSettings()
+    snapshotter: SnapshotterSettings = SnapshotterSettings()
 
     @property
     def cache_directory(self) -> Path:
@@ -360,7 +384,7 @@ class Setting(msgspec.Struct, frozen=True):
     Attributes:
         key: with its section, as in `fill.workers`.
         annotation: its type, as `msgspec.convert` takes it.
-        unit: "size", "duration", "deadline", "path" or "".
+        unit: "size", "duration", "deadline", "path", "patterns" or "".
         default: the value in the structure.
         description: one or two sentences.
     """
@@ -388,7 +412,7 @@ class Setting(msgspec.Struct, frozen=True):
         if pattern:
             return "letters, digits, '.', '_' and '-', at most 63"
         if get_origin(base) is list:
-            return "a list of hosts"
+            return _QUANTITY_WORDS[self.unit] if self.unit else "a list of hosts"
         return _QUANTITY_WORDS[self.unit] + _limits_text(meta, self.unit)
 
 

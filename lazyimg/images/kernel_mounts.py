@@ -24,7 +24,7 @@ from lazyimg.host import mounts as host
 from lazyimg.host.mount_table import mount_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.library import ChainRecord
@@ -99,6 +99,10 @@ class KernelMounts:
         self._domain_id = domain_id
         self._objects.use_domain(domain_id)
 
+    def path(self, fsid: str) -> Path:
+        """Where an image is that somebody holds."""
+        return self._directory / fsid
+
     async def hold(self, chain: ChainRecord) -> Path:
         """Mount an image if it is not, and count one user more; gives where it is.
 
@@ -143,10 +147,15 @@ class KernelMounts:
         self._held.discard(fsid)
         _remove_mount_point(path)
 
-    async def adopt(self, entries: Sequence[MountEntry], fsids: Iterable[str]) -> None:
-        """Take over what another process has mounted: `fsids` has one for each user.
+    async def adopt(
+        self, entries: Sequence[MountEntry], fsids: Iterable[str], kept: Collection[str] = ()
+    ) -> None:
+        """Take over what another process has mounted; what has no user is unmounted.
 
-        What has no user is unmounted.
+        Args:
+            entries: of the mount table.
+            fsids: one for each user.
+            kept: what stays mounted without a user, since it will have one soon.
 
         Raises:
             StorageError: mnt/ cannot be read.
@@ -158,7 +167,7 @@ class KernelMounts:
                 _remove_mount_point(path)
                 continue
             self._held.add(path.name)
-            if path.name not in self._users:
+            if path.name not in self._users and path.name not in kept:
                 await self._let_go(path.name, path)
 
     async def close(self) -> None:

@@ -109,6 +109,14 @@ ALTER TABLE new_mount RENAME TO mount;
 ALTER TABLE proof ADD COLUMN     -- that has let it be read; '' is not known
     host TEXT NOT NULL DEFAULT '';
 """,
+    """
+CREATE TABLE part (              -- the lowest layers of an image
+    digest TEXT NOT NULL,        -- of the platform's manifest
+    depth INTEGER NOT NULL,      -- how many layers
+    chain TEXT NOT NULL REFERENCES chain (key),
+    PRIMARY KEY (digest, depth)
+) STRICT, WITHOUT ROWID;
+""",
 )
 """What makes each version of the records from the one before; the first from nothing."""
 
@@ -312,13 +320,30 @@ class Library:
                 "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?)",
                 (image.reference, image.platform, image.digest, image.chain),
             )
-            db.executemany(
-                "INSERT OR REPLACE INTO source VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (device, one.repository, one.blob, one.blob_size, one.table, one.access)
-                    for device, one in sources
-                ],
-            )
+            _add_sources(db, sources)
+
+    def add_part(
+        self, digest: str, depth: int, chain: str, sources: list[tuple[str, SourceRecord]]
+    ) -> None:
+        """Record the chain of the lowest layers of an image, and sources found through it.
+
+        Args:
+            digest: of the platform's manifest.
+            depth: how many layers.
+            chain: the chain's key.
+            sources: (device, source) pairs.
+        """
+        with self._transaction(write=True) as db:
+            db.execute("INSERT OR REPLACE INTO part VALUES (?, ?, ?)", (digest, depth, chain))
+            _add_sources(db, sources)
+
+    def find_part(self, digest: str, depth: int) -> str | None:
+        """Give the key of the chain of an image's lowest layers; see `add_part`."""
+        with self._transaction(write=False) as db:
+            row = db.execute(
+                "SELECT chain FROM part WHERE digest = ? AND depth = ?", (digest, depth)
+            ).fetchone()
+        return str(row[0]) if row else None
 
     def find_image(self, reference: str, platform: str) -> ImageRecord | None:
         """Give what a reference last stood for."""
@@ -397,3 +422,13 @@ class Library:
         """Forget a mount."""
         with self._transaction(write=True) as db:
             db.execute("DELETE FROM mount WHERE directory = ?", (directory,))
+
+
+def _add_sources(db: sqlite3.Connection, sources: list[tuple[str, SourceRecord]]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO source VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (device, one.repository, one.blob, one.blob_size, one.table, one.access)
+            for device, one in sources
+        ],
+    )

@@ -33,7 +33,7 @@ from lazyimg.images.recovery import Recovery
 from lazyimg.images.scratch import prepare_scratch, remove_scratch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Collection, Iterator
 
     from lazyimg.images.kernel_mounts import Objects
     from lazyimg.images.library import Library
@@ -156,7 +156,7 @@ class Mounts:
 
     async def _put(self, mounted: Mounted) -> None:
         """Mount what is recorded as being mounted."""
-        lower = await self._hold(mounted.image)
+        lower = await self.hold(mounted.image)
         try:
             await self._show(lower, mounted)
             await self._note(mounted.directory, MountState.MOUNTED)
@@ -220,7 +220,7 @@ class Mounts:
             await asyncio.to_thread(remove_scratch, scratch)
         with _logged(directory):
             await self._forget(directory)
-        await self._release(mounted.image)
+        await self.release(mounted.image)
 
     async def _forget_gone(self, directory: str) -> bool:
         """Whether somebody else has unmounted a directory; then it is forgotten."""
@@ -231,17 +231,17 @@ class Mounts:
         _log.warning("%s: was unmounted by somebody else", directory)
         await self._forget(directory)
         del self._mounted[directory]
-        await self._release(mounted.image)
+        await self.release(mounted.image)
         return True
 
     @asynccontextmanager
-    async def hold(self, image: Image) -> AsyncIterator[Path]:
-        """Keep an image mounted, out of users' sight."""
-        path = await self._hold(image)
+    async def held(self, image: Image) -> AsyncIterator[Path]:
+        """Keep an image mounted, out of users' sight, while the block runs."""
+        path = await self.hold(image)
         try:
             yield path
         finally:
-            await asyncio.shield(self._release(image))
+            await asyncio.shield(self.release(image))
 
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
@@ -254,11 +254,12 @@ class Mounts:
                 _log.warning("%s", error)
         await self._kernel.close()
 
-    async def recover(self, *, served: bool) -> None:
+    async def recover(self, *, served: bool, kept: Collection[str] = ()) -> None:
         """Make the mount table and the records agree, before anything else is mounted.
 
         Args:
             served: the mounts of the process before this one work; otherwise they are dead.
+            kept: fsids that stay mounted, since somebody will `hold` them.
 
         Raises:
             LazyimgError: the kernel refuses, or the records cannot be used.
@@ -267,9 +268,9 @@ class Mounts:
             _log.warning("a mount or unmount of the process before this one does not end")
         recovery = Recovery(self._root, self._domain_id, self._library, self._kernel)
         if served:
-            kept, wanted = await recovery.adopt()
-            self._mounted.update({mounted.directory: mounted for mounted in kept})
-            images = [mounted.image for mounted in kept]
+            adopted, wanted = await recovery.adopt(kept)
+            self._mounted.update({mounted.directory: mounted for mounted in adopted})
+            images = [mounted.image for mounted in adopted]
             self._readers.replace((image.reference, image.chain) for image in images)
         else:
             self._readers.replace(())
@@ -296,7 +297,7 @@ class Mounts:
                 await host.unmount(Path(mounted.directory), lazy=True)
         except LazyimgError as error:
             _log.warning("%s: %s", mounted.directory, error)
-        await self._release(mounted.image)
+        await self.release(mounted.image)
 
     async def _undo(self, mounted: Mounted) -> None:
         """Remove what is left of a mount that did not come about."""
@@ -304,8 +305,12 @@ class Mounts:
             await asyncio.to_thread(remove_scratch, mounted.scratch)
         await self._forget(mounted.directory)
 
-    async def _hold(self, image: Image) -> Path:
-        """Mount an image out of users' sight, for one user more."""
+    async def hold(self, image: Image) -> Path:
+        """Mount an image out of users' sight, for one user more.
+
+        Raises:
+            LazyimgError: the kernel refuses; nothing is left.
+        """
         self._readers.begin(image.reference, image.chain)
         try:
             return await self._kernel.hold(image.chain)
@@ -313,8 +318,12 @@ class Mounts:
             self._readers.end(image.reference, image.chain)
             raise
 
-    async def _release(self, image: Image) -> None:
-        """Take one `_hold` back."""
+    def path(self, image: Image) -> Path:
+        """Where an image is that somebody holds."""
+        return self._kernel.path(image.chain.fsid)
+
+    async def release(self, image: Image) -> None:
+        """Take one `hold` back."""
         await self._kernel.release(image.chain.fsid)
         self._readers.end(image.reference, image.chain)
 

@@ -89,7 +89,7 @@ class Prefetcher:
         Raises:
             LazyimgError: the first failure; what was filled stays.
         """
-        async with self._mounts.hold(image) as top:
+        async with self._mounts.held(image) as top:
             return await self._fill(image, top, paths, progress)
 
     async def _fill(

@@ -26,7 +26,7 @@ from lazyimg.images.scratch import remove_scratch
 from lazyimg.images.service import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from lazyimg.host.mount_table import MountEntry
     from lazyimg.images.kernel_mounts import KernelMounts
@@ -52,10 +52,13 @@ class Recovery:
         self._library = library
         self._kernel = kernel
 
-    async def adopt(self) -> tuple[list[Mounted], list[Mounted]]:
+    async def adopt(self, fsids: Collection[str]) -> tuple[list[Mounted], list[Mounted]]:
         """Take over the mounts of the process before this one, which work.
 
         Gives those, and others that were lost by a process before that one.
+
+        Args:
+            fsids: what stays mounted even if no directory shows it.
 
         Raises:
             LazyimgError: the records cannot be used, or the mount table cannot be read.
@@ -76,7 +79,7 @@ class Recovery:
                 )
             else:
                 await self._forget(record)
-        await self._kernel.adopt(entries, [mounted.image.chain.fsid for mounted in kept])
+        await self._kernel.adopt(entries, [mounted.image.chain.fsid for mounted in kept], fsids)
         if kept:
             _log.info("%d mounts were taken over", len(kept))
         return kept, lost

@@ -13,7 +13,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lazyimg.errors import RegistryError, UsageError
 from lazyimg.images.access import serialize_access
@@ -94,6 +94,14 @@ class Description:
     chain: ChainRecord | None
 
 
+class _Part(NamedTuple):
+    """What was asked for: an image, or its lowest layers."""
+
+    place: Location
+    platform: Platform
+    depth: int | None
+
+
 class Images:
     """Makes images ready.
 
@@ -123,13 +131,17 @@ class Images:
         self._fetching = 0  # bytes of indexes that are on their way
         self._fetched = asyncio.Condition()
 
-    async def open(self, text: str, platform_text: str, access: Access) -> Image:
+    async def open(
+        self, text: str, platform_text: str, access: Access, depth: int | None = None
+    ) -> Image:
         """Give the image under a reference, ready to be mounted.
 
         Args:
             text: the reference as the user wrote it.
             platform_text: os/arch[/variant], ``local`` or "" for this machine's.
             access: how to reach the registry.
+            depth: how many of its layers, the lowest ones; None: all. Then the reference must
+                have the digest of a platform's manifest.
 
         Raises:
             BadReferenceError, UsageError: `text` or `platform_text` says nothing.
@@ -138,7 +150,7 @@ class Images:
             LazyimgError: the registry, the image or the disk fails.
         """
         location, platform = _locate(text), parse_platform(platform_text)
-        known = await self._known(location, platform)
+        known = await self._known(location, platform, depth)
         source, wanted = await self._open_source(location, access)
         pinned = known is not None and _is_fixed(location) and not access.username
         if known is not None and pinned and await self._is_proven(source, known):
@@ -152,7 +164,8 @@ class Images:
         if isinstance(source, ProvingSource):
             needed = (*resolved.manifest.layers, resolved.manifest.config)
             await self._proofs.prove(source, needed)
-        return await self._open_resolved(location, platform, resolved, kept, access)
+        part = _Part(location, platform, depth)
+        return await self._open_resolved(part, resolved, kept, access)
 
     async def _is_proven(self, source: ImageSource, image: Image) -> bool:
         return isinstance(source, ProvingSource) and await self._proofs.are_fresh(
@@ -167,7 +180,7 @@ class Images:
         Args and Raises: as `open`.
         """
         location, platform = _locate(text), parse_platform(platform_text)
-        known = await self._known(location, platform)
+        known = await self._known(location, platform, None)
         opened, wanted = await self._open_source(location, access)
         source = KeptConfigs(opened, self._root / "content")
         resolved = await _resolve(source, wanted, platform, known)
@@ -184,8 +197,12 @@ class Images:
         digest = str(resolved.descriptor.digest)
         return Description(str(location), digest, str(platform), layers, formats, chain)
 
-    async def _known(self, location: Location, platform: Platform) -> Image | None:
+    async def _known(
+        self, location: Location, platform: Platform, depth: int | None
+    ) -> Image | None:
         """Give an image as it is recorded; None when its files are not all there any more."""
+        if depth is not None:
+            return await self._known_part(location, platform, depth)
         record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
         if record is None:
             return None
@@ -194,15 +211,44 @@ class Images:
             return None
         return Image(record.reference, record.digest, record.platform, chain)
 
+    async def _known_part(self, location: Location, platform: Platform, depth: int) -> Image | None:
+        if not isinstance(location, RegistryLocation) or location.reference.digest is None:
+            raise UsageError(str(location), "parts of an image are known by its digest only")
+        digest = str(location.reference.digest)
+        chain = await self.find_part(digest, depth)
+        if chain is None or not await asyncio.to_thread(self._is_whole, chain):
+            return None
+        return Image(str(location), digest, str(platform), chain)
+
+    async def find_part(self, digest: str, depth: int) -> ChainRecord | None:
+        """Give what was made of the lowest layers of an image, if it was.
+
+        Args:
+            digest: of the platform's manifest.
+            depth: how many layers.
+        """
+        key = await asyncio.to_thread(self._library.find_part, digest, depth)
+        return None if key is None else await asyncio.to_thread(self._library.find_chain, key)
+
+    async def resolve(self, text: str, access: Access) -> ResolvedImage:
+        """Give what the registry says of an image for this machine: its manifest and its config.
+
+        Raises:
+            LazyimgError: it is not there, or the registry does not answer.
+        """
+        source, wanted = await self._open_source(_locate(text), access)
+        kept = KeptConfigs(source, self._root / "content")
+        return await resolve_image(kept, wanted, parse_platform(""))
+
     async def _open_resolved(
         self,
-        place: Location,
-        platform: Platform,
+        part: _Part,
         resolved: ResolvedImage,
         source: ImageSource,
         access: Access,
     ) -> Image:
-        layers = resolved.manifest.layers
+        place, platform, depth = part
+        layers = resolved.manifest.layers[:depth]
         locations = [
             locate_index(layer, f"{place}: layer {number} of {len(layers)}")
             for number, layer in enumerate(layers, 1)
@@ -218,7 +264,10 @@ class Images:
             if layer.device_size
         ]
         image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
-        await asyncio.to_thread(self._library.add_image, image, sources)
+        if depth is None:
+            await asyncio.to_thread(self._library.add_image, image, sources)
+        else:
+            await asyncio.to_thread(self._library.add_part, image.digest, depth, chain.key, sources)
         self._catalog.add(chain)
         for device, one in sources:
             await self._catalog.add_source(device, one, access)

@@ -30,6 +30,7 @@ from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AsyncExitStack
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -92,6 +93,20 @@ async def start_server(path: Path, snapshotter: Snapshotter) -> grpc.aio.Server:
     finally:
         os.umask(mask)
     return server
+
+
+async def listen(path: Path, snapshotter: Snapshotter, stack: AsyncExitStack) -> None:
+    """Answer calls until `stack` is left; the socket's directory is made, and the socket removed.
+
+    Raises:
+        StorageError: there can be no socket.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(str(path.parent), f"cannot be made: {error.strerror}") from error
+    server = await start_server(path, snapshotter)
+    stack.push_async_callback(server.stop, STOP_GRACE)
 
 
 def make_handler(snapshotter: Snapshotter) -> grpc.GenericRpcHandler:

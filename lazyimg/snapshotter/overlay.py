@@ -1,4 +1,4 @@
-"""What containerd is told to mount for a snapshot. Pure.
+"""What containerd is told to mount for a snapshot. Pure, but for `list_options`.
 
 Source: containerd, plugins/snapshots/overlay; the kernel, Documentation/filesystems/overlayfs.rst.
 """
@@ -6,10 +6,14 @@ Source: containerd, plugins/snapshots/overlay; the kernel, Documentation/filesys
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+INDEX: Final = Path("/sys/module/overlay/parameters/index")
+"""Is there where overlayfs knows the option `index`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +42,8 @@ def plan_mount(
         return Mount("bind", lowers[0], ("ro", "rbind"))
     options = () if upper is None else (f"workdir={work}", f"upperdir={upper}")
     return Mount("overlay", "overlay", (*options, f"lowerdir={':'.join(lowers)}", *extra))
+
+
+def list_options() -> tuple[str, ...]:
+    """Give the further options that an overlay of snapshots has on this kernel."""
+    return ("index=off",) if INDEX.exists() else ()

@@ -71,14 +71,15 @@ class Snapshotter:
             StorageError: the disk refuses.
         """
         await self._run(self._sweep)
-        for snapshot in await self._run(self._records.mountable):
-            ancestry = await self._run(self._records.ancestry, snapshot.key)
-            remote = _remote(ancestry)
-            if remote is not None:
-                try:
-                    await self._images.mount(remote, snapshot.number)
-                except LazyimgError as error:  # the others are not to wait; its Mounts tries again
-                    _log.error("snapshot %s: %s", snapshot.key, error)
+        for number, remote in (await self._run(self._shown)).items():
+            try:
+                await self._images.mount(remote, number)
+            except LazyimgError as error:  # the others are not to wait; its Mounts tries again
+                _log.error("snapshot %d: %s", number, error)
+
+    async def remote_layers(self) -> list[RemoteLayer]:
+        """Give what `start` will mount."""
+        return list((await self._run(self._shown)).values())
 
     async def close(self) -> None:
         """End; mounts stay."""
@@ -233,6 +234,15 @@ class Snapshotter:
         if snapshot.kind is Kind.ACTIVE:
             return [plan_mount(lowers, upper, work, self._options)]
         return [plan_mount(lowers or [upper], None, None, self._options)]
+
+    def _shown(self) -> dict[int, RemoteLayer]:
+        """Give the remote layer that each active snapshot and view stands on, by its number."""
+        shown = {}
+        for snapshot in self._records.mountable():
+            remote = _remote(self._records.ancestry(snapshot.key))
+            if remote is not None:
+                shown[snapshot.number] = remote
+        return shown
 
     def _commit(self, key: str, wanted: NewSnapshot) -> int:
         number = self._records.find(key).number

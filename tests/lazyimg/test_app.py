@@ -15,12 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from lazyimg import app
 from lazyimg.api.client import Client
 from lazyimg.api.messages import Access, ImageRequest, MountRequest, PrefetchRequest
-from lazyimg.config import CachefilesSettings, Config, RegistrySettings
+from lazyimg.config import CachefilesSettings, Config, RegistrySettings, SnapshotterSettings
 from lazyimg.errors import (
     DaemonUnavailableError,
     InUseError,
@@ -45,6 +46,7 @@ from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
 from tests.fakes.node import DIRECTORIES, MemoryTransport
 from tests.fakes.registry import run_registry
+from tests.real.snapshot_client import SnapshotClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -169,6 +171,22 @@ async def test_image_is_mounted_over_the_socket_and_unmounted_at_the_end(
         events = [event async for event in client.prefetch(request)]
         assert events[-1].present == events[-1].total == 13 * 4096
     assert started.events[-1] == ("stop", [])
+
+
+@pytest.mark.usefixtures("started")
+async def test_snapshotter_answers_where_the_configuration_says(
+    config: Config, tmp_path: Path
+) -> None:
+    address = tmp_path / "containerd" / "sock"
+    settings = SnapshotterSettings(address=str(address))
+    async with start(msgspec.structs.replace(config, snapshotter=settings)):
+        client = SnapshotClient(address)
+        (mount,) = await asyncio.to_thread(client.prepare, "key")
+        assert mount.source == f"{config.root}/snapshotter/snapshots/1/fs"
+        client.close()
+    assert not address.exists()
+    async with start(config):
+        assert not address.exists()
 
 
 async def test_restart_knows_images_and_their_sources(

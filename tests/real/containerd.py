@@ -74,11 +74,16 @@ class Containerd(NamedTuple):
 
 
 @contextmanager
-def running_containerd(directory: Path) -> Iterator[Containerd]:
-    """Run containerd until the block ends; what it keeps is below `directory`."""
+def running_containerd(directory: Path, more: str = "") -> Iterator[Containerd]:
+    """Run containerd until the block ends; what it keeps is below `directory`.
+
+    Args:
+        directory: made when missing.
+        more: further configuration.
+    """
     directory.mkdir(exist_ok=True)
     configuration = directory / "config.toml"
-    configuration.write_text(CONFIGURATION.format(directory=directory))
+    configuration.write_text(CONFIGURATION.format(directory=directory) + more)
     containerd = Containerd(directory)
     with (
         (directory / "log").open("wb") as log,

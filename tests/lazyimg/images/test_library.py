@@ -108,6 +108,17 @@ def test_tag_that_moves(library: Library) -> None:
     assert library.find_image("reg/app:2", "linux/amd64") is None
 
 
+def test_parts_of_an_image(library: Library) -> None:
+    library.add_chain(chain(layer_record()))
+    assert library.find_part("sha256:m1", 1) is None
+    library.add_part("sha256:m1", 1, "key", [("dev", source())])
+    assert library.find_part("sha256:m1", 1) == "key"
+    assert library.find_part("sha256:m1", 2) is None
+    assert library.find_part("sha256:m2", 1) is None
+    assert library.sources("dev") == [source()]
+    assert library.find_image("reg/app:1", "linux/amd64") is None
+
+
 def test_sources_of_a_device(library: Library) -> None:
     library.add_chain(chain(layer_record(), layer_record("other")))
     image = ImageRecord("reg/app:1", "linux/amd64", "sha256:m1", "key")

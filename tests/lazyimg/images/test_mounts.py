@@ -236,7 +236,7 @@ async def test_image_that_was_mounted_by_hand_is_used_from_there(
     assert host.points == ["/hand", "/other", kernel_mount(root), "/one"]
     await mounts.unmount("/one", lazy=False)
     assert host.points == ["/hand", "/other"]
-    async with mounts.hold(image()) as path:
+    async with mounts.held(image()) as path:
         assert host.points == ["/hand", "/other", str(path)]
     assert leftovers(root) == []
 
@@ -464,7 +464,7 @@ async def test_scratch_directory_that_cannot_be_removed_does_not_keep_the_image(
 
 
 async def test_held_image_is_out_of_sight(mounts: Mounts, host: FakeMounts, root: Path) -> None:
-    async with mounts.hold(image()) as path:
+    async with mounts.held(image()) as path:
         assert str(path) == kernel_mount(root)
         assert host.points == [kernel_mount(root)]
         assert mounts.list() == []
@@ -476,7 +476,7 @@ async def test_held_image_is_out_of_sight(mounts: Mounts, host: FakeMounts, root
 
 async def test_held_image_is_let_go_after_a_failure(mounts: Mounts, host: FakeMounts) -> None:
     with pytest.raises(ValueError, match="of the caller"):
-        async with mounts.hold(image()):
+        async with mounts.held(image()):
             raise ValueError("of the caller")
     assert host.points == []
 
@@ -497,7 +497,7 @@ async def test_close_unmounts_everything_and_says_what_it_cannot(
 async def test_close_goes_on_when_an_image_cannot_be_unmounted(
     mounts: Mounts, host: FakeMounts, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    holds = [mounts.hold(image(name)) for name in "ab"]
+    holds = [mounts.held(image(name)) for name in "ab"]
     for hold in holds:
         await hold.__aenter__()
     host.failures["unmount"] = FAILURE
@@ -524,7 +524,7 @@ async def test_one_new_file_is_enough(
     mounts: Mounts, host: FakeMounts, cache: Cache, new: set[str], waited: list[str]
 ) -> None:
     cache.new = new
-    async with mounts.hold(image()):
+    async with mounts.held(image()):
         assert host.calls == ["mount_erofs", "unmount", "mount_erofs"]
         assert cache.waited == waited
 
@@ -542,7 +542,7 @@ async def test_image_with_new_files_that_was_mounted_by_hand(
 ) -> None:
     host.table = [("/hand", "erofs in lazyimg", "a" * 64)]
     cache.new = {"a" * 64}
-    async with mounts.hold(image()):
+    async with mounts.held(image()):
         assert host.points == ["/hand", kernel_mount(root)]
         assert "unmount" not in host.calls
 

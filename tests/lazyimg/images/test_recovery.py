@@ -210,6 +210,17 @@ async def test_image_nobody_uses_is_unmounted_and_what_is_empty_is_removed(
     assert leftovers(root) == []
 
 
+async def test_image_that_somebody_will_use_stays_mounted(
+    mounts: Mounts, host: FakeMounts, root: Path
+) -> None:
+    leave_mounted(host, root)
+    await mounts.recover(served=True, kept=[image().chain.fsid])
+    assert host.points == [kernel_mount(root)]
+    assert str(await mounts.hold(image())) == str(mounts.path(image())) == kernel_mount(root)
+    await mounts.release(image())
+    assert host.points == []
+
+
 async def test_mount_of_an_image_that_is_not_known(
     mounts: Mounts, host: FakeMounts, library: Library, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -528,3 +528,43 @@ async def test_indexes_share_a_limited_memory(
             (descriptor,), [IndexLocation("zstd:chunked", 0, 7, 1, "")], source[0]
         )
     assert node.images._fetching == 0
+
+
+async def test_lowest_layers_of_an_image(node: Node, layers: list[LazyLayer]) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    fixed = f"{node.registry.host}/app@{descriptor.digest}"
+    assert await node.images.find_part(str(descriptor.digest), 1) is None
+    part = await node.images.open(fixed, "", NO_ACCESS, 1)
+    assert (part.reference, part.digest) == (fixed, str(descriptor.digest))
+    assert [layer.blob for layer in part.chain.layers] == [str(layers[0].descriptor.digest)]
+    assert await node.images.find_part(part.digest, 1) == part.chain
+    whole = await node.open(fixed)
+    assert whole.chain.layers[:1] == part.chain.layers
+    assert whole.chain.fsid != part.chain.fsid
+    assert await node.images.open(fixed, "", NO_ACCESS, 1) == part
+    assert len(node.builds) == 2
+
+
+async def test_lowest_layers_of_an_image_without_its_registry(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    fixed = f"{node.registry.host}/app@{descriptor.digest}"
+    part = await node.images.open(fixed, "", NO_ACCESS, 1)
+    node.lose_registry()
+    assert await node.images.open(fixed, "", NO_ACCESS, 1) == part
+    with pytest.raises(RegistryError):
+        await node.images.open(fixed, "", NO_ACCESS, 2)
+
+
+async def test_lowest_layers_of_a_tag(node: Node, layers: list[LazyLayer]) -> None:
+    add_lazy_image(node.registry, "app", "1", layers)
+    with pytest.raises(UsageError, match="parts of an image are known by its digest only"):
+        await node.images.open(node.reference, "", NO_ACCESS, 1)
+
+
+async def test_manifest_and_config(node: Node, layers: list[LazyLayer]) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    resolved = await node.images.resolve(node.reference, NO_ACCESS)
+    assert resolved.descriptor.digest == descriptor.digest
+    assert list(resolved.config.diff_ids) == [layer.diff_id for layer in layers]

@@ -1,0 +1,167 @@
+"""Layers that were not downloaded, out of lazyimg's images; implements `ports.LazyImages`.
+
+A Prepare's labels name an image. Its manifest and config are asked for once; the layer is lazy if
+the config's diff IDs give the chain that the Prepare is for, and each layer up to it can be loaded
+lazily. What is shown for a container is one merged EROFS image of exactly these layers.
+
+Why an image, or a layer of it, is unpacked as usual is said once in the log, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict, defaultdict
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.errors import LazyimgError, NotLazyError
+from lazyimg.layers.locate import locate_index
+from lazyimg.logs import Repeats
+from lazyimg.registry.ports import Access
+from lazyimg.registry.resolve import parse_location, parse_platform
+from lazyimg.snapshotter.lifecycle import RemoteLayer
+from lazyimg_formats.containerd.labels import parse_image_labels
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.oci.chain import chain_ids
+from lazyimg_formats.oci.reference import RegistryLocation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from lazyimg.images.mounts import Mounts
+    from lazyimg.images.service import Image, Images
+    from lazyimg_formats.oci.documents import Descriptor
+
+_log = logging.getLogger(__name__)
+
+KEPT: Final = 64
+"""Images whose layers are remembered, so that the next Prepare asks nobody."""
+
+NO_LABELS: Final = "no label names the image"
+"""Why a layer is unpacked that was pulled without saying for which image."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """An image's layers: canonical reference with digest, descriptors, and chain IDs."""
+
+    reference: str
+    layers: tuple[Descriptor, ...]
+    chains: list[str]
+
+
+class RemoteLayers:
+    """Finds and mounts layers that were not downloaded.
+
+    Args:
+        images: makes images ready.
+        mounts: mounts them.
+        repositories: patterns of the repositories (with registry) that may be loaded lazily;
+            none: all of them.
+
+    Attributes:
+        unpacked: how many layers were left to containerd, for each reason.
+        lazy: how many were not.
+    """
+
+    def __init__(self, images: Images, mounts: Mounts, repositories: Sequence[str]) -> None:
+        self.unpacked: Counter[str] = Counter()
+        self.lazy = 0
+        self._images = images
+        self._mounts = mounts
+        self._repositories = tuple(repositories) or ("*",)
+        self._known: OrderedDict[str, _Layers] = OrderedDict()
+        self._users: dict[int, Image] = {}
+        self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._said = Repeats()
+
+    async def find(
+        self, chain: str, labels: Mapping[str, str], below: RemoteLayer | None
+    ) -> RemoteLayer | None:
+        """Give what shows a chain of layers; see `ports.LazyImages`."""
+        try:
+            found = await self._find(chain, labels)
+        except (LazyimgError, FormatError) as error:
+            reason = error.kind if isinstance(error, LazyimgError) else "labels"
+            self._leave(chain, reason, str(error))
+            return None
+        if found.depth != (below.depth if below else 0) + 1:
+            self._leave(chain, "order", "it does not follow the layer below it")
+            return None
+        self.lazy += 1
+        return found
+
+    async def _find(self, chain: str, labels: Mapping[str, str]) -> RemoteLayer:
+        named = parse_image_labels(labels)
+        if named is None:
+            raise NotLazyError(chain, NO_LABELS)
+        location = parse_location(named.reference)
+        if not isinstance(location, RegistryLocation):
+            raise NotLazyError(named.reference, "is in no registry")
+        name = location.reference.name
+        if not any(fnmatchcase(name, pattern) for pattern in self._repositories):
+            raise NotLazyError(name, "the configuration does not let it be loaded lazily")
+        text = str(location) if named.manifest is None else f"{name}@{named.manifest}"
+        image = await self._layers(text, name)
+        if chain not in image.chains:
+            raise NotLazyError(image.reference, f"has no layers that make the chain {chain}")
+        depth = image.chains.index(chain) + 1
+        count = len(image.layers)
+        for number, layer in enumerate(image.layers[:depth], 1):
+            locate_index(layer, f"{image.reference}: layer {number} of {count}")
+        return RemoteLayer(chain, image.reference, str(parse_platform("")), depth)
+
+    async def _layers(self, text: str, name: str) -> _Layers:
+        known = self._known.get(text)
+        if known is None:
+            resolved = await self._images.resolve(text, Access())
+            known = _Layers(
+                f"{name}@{resolved.descriptor.digest}",
+                resolved.manifest.layers,
+                [str(chain) for chain in chain_ids(resolved.config.diff_ids)],
+            )
+            if "@" in text:  # what a tag stands for may change
+                self._known[text] = known
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        return known
+
+    def _leave(self, chain: str, reason: str, text: str) -> None:
+        self.unpacked[reason] += 1
+        more = self._said.due((text,))
+        if more is not None:
+            _log.info("layer %s is unpacked as usual: %s%s", chain, text, more)
+
+    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+        """Mount layers for a snapshot; see `ports.LazyImages`."""
+        async with self._locks[user]:
+            image = self._users.get(user)
+            if image is None:
+                image = await self._images.open(
+                    layer.reference, layer.platform, Access(), layer.depth
+                )
+                path = await self._mounts.hold(image)
+                self._users[user] = image
+                return path
+        return self._mounts.path(image)
+
+    async def release(self, user: int) -> None:
+        """Take back what was mounted for a snapshot; see `ports.LazyImages`."""
+        async with self._locks[user]:
+            image = self._users.pop(user, None)
+            if image is not None:
+                await self._mounts.release(image)
+        del self._locks[user]
+
+    async def fsids(self, layers: Iterable[RemoteLayer]) -> set[str]:
+        """Give the names of the images that show layers, as far as they were made."""
+        found = set()
+        for layer in set(layers):
+            _, _, digest = layer.reference.rpartition("@")
+            chain = await self._images.find_part(digest, layer.depth)
+            if chain is not None:
+                found.add(chain.fsid)
+        return found

@@ -1,0 +1,266 @@
+"""Layers that were not downloaded: images in a registry, built for real, mounted by a fake."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazyimg.errors import RegistryError
+from lazyimg.fill.engine import Engine
+from lazyimg.images import service
+from lazyimg.images.build import BuildReply, BuildRequest, build
+from lazyimg.images.catalog import Catalog
+from lazyimg.images.library import Library
+from lazyimg.images.mounts import Mounts
+from lazyimg.images.service import Images
+from lazyimg.images.shown import ShownAccess
+from lazyimg.limits import FillLimits
+from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.resolve import local_platform, open_source
+from lazyimg.registry.retry import RetryPolicy
+from lazyimg.snapshotter.lifecycle import RemoteLayer
+from lazyimg.snapshotter.remote import KEPT, RemoteLayers
+from lazyimg_formats.containerd.labels import REFERENCE, serialize_image_labels
+from lazyimg_formats.oci.chain import chain_ids
+from tests.fakes.devices import MemoryBlob
+from tests.fakes.host_mounts import FakeMounts
+from tests.fakes.image_mounts import Cache
+from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
+from tests.fakes.registry import FakeRegistry, run_registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from lazyimg.images.library import SourceRecord
+    from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg_formats.oci.digest import Digest
+    from lazyimg_formats.oci.documents import Descriptor
+    from lazyimg_formats.oci.reference import Location
+
+BASE = {"etc/name": b"lazyimg\n", "bin/tool": bytes(range(256)) * 100}
+TOP = {"etc/.wh.name": b"", "etc/other": b"other"}
+
+
+class Node:
+    """Images of a registry, and a table of mounts that stands for the kernel's."""
+
+    def __init__(self, root: Path, registry: FakeRegistry, client: RegistryClient) -> None:
+        for name in ("content", "bootstraps", "tables", "mnt", "scratch"):
+            (root / name).mkdir()
+        self.root = root
+        self.registry = registry
+        self.client = client
+        self.library = Library(root / "library.sqlite")
+        self.engine = Engine(limits=FillLimits())
+        self.shown = ShownAccess()
+        self.catalog = Catalog(root, self.library, self.engine, self.open_blob, self.shown)
+        self.images = Images(root, self.library, self.catalog, self.open_source)
+
+    async def open_source(
+        self, location: Location, access: Access
+    ) -> tuple[ImageSource, Digest | str]:
+        return await open_source(location, self.client, access)
+
+    async def open_blob(self, record: SourceRecord, access: Access | None) -> MemoryBlob:
+        return MemoryBlob(self.registry.blobs["app"][record.blob])
+
+    async def close(self) -> None:
+        await self.engine.close()
+        self.library.close()
+        self.shown.close()
+
+    def add(self, layers: Sequence[LazyLayer]) -> Image:
+        return Image(self.registry.host, add_lazy_image(self.registry, "app", "1", layers), layers)
+
+
+class Image:
+    """An image in the registry: its reference, and the chains and labels of its layers."""
+
+    def __init__(self, host: str, manifest: Descriptor, layers: Sequence[LazyLayer]) -> None:
+        self.tagged = f"{host}/app:1"
+        self.digest = manifest.digest
+        self.reference = f"{host}/app@{manifest.digest}"
+        self.chains = [str(chain) for chain in chain_ids(layer.diff_id for layer in layers)]
+        self.labels = [
+            serialize_image_labels(self.tagged, manifest.digest, layer.descriptor.digest)
+            for layer in layers
+        ]
+
+    def remote(self, depth: int) -> RemoteLayer:
+        chain = self.chains[depth - 1]
+        return RemoteLayer(chain, self.reference, str(local_platform()), depth)
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[LazyLayer]:
+    return [asyncio.run(make_lazy_layer(files)) for files in (BASE, TOP)]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
+    return FakeMounts().install(monkeypatch)
+
+
+@pytest.fixture
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+    async def build_here(_: str, request: BuildRequest) -> BuildReply:
+        return await asyncio.to_thread(build, request)
+
+    monkeypatch.setattr(service, "build_image", build_here)
+    async with (
+        run_registry() as registry,
+        RegistryClient(environ={}, policy=RetryPolicy(attempts=1)) as client,
+    ):
+        node = Node(tmp_path, registry, client)
+        yield node
+        await node.close()
+
+
+def remote_layers(node: Node, host: FakeMounts, *patterns: str) -> RemoteLayers:
+    mounts = Mounts(
+        node.root, "lazyimg", 1 << 20, node.library, Cache(host), readers=node.catalog.readers
+    )
+    return RemoteLayers(node.images, mounts, patterns)
+
+
+@pytest.fixture
+def remote(node: Node, host: FakeMounts) -> RemoteLayers:
+    return remote_layers(node, host)
+
+
+async def test_layers_of_an_image(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    first = await remote.find(image.chains[0], image.labels[0], None)
+    assert first == image.remote(1)
+    assert await remote.find(image.chains[1], image.labels[1], first) == image.remote(2)
+    assert (remote.lazy, sum(remote.unpacked.values())) == (2, 0)
+    manifests = [one for one in node.registry.asked if "/manifests/" in one.path]
+    assert len(manifests) == 1
+
+
+async def test_manifest_that_no_label_names(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    assert await remote.find(image.chains[0], {REFERENCE: image.tagged}, None) == image.remote(1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason", "text"),
+    [
+        ({}, "not-lazy", "no label names the image"),
+        ({REFERENCE: "oci:/layout:1"}, "not-lazy", "oci:/layout:1: is in no registry"),
+        ({REFERENCE: "?"}, "bad-reference", "?"),
+    ],
+)
+async def test_image_that_nobody_can_find(
+    remote: RemoteLayers,
+    caplog: pytest.LogCaptureFixture,
+    labels: dict[str, str],
+    reason: str,
+    text: str,
+) -> None:
+    caplog.set_level("INFO")
+    assert await remote.find("sha256:chain", labels, None) is None
+    assert remote.unpacked == {reason: 1}
+    assert "layer sha256:chain is unpacked as usual: " in caplog.text
+    assert text in caplog.text
+
+
+async def test_labels_that_make_no_sense(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    labels = image.labels[0] | {name: "x" for name in image.labels[0] if "manifest" in name}
+    assert await remote.find(image.chains[0], labels, None) is None
+    assert remote.unpacked == {"labels": 1}
+
+
+async def test_chain_of_another_image(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    image = node.add(layers)
+    for _ in range(2):
+        assert await remote.find("sha256:other", image.labels[0], None) is None
+    assert remote.unpacked == {"not-lazy": 2}
+    assert caplog.text.count("has no layers that make the chain sha256:other") == 1
+
+
+async def test_layer_that_does_not_follow_the_one_below(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    assert await remote.find(image.chains[1], image.labels[1], None) is None
+    assert remote.unpacked == {"order": 1}
+
+
+async def test_registry_that_is_away(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    node.registry.fail("reset", path="/", times=1000)
+    assert await remote.find(image.chains[0], image.labels[0], None) is None
+    assert remote.unpacked == {"registry": 1}
+
+
+async def test_repositories_that_may_be_lazy(
+    node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    some = remote_layers(node, host, "other.test/*", "*/app")
+    assert await some.find(image.chains[0], image.labels[0], None) is not None
+    none = remote_layers(node, host, "other.test/*")
+    assert await none.find(image.chains[0], image.labels[0], None) is None
+
+
+async def test_mounted_for_several_snapshots(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    first = await remote.mount(image.remote(2), 7)
+    assert await remote.mount(image.remote(2), 7) == first
+    assert await remote.mount(image.remote(2), 8) == first
+    lower = await remote.mount(image.remote(1), 9)
+    assert set(host.points) == {str(first), str(lower)}
+    assert await remote.fsids([image.remote(1), image.remote(2)]) == {first.name, lower.name}
+    await remote.release(7)
+    await remote.release(9)
+    assert host.points == [str(first)]
+    await remote.release(8)
+    await remote.release(8)  # there is nothing left to do
+    assert host.table == []
+
+
+async def test_name_of_what_was_never_made(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    assert await remote.fsids([node.add(layers).remote(1)]) == set()
+
+
+async def test_mount_without_a_registry(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    node.registry.fail("reset", path="/", times=1000)
+    with pytest.raises(RegistryError):
+        await remote.mount(image.remote(1), 7)
+    assert host.table == []
+
+
+async def test_few_images_are_remembered(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    for number in range(KEPT + 2):
+        image = Image(
+            node.registry.host,
+            add_lazy_image(node.registry, "app", str(number), [layers[0]] * (1 + number % 60)),
+            [layers[0]],
+        )
+        await remote.find(image.chains[0], image.labels[0], None)
+    assert len(remote._known) <= KEPT
