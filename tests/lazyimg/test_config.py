@@ -56,6 +56,7 @@ def test_sections_are_described() -> None:
         "cachefiles",
         "mount",
         "build",
+        "snapshotter",
     ]
     assert all(text.endswith(".") for _, text in list_sections())
 
