@@ -52,6 +52,10 @@ class Setup:
     client: RegistryClient
     blob: Descriptor
 
+    def hurry(self) -> None:
+        """Let mirrors have little time, for repositories from now on."""
+        self.client._mirror_timeout = 0.2
+
     def repository(self, *mirrors: str, more: str = "", access: Access | None = None) -> Repository:
         name_mirrors(self.directory, self.origin.host, *(mirrors or [self.mirror.host]), more=more)
         chosen = access or Access(hosts_dir=self.directory)
@@ -67,7 +71,7 @@ async def run_setup(directory: Path) -> AsyncIterator[Setup]:
         run_registry() as origin,
         run_registry() as mirror,
         RegistryClient(
-            policy=FAST, environ={}, mirror_timeout=0.2, spool=(directory / "spool", 1 << 20)
+            policy=FAST, environ={}, mirror_timeout=20.0, spool=(directory / "spool", 1 << 20)
         ) as client,
     ):
         for registry in (origin, mirror):
@@ -177,6 +181,7 @@ class TestFailures:
         self, setup: Setup, kind: str
     ) -> None:
         setup.mirror.fail(kind, times=100)
+        setup.hurry()
         repository = setup.repository()
         await setup.read(repository)
         asked = len(setup.mirror.asked)
@@ -191,6 +196,7 @@ class TestFailures:
         monkeypatch.setattr(blob_reads, "MIN_RATE", 1 << 20)
         setup.mirror.ignore_range = ignore_range
         setup.mirror.fail("dribble", times=100)
+        setup.hurry()
         repository = setup.repository()
         await setup.read(repository)
         assert setup.client.cools(setup.mirror.host) > 0
@@ -316,6 +322,7 @@ class TestTurns:
     async def test_who_waited_at_a_host_that_fails_meanwhile_goes_on(self, setup: Setup) -> None:
         setup.client._transport.limits = TransportLimits(connections_per_host=1)
         setup.mirror.fail("hang", times=100)
+        setup.hurry()
         repository = setup.repository()
         await asyncio.gather(*(setup.read(repository, at) for at in range(0, 5000, 500)))
         assert len(setup.mirror.asked) == 1
