@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 import tempfile
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from scripts.benchmarks.costs import count_calls, count_costs, rate_of_digests
 from scripts.benchmarks.fetching import measure_fetching
 from scripts.benchmarks.measure import Figure
 from scripts.benchmarks.processes import cpu_of, push_image, running_daemon
 from scripts.benchmarks.tars import tar_of_machine
 from tests.real.docker_registry import running_registry
 
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
 MB: Final = 1_000_000
-PIECE: Final = 1 << 20
+MIB: Final = 1 << 20
+PIECE: Final = MIB
 
 
 def measure_daemon(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
@@ -40,20 +49,37 @@ def _tar_of_one_file(size: int) -> bytes:
 
 
 def _measure_cold_reads(work: Path, reference: str, rounds: int) -> list[Figure]:
-    rates, clock = [], []
+    rates, clock, digests, calls = [], [], [], []
+    counts: dict[str, list[float]] = {}
     for _ in range(rounds):
-        with running_daemon(work) as (lazyimg, process), tempfile.TemporaryDirectory() as top:
-            lazyimg.verb("mount", reference, top)
-            cpu, begin = cpu_of(process), time.perf_counter()
-            size = _read(Path(top, "file"))
+        with _cold(work, reference) as (process, file):
+            digests.append(rate_of_digests())
+            before, cpu, begin = count_costs(process), cpu_of(process), time.perf_counter()
+            size = _read(file)
             clock.append(size / MB / (time.perf_counter() - begin))
             rates.append(size / MB / (cpu_of(process) - cpu))
-            lazyimg.verb("umount", top)
+            for name, number in count_costs(process).items():
+                counts.setdefault(name, []).append((number - before[name]) * MIB / size)
+    if shutil.which("strace"):
+        with _cold(work, reference) as (process, file):
+            calls.append(count_calls(process, partial(_read, file)) * MIB / file.stat().st_size)
     return [
         Figure("cold sequential read through a local registry", "MB/s per core of daemon", rates,
                150.0),
+        *(Figure(f"its {name}", "per MiB", values) for name, values in counts.items()),
+        *(Figure("its system calls, in a round of their own", "per MiB", [one]) for one in calls),
         Figure("the same, registry and reader on the same core", "MB/s by the clock", clock),
+        Figure("sha256 of the same MiB again and again, before", "MB/s per core", digests),
     ]  # fmt: skip
+
+
+@contextmanager
+def _cold(work: Path, reference: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Mount an image of which nothing is local; gives the daemon, and the image's file."""
+    with running_daemon(work) as (lazyimg, process), tempfile.TemporaryDirectory() as top:
+        lazyimg.verb("mount", reference, top)
+        yield process, Path(top, "file")
+        lazyimg.verb("umount", top)
 
 
 def _read(path: Path) -> int:
