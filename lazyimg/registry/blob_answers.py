@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import RegistryError
+from lazyimg.registry.arrivals import receive
 from lazyimg.registry.ranges import ByteRange, plan_range, take_range
 from lazyimg.registry.redirects import RedirectCache
 from lazyimg.registry.transport import same_origin
@@ -35,15 +36,24 @@ class Answer:
     wanted: ByteRange
     skip: int
 
-    async def pieces(self, what: str) -> AsyncGenerator[bytes]:
+    async def read(self, what: str) -> bytes:
         """Give the range that was asked for."""
+        async with (
+            aclosing(receive(self.response)) as body,
+            aclosing(self._take(what, body)) as taken,
+        ):
+            return b"".join([piece async for piece in taken])
+
+    async def pieces(self, what: str) -> AsyncGenerator[bytes]:
+        """Give the range that was asked for, as it comes, to somebody who may be slow."""
+        async with aclosing(self._take(what, self.response.content.iter_any())) as taken:
+            async for piece in taken:
+                yield piece
+
+    def _take(self, what: str, body: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         wanted = self.wanted
         last = self.response.status == 206 or wanted.end == wanted.size
-        body = self.response.content.iter_any()
-        length = wanted.end - wanted.start
-        async with aclosing(take_range(what, body, self.skip, length, last=last)) as pieces:
-            async for piece in pieces:
-                yield piece
+        return take_range(what, body, self.skip, wanted.end - wanted.start, last=last)
 
 
 class BlobAnswers:

@@ -95,7 +95,7 @@ class BlobReads:
                 elif not wanted.is_whole:
                     blob = await self._spool_answer(connection, key, held, answer)
         if blob is None:
-            data = b"".join([piece async for piece in answer.pieces(what)])
+            data = await answer.read(what)
             connection.traffic.received += len(data)
             return data
         if not connection.endpoint.final and _is_far(blob, wanted):
