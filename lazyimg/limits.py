@@ -55,7 +55,7 @@ class FillLimits:
     max_fetch: int = 4 * MIB
     max_decode: int = 4 * MIB
     ahead: int = 8 * MIB
-    ahead_after: int = 2
+    ahead_after: int = 3
     decode_workers: int = 4
     recent: int = 8 * MIB
     prefetch_piece: int = 4 * MIB

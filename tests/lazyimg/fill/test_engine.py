@@ -37,7 +37,7 @@ from tests.fakes.devices import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-LIMITS = FillLimits(decode_workers=2)
+LIMITS = FillLimits(decode_workers=2, ahead_after=2)
 
 
 @pytest_asyncio.fixture
