@@ -5,8 +5,8 @@ of the blob, and each entry with the pieces of spans that give its bytes. The bu
 for all formats,
   - which paths are allowed (`normalize_path`) and what is a whiteout,
   - that overlay's own markers mean what they mean after containerd has unpacked them onto
-    overlayfs: a character device 0/0 is a whiteout, `trusted.*` is not taken from a layer, and
-    `user.overlay.*` never gets further,
+    overlayfs: `trusted.*` is not taken from a layer, and `user.overlay.*` never gets further (a
+    character device 0/0, which hides its name, is an entry as any other until layers are merged),
   - the device layout: regular files one behind the other, each starting on a block. A file with
     long runs of zeros becomes a map of chunks, in which every chunk of zeros is the same one, at
     the end of the device (a real one: holes corrupt data over cachefiles).
@@ -86,7 +86,6 @@ class Kind(IntEnum):
 
 # Looked up for each entry; a member of an enumeration takes ten times as long.
 _REGULAR: Final = Kind.REGULAR
-_CHARACTER: Final = Kind.CHARACTER
 _HARDLINK: Final = Kind.HARDLINK
 _SYMLINK: Final = Kind.SYMLINK
 _DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
@@ -227,9 +226,6 @@ class LayerBuilder:
             if name.startswith(_WHITEOUT):
                 self._add_marker(path, name)
                 return
-        if kind is _CHARACTER and entry.major == 0 and entry.minor == 0:
-            self._entries.append(Entry(path, Kind.WHITEOUT))
-            return
         if not path and kind is not Kind.DIRECTORY:
             raise FormatError("layer entry", f"the root is a {kind.name.lower()}")
         self._add_entry(path, entry, pieces)

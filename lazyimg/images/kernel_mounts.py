@@ -147,6 +147,16 @@ class KernelMounts:
         self._held.discard(fsid)
         _remove_mount_point(path)
 
+    async def prepare(self, chain: ChainRecord) -> None:
+        """Have files of an image named in the cache, before somebody mounts it by hand.
+
+        Raises:
+            LazyimgError: the kernel refuses to mount it.
+        """
+        if await self._new(chain):
+            await self.hold(chain)
+            await self.release(chain.fsid)
+
     async def adopt(
         self, entries: Sequence[MountEntry], fsids: Iterable[str], kept: Collection[str] = ()
     ) -> None:
@@ -179,10 +189,14 @@ class KernelMounts:
                 _log.warning("%s", error)
 
     async def _mount_durably(self, chain: ChainRecord, path: Path) -> None:
-        devices = {layer.device for layer in chain.layers if layer.device_size}
-        new = {chain.fsid, *devices} - await _ask(self._objects.linked, {chain.fsid, *devices})
+        new = await self._new(chain)
         if await self._mount(chain.fsid, path) and new:
-            await self._name_files(chain.fsid, sorted(devices & new), path)
+            await self._name_files(chain.fsid, sorted(new - {chain.fsid}), path)
+
+    async def _new(self, chain: ChainRecord) -> set[str]:
+        """Give the objects of an image whose files have no name in the cache."""
+        objects = {chain.fsid, *(layer.device for layer in chain.layers if layer.device_size)}
+        return objects - await _ask(self._objects.linked, objects)
 
     async def _name_files(self, fsid: str, devices: list[str], path: Path) -> None:
         """Unmount an image once the kernel has made its files, and mount it again."""

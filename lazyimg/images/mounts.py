@@ -234,6 +234,14 @@ class Mounts:
         await self.release(mounted.image)
         return True
 
+    async def prepare(self, image: Image) -> None:
+        """Make an image ready to be mounted by hand, so that what it caches survives a power cut.
+
+        Raises:
+            LazyimgError: the kernel refuses to mount it.
+        """
+        await self._kernel.prepare(image.chain)
+
     @asynccontextmanager
     async def held(self, image: Image) -> AsyncIterator[Path]:
         """Keep an image mounted, out of users' sight, while the block runs."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BUILDER: Final = 1
+BUILDER: Final = 2
 """Version of what is built from an index. Another one builds, and names, bootstraps anew."""
 
 INDEX_MEMORY: Final = 32 * MIB

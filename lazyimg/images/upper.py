@@ -5,14 +5,16 @@ earlier one, a directory given twice keeps its children, a missing parent is imp
 is a symbolic link of the same layer is followed (inside the root), a hard link joins its target's
 node and gives it the attributes of its own header. What concerns lower layers is only recorded
 here: whiteouts, opaque directories, and implied directories, whose attributes come from below if
-there is such a directory. A directory that its own layer replaces takes its markers along.
+there is such a directory, or a link to one. A directory that its own layer replaces takes its
+markers along. A character device 0/0 is a file as any other, which entries replace and link to; in
+the end it hides its name.
 """
 
 from __future__ import annotations
 
 import stat
 from copy import copy
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.erofs.inode import encode_rdev
@@ -20,6 +22,9 @@ from lazyimg_formats.erofs.tree import ChunkData, FlatData, Node
 from lazyimg_formats.erofs.xattr import split_name
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import ChunkMap, Entry, Kind, LayerIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MAX_SYMLINKS: Final = 40
 """Links followed for one path: the kernel's MAXSYMLINKS."""
@@ -61,8 +66,11 @@ class Upper:
         self._opaque: dict[int, Node] = {}
         self._whiteouts: dict[int, tuple[Node, set[bytes]]] = {}
         self._last: tuple[bytes, Node] = (b"", self.root)
+        self._blank = False
         for entry in index.entries:
             self._apply(entry)
+        if self._blank:
+            self._hide_blanks()
 
     def is_implied(self, directory: Node) -> bool:
         """Whether no entry of this layer gave the directory's attributes."""
@@ -100,7 +108,21 @@ class Upper:
         else:
             if name in children:
                 self._last = (b"", self.root)  # it may have been, or led to, that directory
-            children[name] = self._node(entry)
+            node = children[name] = self._node(entry)
+            self._blank = self._blank or _is_blank(node)
+
+    def _hide_blanks(self) -> None:
+        """Let whiteouts take the places of character devices 0/0."""
+        directories = [self.root]
+        while directories:
+            directory = directories.pop()
+            children = _children(directory)
+            blanks = {name for name, child in children.items() if _is_blank(child)}
+            if blanks:
+                self._whiteouts.setdefault(id(directory), (directory, set()))[1].update(blanks)
+            for name in blanks:
+                del children[name]
+            directories += [child for child in children.values() if child.children is not None]
 
     def _add_directory(self, children: dict[bytes, Node], name: bytes, entry: Entry) -> None:
         existing = children.get(name)
@@ -142,48 +164,25 @@ class Upper:
         """Give the directory at `path`, following links; makes what is missing, as implied."""
         if path == self._last[0]:
             return self._last[1]
-        directory = self._walk(path, create=True)
+        directory = _follow(self.root, path, self._imply)
         if directory is None or directory.children is None:
             raise FormatError("layer", f"{path!r} is a parent of an entry, but no directory")
         self._last = (path, directory)
         return directory
 
-    def _walk(self, path: bytes, *, create: bool) -> Node | None:
-        """Give what is at `path`, following all links; None when a part of it is missing."""
-        node = self.root
-        above: list[Node] = []
-        parts = path.split(b"/")[::-1] if path else []
-        followed = 0
-        while parts:
-            part = parts.pop()
-            if part in {b"", b"."}:
-                continue
-            if part == b"..":
-                node = above.pop() if above else self.root
-                continue
-            if node.children is None:
-                return None
-            child = node.children.get(part)
-            if child is None:
-                if not create:
-                    return None
-                child = node.children[part] = _implied_directory()
-                self._implied[id(child)] = child
-            if stat.S_ISLNK(child.mode):
-                followed += 1
-                if followed > _MAX_SYMLINKS:
-                    raise FormatError("layer", f"too many symbolic links in {path!r}")
-                if child.target.startswith(b"/"):
-                    node, above = self.root, []
-                parts += child.target.split(b"/")[::-1]
-                continue
-            above.append(node)
-            node = child
-        return node
+    def _imply(self, parent: Node, trail: list[bytes], name: bytes) -> Node:
+        """Make a directory that no entry gave, with the attributes that lower layers have there."""
+        child = _children(parent)[name] = _implied_directory()
+        self._implied[id(child)] = child
+        if self._lower is not None and name not in self.whiteouts(parent):
+            below = _follow(self._lower, b"/".join([*trail, name]))
+            if below is not None and below.children is not None:
+                copy_attributes(below, child)
+        return child
 
     def _link_target(self, entry: Entry) -> Node:
         parent_path, _, name = entry.target.rpartition(b"/")
-        parent = self._walk(parent_path, create=False)
+        parent = _follow(self.root, parent_path)
         found = parent.children.get(name) if parent is not None and parent.children else None
         if found is None:
             found = self._copy_up(entry, parent_path, name)
@@ -220,8 +219,58 @@ class Upper:
             child = (directory.children or {}).get(part)
             if child is None:
                 return False
+            if child.children is None:
+                return True
             directory = child
         return False
+
+
+def _follow(
+    root: Node,
+    path: bytes,
+    make: Callable[[Node, list[bytes], bytes], Node] | None = None,
+) -> Node | None:
+    """Give what is at `path`, following all links inside the root; None if a part is missing.
+
+    Args:
+        root: where it begins, and above which no link leads.
+        path: relative.
+        make: makes a part that is missing: in a directory, at a path without links, by name.
+    """
+    node = root
+    above: list[tuple[Node, bytes]] = []  # directories, and the names by which they were left
+    parts = path.split(b"/")[::-1] if path else []
+    followed = 0
+    while parts:
+        part = parts.pop()
+        if part in {b"", b"."}:
+            continue
+        if part == b"..":
+            node = above.pop()[0] if above else root
+            continue
+        if node.children is None:
+            return None
+        child = node.children.get(part)
+        if child is None:
+            if make is None:
+                return None
+            child = make(node, [name for _, name in above], part)
+        if stat.S_ISLNK(child.mode):
+            followed += 1
+            if followed > _MAX_SYMLINKS:
+                raise FormatError("layer", f"too many symbolic links in {path!r}")
+            if child.target.startswith(b"/"):
+                node, above = root, []
+            parts += child.target.split(b"/")[::-1]
+            continue
+        above.append((node, part))
+        node = child
+    return node
+
+
+def _is_blank(node: Node) -> bool:
+    """Whether it is a character device 0/0."""
+    return node.rdev == 0 and stat.S_ISCHR(node.mode)
 
 
 def copy_attributes(source: Node, target: Node) -> None:

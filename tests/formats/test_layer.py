@@ -115,7 +115,7 @@ def test_whiteouts() -> None:
         (Entry(b".wh.gone", Kind.REGULAR), [Entry(b"gone", Kind.WHITEOUT)]),
         (Entry(b"d/.wh..wh..opq", Kind.REGULAR), [Entry(b"d", Kind.OPAQUE)]),
         (Entry(b".wh..wh..opq", Kind.REGULAR), [Entry(b"", Kind.OPAQUE)]),
-        (Entry(b"null", Kind.CHARACTER), [Entry(b"null", Kind.WHITEOUT)]),
+        (Entry(b"null", Kind.CHARACTER), [Entry(b"null", Kind.CHARACTER)]),
         (Entry(b".wh..wh.aufs", Kind.REGULAR), []),
         (Entry(b".wh..wh.plnk/1.2", Kind.REGULAR), []),
         (Entry(b"d/.wh..wh.orph/x/y", Kind.DIRECTORY), []),

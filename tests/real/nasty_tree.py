@@ -52,7 +52,14 @@ GIBIBYTE: Final = 1 << 30
 DIRECTORY, FILE, SYMLINK, LINK = tarfile.DIRTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 CHARACTER, BLOCK, FIFO = tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE
 
-IMPLIED: Final = {"implied": 0, "implied/deep": 0, "implied/below": TIME}
+IMPLIED: Final = {
+    "implied": 0,
+    "implied/deep": 0,
+    "implied/below": TIME,
+    "implied/link": TIME,
+    "implied/absolute": TIME,
+    "opaque-implied/sub": TIME,
+}
 """Directories that the upper layer does not list: the time from below, or none."""
 
 BEYOND: Final = ("times/before-1970", "times/before-1970-and-a-bit", "times/directory-of-1969")
@@ -239,6 +246,17 @@ def first_layer(layer: Layer) -> None:
         layer.add(f"{name}/sub", DIRECTORY)
         layer.add(f"{name}/sub/first", content=b"first")
     layer.add("implied/below", DIRECTORY, mode=0o700, uid=7, pax_headers=xattr("user.x", b"y"))
+    layer.add("implied/link", SYMLINK, linkname="below")
+    layer.add("implied/absolute", SYMLINK, linkname="/implied/link")
+    layer.add("zeros", DIRECTORY)
+    for name in ("last", "first", "linked"):
+        layer.add(f"zeros/{name}", content=name.encode())
+    for name in ("directory-last", "directory-first"):
+        layer.add(f"zeros/{name}", DIRECTORY)
+        layer.add(f"zeros/{name}/below", content=b"below")
+    layer.add("opaque-implied", DIRECTORY)
+    layer.add("opaque-implied/sub", DIRECTORY, mode=0o700, uid=7)
+    layer.add("opaque-implied/sub/first")
     layer.add("relinked", DIRECTORY)
     layer.add("relinked/kept", content=b"two names, then one")
     layer.add("relinked/deleted", LINK, linkname="relinked/kept")
@@ -341,6 +359,12 @@ def second_layer(layer: Layer) -> None:
     layer.add("merged/sub/second", content=b"second")
     layer.add("implied/deep/file", content=b"two directories that nobody listed")
     layer.add("implied/below/file", content=b"a directory of the layer below")
+    layer.add("implied/link/file", content=b"over a link to a directory")
+    layer.add("implied/absolute/file", content=b"over a link to the root")
+    zeros_in_order(layer)
+    layer.add("opaque-implied", DIRECTORY)
+    layer.add(f"opaque-implied/{OPAQUE}")
+    layer.add("opaque-implied/sub/second", content=b"second")
     layer.add("relinked", DIRECTORY)
     layer.add("relinked/.wh.deleted")
 
@@ -379,6 +403,28 @@ def fourth_layer(layer: Layer) -> None:
     layer.add("opaque-late/sub/fourth", content=b"fourth")
     layer.add("merged", DIRECTORY)
     layer.add("merged/sub", DIRECTORY)
+
+
+def zeros_in_order(layer: Layer) -> None:
+    """Write character devices 0/0 before and after what has the same name in the layer."""
+    layer.add("zeros", DIRECTORY)
+    for name in ("last", "new"):
+        layer.add(f"zeros/{name}", content=b"is hidden")
+        layer.add(f"zeros/{name}", CHARACTER)
+    layer.add("zeros/first", CHARACTER)
+    layer.add("zeros/first", content=b"is seen")
+    layer.add("zeros/directory-last", DIRECTORY)
+    layer.add("zeros/directory-last/above", content=b"is hidden")
+    layer.add("zeros/directory-last", CHARACTER)
+    layer.add("zeros/directory-first", CHARACTER)
+    layer.add("zeros/directory-first", DIRECTORY)
+    layer.add("zeros/directory-first/above", content=b"is seen, and what is below")
+    layer.add("zeros/target", content=b"by its other name")
+    layer.add("zeros/other-name", LINK, linkname="zeros/target")
+    layer.add("zeros/target", CHARACTER)
+    layer.add("zeros/zeros", CHARACTER)
+    layer.add("zeros/linked", LINK, linkname="zeros/zeros")
+    layer.add("zeros", DIRECTORY)
 
 
 def below_links(layer: Layer) -> None:

@@ -160,6 +160,20 @@ async def test_files_of_another_domain_take_the_places_of_new_ones(
     assert host.table == [(str(tmp_path / "mnt" / CHAIN.fsid), "erofs in d-2", CHAIN.fsid)]
 
 
+async def test_new_files_are_named_before_a_mount_by_hand(tmp_path: Path, host: FakeMounts) -> None:
+    (tmp_path / "mnt").mkdir()
+    cache = OldCache(host)
+    cache.new = {"two"}
+    kernel = KernelMounts(tmp_path, "d", 4096, cache)
+    await kernel.prepare(CHAIN)
+    assert host.calls == ["mount_erofs", "unmount", "mount_erofs", "unmount"]
+    assert host.table == []
+    cache.new.clear()
+    host.calls.clear()
+    await kernel.prepare(CHAIN)
+    assert host.calls == []
+
+
 async def test_files_that_the_kernel_does_not_name(
     tmp_path: Path,
     host: FakeMounts,

@@ -158,6 +158,95 @@ def test_implied_directory_over_a_link_of_a_lower_layer_replaces_it() -> None:
     assert paths(root) == {b"": b"/0", b"/lib": b"/0", b"/lib/x": b"y"}
 
 
+@pytest.mark.parametrize("target", [b"usr/lib", b"/usr/lib", b"./usr/../alias", b"alias"])
+def test_implied_directory_over_a_link_to_a_directory_is_like_that_one(target: bytes) -> None:
+    root = merged(
+        layer(
+            directory(b"usr/lib", uid=7, mtime=5),
+            text(b"alias", b"/usr/lib"),
+            text(b"lib", target),
+        ),
+        layer(text(b"lib/x", b"y")),
+    )
+    assert paths(root)[b"/lib"] == b"/7"
+    assert paths(root)[b"/lib/x"] == b"y"
+    assert paths(root)[b"/usr/lib"] == b"/7"
+    assert root.children is not None
+    assert root.children[b"lib"].mtime == 5
+
+
+@pytest.mark.parametrize(
+    ("target", "way"), [(b"file", b"d"), (b"none", b"d"), (b"../..", b"d"), (b"own", b"d")]
+)
+def test_implied_directory_over_a_link_to_anything_else(target: bytes, way: bytes) -> None:
+    below = layer(directory(b""), text(b"file", b"x"), text(b"d", target))
+    root = merged(below, layer(directory(b"own", uid=3), text(b"d/x", b"y")))
+    assert paths(root)[b"/" + way] == b"/0"
+
+
+def test_implied_directory_where_this_layer_deletes_one() -> None:
+    whiteout = Entry(b".wh.d", Kind.REGULAR)
+    root = merged(layer(directory(b"d", uid=7)), layer(whiteout, text(b"d/x", b"y")))
+    assert paths(root) == {b"": b"/0", b"/d": b"/0", b"/d/x": b"y"}
+
+
+def test_implied_directory_in_an_opaque_one() -> None:
+    below = layer(directory(b"d/e", uid=7), text(b"d/e/old", b"x"))
+    marker = Entry(b"d/.wh..wh..opq", Kind.REGULAR)
+    root = merged(below, layer(marker, text(b"d/e/new", b"y")))
+    assert paths(root) == {b"": b"/0", b"/d": b"/0", b"/d/e": b"/7", b"/d/e/new": b"y"}
+
+
+def zeros(path: bytes) -> Entry:
+    return Entry(path, Kind.CHARACTER)
+
+
+BELOW = (text(b"a", b"below"), directory(b"d", uid=1), text(b"d/below", b"below"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "left"),
+    [
+        ([zeros(b"a")], {b"/d": b"/1", b"/d/below": b"below"}),
+        ([text(b"a", b"x"), zeros(b"a"), zeros(b"d")], {}),
+        ([directory(b"d"), text(b"d/x", b"x"), zeros(b"d"), zeros(b"a")], {}),
+        ([zeros(b"d"), zeros(b"a"), text(b"a", b"x")], {b"/a": b"x"}),
+        (
+            [zeros(b"a"), zeros(b"d"), directory(b"d", uid=2), text(b"d/x", b"x")],
+            {b"/d": b"/2", b"/d/below": b"below", b"/d/x": b"x"},
+        ),
+        ([text(b"x", b"x"), link(b"a", b"x"), zeros(b"x"), zeros(b"d")], {b"/a": b"x"}),
+        ([zeros(b"x"), link(b"a", b"x"), link(b"d", b"a")], {}),
+        ([zeros(b"a"), zeros(b"new/a")], {b"/d": b"/1", b"/d/below": b"below", b"/new": b"/0"}),
+    ],
+)
+def test_character_device_zero_zero_is_replaced_replaces_and_hides_in_the_end(
+    entries: list[Entry], left: dict[bytes, bytes]
+) -> None:
+    assert paths(merged(layer(*BELOW), layer(*entries))) == {b"": b"/0"} | left
+
+
+def test_character_device_zero_zero_in_the_lowest_layer() -> None:
+    assert paths(merged(layer(zeros(b"a"), text(b"b", b"x")))) == {b"": b"/0", b"/b": b"x"}
+    assert paths(merged(layer(zeros(b"a"), text(b"a", b"x")))) == {b"": b"/0", b"/a": b"x"}
+
+
+def test_other_devices_are_kept() -> None:
+    devices = [Entry(b"null", Kind.CHARACTER, major=1, minor=3), Entry(b"disk", Kind.BLOCK)]
+    assert set(paths(merged(layer(*devices)))) == {b"", b"/null", b"/disk"}
+
+
+@pytest.mark.parametrize("path", [b"a/x", b"d/x/y"])
+def test_entry_below_a_character_device_zero_zero(path: bytes) -> None:
+    with pytest.raises(FormatError, match="is a parent of an entry, but no directory"):
+        merged(layer(*BELOW), layer(zeros(b"a"), zeros(b"d/x"), text(path, b"x")))
+
+
+def test_hard_link_to_what_is_below_a_file_of_this_layer() -> None:
+    with pytest.raises(FormatError, match="which is deleted"):
+        merged(layer(*BELOW), layer(zeros(b"d"), link(b"b", b"d/below")))
+
+
 def test_hard_link_across_layers_is_copied_up() -> None:
     root = merged(
         layer(text(b"d/a", b"x"), link(b"also", b"d/a")),
