@@ -26,7 +26,7 @@ from lazyimg.api.messages import (
     UnmountReply,
     UnmountRequest,
 )
-from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotRootError
+from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotRootError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -99,7 +99,7 @@ class Client:
         """Send a request and give its reply's body; raise what a failed one says."""
         reader, writer = await self._connect()
         try:
-            body = b"" if request is None else msgspec.json.encode(request)
+            body = b"" if request is None else _encode(request)
             writer.write(
                 f"{method} HTTP/1.0\r\nHost: lazyimg\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -175,6 +175,15 @@ class Client:
             "the answer is not one of this version of lazyimg",
             "restart the daemon after an upgrade",
         )
+
+
+def _encode(request: msgspec.Struct) -> bytes:
+    try:
+        return msgspec.json.encode(request)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            error.object, "is not UTF-8, and the daemon's API has no other names", "rename it"
+        ) from error
 
 
 def rebuild_error(reply: ErrorReply) -> LazyimgError:

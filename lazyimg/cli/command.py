@@ -150,10 +150,11 @@ def _describe(error: Exception) -> tuple[int, str]:
 def _fail(code: int, text: str, invocation: Invocation) -> int:
     if invocation.debug and code != INTERRUPTED:
         traceback.print_exc()
+    from lazyimg.cli.output import show  # noqa: PLC0415  what succeeds without it is quicker
+
     line = " ".join(text.split())
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
     try:
-        click.echo(f"lazyimg: {shown}", err=True)
+        click.echo(f"lazyimg: {show(line)}", err=True)
     except BrokenPipeError:
         return code
     return code

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"[0-9.]+( ([kMGT]?B|%))?|-")
 
 
+def show(text: str) -> str:
+    r"""Give text that cannot upset a terminal or a table: other characters as ``\x0a``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte of a name that is not UTF-8
+        number -= 0xDC00
+    return f"\\x{number:02x}"
+
+
 def print_json(value: object) -> None:
     """Print a value, indented by two."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
@@ -26,6 +40,7 @@ def print_line(text: str) -> None:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a head; columns of numbers and sizes are aligned to the right."""
+    rows = [[show(cell) for cell in row] for row in rows]
     columns = list(zip(head, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [bool(rows) and all(map(_NUMBER.fullmatch, column[1:])) for column in columns]
@@ -41,7 +56,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one pair on a line; a digest beside 8 characters fits 80 columns."""
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        click.echo(f"{name:{width}} {value}")
+        click.echo(f"{name:{width}} {show(value)}")
 
 
 def format_size(size: float) -> str:

@@ -121,6 +121,67 @@ def test_prefetch_that_its_user_interrupts(
         assert (target / "two").read_bytes() == contents["two"]
 
 
+def test_unmount_during_a_prefetch(
+    registry: Registry,
+    reference: str,
+    lazyimg: Lazyimg,
+    target: Path,
+    contents: dict[str, bytes],
+) -> None:
+    with lazyimg.serving():
+        lazyimg.verb("mount", reference, target)
+        registry.counts.clear()
+        registry.counts.held = True
+        client = lazyimg.start_verb("prefetch", "-q", reference)
+        eventually(lambda: len(registry.counts.blob_reads()) > 0)
+        lazyimg.verb("umount", target)
+        assert mounts_below(target.parent) == []
+        registry.counts.held = False
+        said = client.communicate(timeout=60)[1]
+        assert client.returncode == 0, said
+        assert mounts_below(lazyimg.root) == []
+        registry.counts.clear()
+        lazyimg.verb("mount", reference, target)
+        assert (target / "three").read_bytes() == contents["three"]
+        assert registry.counts.sent() < SIZE
+
+
+def test_directories_with_odd_names(
+    reference: str, lazyimg: Lazyimg, tmp_path: Path, contents: dict[str, bytes]
+) -> None:
+    with lazyimg.serving():
+        for name in ("new\nline", "sp ace\\040", "co,ma:colon", "-dash"):
+            for options in ([], ["--rw"]):
+                directory = tmp_path / name
+                directory.mkdir(exist_ok=True)
+                lazyimg.verb("mount", *options, reference, directory)
+                assert (directory / "one").read_bytes() == contents["one"]
+                assert len(lazyimg.verb("mount").splitlines()) == 2
+                assert [one["directory"] for one in lazyimg.status()["mounts"]] == [str(directory)]
+                lazyimg.verb("umount", directory)
+        bytes_only = tmp_path / os.fsdecode(b"caf\xe9")
+        bytes_only.mkdir()
+        said = lazyimg.failure("mount", reference, bytes_only, status=64)
+        assert r"caf\xe9: is not UTF-8" in said
+        (tmp_path / "file").touch()
+        for name in ("file", "missing", "missing/below"):
+            said = lazyimg.failure("mount", reference, tmp_path / name, status=2)
+            assert "is no directory" in said
+        assert mounts_below(tmp_path) == mounts_below(lazyimg.root) == []
+
+
+def test_directory_that_somebody_is_in(reference: str, lazyimg: Lazyimg, target: Path) -> None:
+    with lazyimg.serving():
+        lazyimg.verb("mount", reference, target)
+        with subprocess.Popen(["sleep", "1000"], cwd=target) as insider:
+            said = lazyimg.failure("umount", target, status=79)
+            assert f"{target} is in use; end the processes that use it" in said
+            assert mounts_below(target.parent) == [str(target)]
+            subprocess.run(["umount", "-l", str(target)], check=True, timeout=60)
+            assert lazyimg.status()["mounts"] == []  # that was somebody else
+            insider.kill()
+
+
 def test_daemon_that_is_stopped_during_a_prefetch_and_a_read(
     registry: Registry, reference: str, lazyimg: Lazyimg, target: Path
 ) -> None:

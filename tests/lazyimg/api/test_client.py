@@ -29,6 +29,7 @@ from lazyimg.errors import (
     NotFoundError,
     NotRootError,
     RegistryError,
+    UsageError,
 )
 from tests.fakes.daemon import DIGEST, FSID, IMAGE, MIB, FakeDaemon, serve_in_thread
 
@@ -219,3 +220,13 @@ def test_unknown_kind_keeps_its_exit_code() -> None:
     rebuilt = rebuild_error(reply)
     assert (rebuilt.kind, rebuilt.exit_code, str(rebuilt)) == ("new", 99, "a: b")
     assert type(rebuild_error(reply)).__mro__[1] is LazyimgError
+
+
+@pytest.mark.parametrize("name", ["/mnt/caf\udce9", "/\udcff\udcfe"])
+@pytest.mark.usefixtures("daemon")
+async def test_name_that_is_not_utf8(address: Path, name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        await Client(str(address)).unmount(UnmountRequest(directory=name))
+    assert str(caught.value) == (
+        f"{name}: is not UTF-8, and the daemon's API has no other names; rename it"
+    )

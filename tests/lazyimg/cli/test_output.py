@@ -16,6 +16,7 @@ from lazyimg.cli.output import (
     print_line,
     print_table,
     short_digest,
+    show,
     without,
 )
 
@@ -89,3 +90,22 @@ def test_json_and_fields_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     print_json([reply])
     assert json.loads(capsys.readouterr().out) == [{"reference": "r", "directory": "/d"}]
     assert without(reply, "directory") == {"reference": "r"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain \u00fc", "plain \u00fc"),
+        ("two\nlines\x1b[m", r"two\x0alines\x1b[m"),
+        ("caf\udce9", r"caf\xe9"),
+        ("\ud800", r"\xd800"),
+    ],
+)
+def test_characters_that_would_upset_a_terminal(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(text) == shown
+    print_table(("NAME", "B"), [(text, "b")])
+    print_facts([("name", text)])
+    _, row, fact = capsys.readouterr().out.splitlines()
+    assert (row, fact) == (f"{shown:4}  b", f"name {shown}")
