@@ -62,7 +62,7 @@ def redirect_to(place: str) -> Handler:
 
 @pytest.fixture
 async def transport() -> AsyncIterator[Transport]:
-    made = Transport(TransportLimits(connect_timeout=2, read_timeout=0.3, redirects=3))
+    made = Transport(TransportLimits(redirects=3))
     yield made
     await made.close()
 
@@ -289,6 +289,7 @@ class TestFailures:
             await asyncio.Event().wait()
             raise AssertionError
 
+        transport.limits = TransportLimits(read_timeout=0.05)
         async with serve(hang) as url:
             with pytest.raises(RegistryError, match="no answer in time") as caught:
                 await get(transport, url)
