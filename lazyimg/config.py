@@ -36,6 +36,7 @@ _DURATION: Final = {"unit": "duration"}
 _DEADLINE: Final = {"unit": "deadline"}
 _PATH: Final = {"unit": "path"}
 _PATTERNS: Final = {"unit": "patterns"}
+_PROXY: Final = {"unit": "proxy"}
 
 _FILL: Final = FillLimits()
 _BUILD: Final = BuildLimits()
@@ -247,6 +248,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="HTTP proxy for all registries but those on the loopback interface: a URL, "
             "or 'none'. Empty: as HTTP_PROXY and HTTPS_PROXY say.",
+            extra=_PROXY,
         ),
     ] = ""
     no_proxy: Annotated[
@@ -384,7 +386,7 @@ class Setting(msgspec.Struct, frozen=True):
     Attributes:
         key: with its section, as in `fill.workers`.
         annotation: its type, as `msgspec.convert` takes it.
-        unit: "size", "duration", "deadline", "path", "patterns" or "".
+        unit: "size", "duration", "deadline", "path", "patterns", "proxy" or "".
         default: the value in the structure.
         description: one or two sentences.
     """
@@ -409,6 +411,8 @@ class Setting(msgspec.Struct, frozen=True):
             return pattern[2:-2].replace("|", ", ")
         if self.unit == "path":
             return "an absolute path" if pattern else 'an absolute path, or ""'
+        if self.unit == "proxy":
+            return '"", "none", or a URL such as "http://HOST:PORT"'
         if pattern:
             return "letters, digits, '.', '_' and '-', at most 63"
         if get_origin(base) is list:

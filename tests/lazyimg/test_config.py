@@ -71,6 +71,9 @@ def test_every_setting_has_a_description_and_an_expectation() -> None:
     for setting in list_settings():
         assert setting.description.endswith(".")
         assert setting.expected
+    expected = {setting.key: setting.expected for setting in list_settings()}
+    assert expected["registry.proxy"] == '"", "none", or a URL such as "http://HOST:PORT"'
+    assert expected["registry.no_proxy"] == "a list of hosts"
 
 
 @pytest.mark.parametrize(
