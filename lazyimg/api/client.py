@@ -1,14 +1,16 @@
 """The local API's client: a request to the daemon's unix socket, and its reply.
 
 It speaks HTTP/1.0 itself, one connection for each request: a reply ends where the connection does.
-Loading a whole HTTP client takes five times as long as everything else that `lazyimg status` does.
+Loading a whole HTTP client takes five times as long as everything else that `lazyimg status` does,
+and an event loop a quarter of what `lazyimg mount` does: so calls block, for as long as they take.
+Who interrupts one closes its connection, which the daemon sees.
 """
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
 import msgspec
 
@@ -29,7 +31,7 @@ from lazyimg.api.messages import (
 from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotRootError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Generator, Iterator
 
 MAX_LINE: Final = 1 << 20
 """Bytes of one line of a reply."""
@@ -53,85 +55,83 @@ class Client:
     def __init__(self, address: str) -> None:
         self._address = address
 
-    async def mount(self, request: MountRequest) -> MountReply:
+    def mount(self, request: MountRequest) -> MountReply:
         """Mount an image."""
-        return await self._ask("POST /v1/mount", request, MountReply)
+        return self._ask("POST /v1/mount", request, MountReply)
 
-    async def unmount(self, request: UnmountRequest) -> UnmountReply:
+    def unmount(self, request: UnmountRequest) -> UnmountReply:
         """Unmount what `mount` mounted."""
-        return await self._ask("POST /v1/unmount", request, UnmountReply)
+        return self._ask("POST /v1/unmount", request, UnmountReply)
 
-    async def fsid(self, request: ImageRequest) -> FsidReply:
+    def fsid(self, request: ImageRequest) -> FsidReply:
         """Make an image ready to be mounted by mount(8)."""
-        return await self._ask("POST /v1/fsid", request, FsidReply)
+        return self._ask("POST /v1/fsid", request, FsidReply)
 
-    async def inspect(self, request: InspectRequest) -> InspectReply:
+    def inspect(self, request: InspectRequest) -> InspectReply:
         """Describe an image and how much of it is local."""
-        return await self._ask("POST /v1/inspect", request, InspectReply)
+        return self._ask("POST /v1/inspect", request, InspectReply)
 
-    async def status(self) -> StatusReply:
+    def status(self) -> StatusReply:
         """Describe the daemon and its mounts."""
-        return await self._ask("GET /v1/status", None, StatusReply)
+        return self._ask("GET /v1/status", None, StatusReply)
 
-    async def prefetch(self, request: PrefetchRequest) -> AsyncIterator[PrefetchEvent]:
+    def prefetch(self, request: PrefetchRequest) -> Generator[PrefetchEvent]:
         """Make images local; gives the events as they come.
 
         The daemon stops when the iterator is closed. A failure of one image is an event with
         `error`; the others go on.
         """
         missing = len(request.references)
-        async with self._open("POST /v1/prefetch", request) as reader:
-            while line := await self._read_line(reader):
+        with self._open("POST /v1/prefetch", request) as reply:
+            while line := self._read_line(reply):
                 event = self._decode(line, PrefetchEvent)
                 missing -= event.done or event.error is not None
                 yield event
         if missing > 0:
             raise self._cut_off()
 
-    async def _ask(self, method: str, request: msgspec.Struct | None, kind: type[ReplyT]) -> ReplyT:
-        async with self._open(method, request) as reader:
-            return self._decode(await self._read_all(reader), kind)
+    def _ask(self, method: str, request: msgspec.Struct | None, kind: type[ReplyT]) -> ReplyT:
+        with self._open(method, request) as reply:
+            return self._decode(self._read_all(reply), kind)
 
-    @asynccontextmanager
-    async def _open(
-        self, method: str, request: msgspec.Struct | None
-    ) -> AsyncIterator[asyncio.StreamReader]:
+    @contextmanager
+    def _open(self, method: str, request: msgspec.Struct | None) -> Iterator[BinaryIO]:
         """Send a request and give its reply's body; raise what a failed one says."""
-        reader, writer = await self._connect()
-        try:
-            body = b"" if request is None else _encode(request)
-            writer.write(
-                f"{method} HTTP/1.0\r\nHost: lazyimg\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n".encode()
-            )
-            writer.write(body)
-            if await self._read_status(reader) >= 400:
-                raise rebuild_error(self._decode(await self._read_all(reader), ErrorReply))
-            yield reader
-        except OSError as error:
-            raise self._cut_off() from error
-        finally:
-            writer.close()
-            with suppress(OSError):  # what matters was read before
-                await writer.wait_closed()
+        body = b"" if request is None else _encode(request)
+        head = (
+            f"{method} HTTP/1.0\r\nHost: lazyimg\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        with self._connect() as connection, connection.makefile("rb") as reply:
+            try:
+                connection.sendall(head.encode() + body)
+                if self._read_status(reply) >= 400:
+                    raise rebuild_error(self._decode(self._read_all(reply), ErrorReply))
+                yield reply
+            except OSError as error:
+                raise self._cut_off() from error
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            return await asyncio.open_unix_connection(self._address, limit=MAX_LINE)
+            connection.connect(self._address)
         except PermissionError as error:
+            connection.close()
             raise NotRootError(
                 self._address, "the daemon's socket is for root only", "run this as root"
             ) from error
-        except (OSError, ValueError) as error:  # ValueError: a path too long for a socket
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            connection.close()
             raise DaemonUnavailableError(
                 self._address, "no daemon answers there", "start it with: lazyimg serve"
             ) from error
+        return connection
 
-    async def _read_status(self, reader: asyncio.StreamReader) -> int:
+    def _read_status(self, reply: BinaryIO) -> int:
         """Read the head of a reply; gives its status."""
-        words = (await self._read_line(reader)).split(maxsplit=2)
+        words = self._read_line(reply).split(maxsplit=2)
         for _ in range(MAX_HEADERS):
-            if await self._read_line(reader) in {b"\r\n", b"\n"}:
+            if self._read_line(reply) in {b"\r\n", b"\n"}:
                 break
         else:
             raise self._cut_off()
@@ -139,20 +139,18 @@ class Client:
             raise self._not_understood()
         return int(words[1])
 
-    async def _read_line(self, reader: asyncio.StreamReader) -> bytes:
+    def _read_line(self, reply: BinaryIO) -> bytes:
         """Give the next line; b"" at the end."""
-        try:
-            return await reader.readline()
-        except ValueError as error:  # over MAX_LINE
-            raise self._not_understood() from error
+        line = reply.readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise self._not_understood()
+        return line
 
-    async def _read_all(self, reader: asyncio.StreamReader) -> bytes:
-        parts = bytearray()
-        while part := await reader.read(MAX_LINE):
-            parts += part
-            if len(parts) > MAX_REPLY:
-                raise self._not_understood()
-        return bytes(parts)
+    def _read_all(self, reply: BinaryIO) -> bytes:
+        data = reply.read(MAX_REPLY + 1)
+        if len(data) > MAX_REPLY:
+            raise self._not_understood()
+        return data
 
     def _decode(self, data: bytes, kind: type[ReplyT]) -> ReplyT:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +18,7 @@ from lazyimg.cli.output import print_json, print_line
 from lazyimg.cli.reference import absolute_reference, daemon_access
 
 if TYPE_CHECKING:
-    from lazyimg.api.messages import Access, FsidReply
+    from lazyimg.api.messages import Access
     from lazyimg.cli.invocation import Invocation
 
 
@@ -38,15 +37,11 @@ def command(
     Prints the fsid, and on the next line the whole command, with DIR for the directory. The daemon
     must run while the image is mounted.
     """
-    reply = asyncio.run(_fsid(invocation, reference, platform, access))
+    found = daemon_access(access, reference)
+    request = ImageRequest(reference=absolute_reference(reference), platform=platform, access=found)
+    reply = invocation.client().fsid(request)
     if output == "json":
         print_json(reply)
     else:
         print_line(reply.fsid)
         print_line(reply.command)
-
-
-async def _fsid(invocation: Invocation, reference: str, platform: str, access: Access) -> FsidReply:
-    found = await daemon_access(access, reference)
-    request = ImageRequest(reference=absolute_reference(reference), platform=platform, access=found)
-    return await invocation.client().fsid(request)

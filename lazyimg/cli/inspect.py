@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +65,7 @@ def command(
         target = f"oci:{target}"
     elif path.is_dir() and not raw:
         request = InspectRequest(directory=str(path.resolve()))
-        _print_image(asyncio.run(invocation.client().inspect(request)), output)
+        _print_image(invocation.client().inspect(request), output)
         return
     elif path.is_file() and not raw:
         _inspect_file(path, output)
@@ -76,34 +75,40 @@ def command(
     elif target.startswith(("/", "./", "../")):
         raise NotFoundError(target, "there is no such file or directory")
     if raw:
-        click.echo(asyncio.run(_fetch_raw(invocation, target, access)), nl=False)
+        click.echo(_fetch_raw(invocation, target, access), nl=False)
     else:
-        reply, asked_daemon = asyncio.run(_inspect(invocation, target, platform, access))
+        reply, asked_daemon = _inspect(invocation, target, platform, access)
         _print_image(reply, output, knows_local=asked_daemon)
 
 
-async def _inspect(
+def _inspect(
     invocation: Invocation, target: str, platform: str, access: Access
 ) -> tuple[InspectReply, bool]:
     """Ask the daemon, or the registry where there is none; gives whether it was the daemon."""
     request = InspectRequest(
         reference=absolute_reference(target),
         platform=platform,
-        access=await daemon_access(access, target),
+        access=daemon_access(access, target),
     )
     try:
-        return await invocation.client().inspect(request), True
+        return invocation.client().inspect(request), True
     except (DaemonUnavailableError, NotRootError):
-        from lazyimg.cli.inspect_image import fetch_description  # noqa: PLC0415  slow to import
+        import asyncio  # noqa: PLC0415  slow to import
+
+        from lazyimg.cli.inspect_image import fetch_description  # noqa: PLC0415
 
         settings = invocation.config().registry
-        return await fetch_description(read_location(target), platform, access, settings), False
+        described = fetch_description(read_location(target), platform, access, settings)
+        return asyncio.run(described), False
 
 
-async def _fetch_raw(invocation: Invocation, target: str, access: Access) -> bytes:
-    from lazyimg.cli.inspect_image import fetch_raw  # noqa: PLC0415  slow to import
+def _fetch_raw(invocation: Invocation, target: str, access: Access) -> bytes:
+    import asyncio  # noqa: PLC0415  slow to import
 
-    return await fetch_raw(read_location(target), access, invocation.config().registry)
+    from lazyimg.cli.inspect_image import fetch_raw  # noqa: PLC0415
+
+    settings = invocation.config().registry
+    return asyncio.run(fetch_raw(read_location(target), access, settings))
 
 
 def _print_image(reply: InspectReply, output: str, *, knows_local: bool = True) -> None:

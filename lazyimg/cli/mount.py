@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from lazyimg.api.messages import MountRequest
 from lazyimg.cli.options import (
@@ -22,7 +20,7 @@ from lazyimg.cli.reference import absolute_reference, daemon_access
 from lazyimg.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from lazyimg.api.messages import Access, MountReply, MountReport
+    from lazyimg.api.messages import Access, MountReport
     from lazyimg.cli.invocation import Invocation
 
 
@@ -52,7 +50,7 @@ def command(
     arguments, lists the mounts.
     """
     if reference is None:
-        mounts = asyncio.run(invocation.client().status()).mounts
+        mounts = invocation.client().status().mounts
         if output == "json":
             print_json(mounts)
         else:
@@ -67,17 +65,13 @@ def command(
         directory=str(directory.resolve()),
         read_write=read_write,
         platform=platform,
+        access=daemon_access(access, reference),
     )
-    reply = asyncio.run(_mount(invocation, request, access))
+    reply = invocation.client().mount(request)
     if output == "json":
         print_json(reply)
     else:
         print_line(f"{reply.digest} {reply.directory}")
-
-
-async def _mount(invocation: Invocation, request: MountRequest, access: Access) -> MountReply:
-    found = await daemon_access(access, request.reference)
-    return await invocation.client().mount(msgspec.structs.replace(request, access=found))
 
 
 def print_mounts(mounts: list[MountReport]) -> None:

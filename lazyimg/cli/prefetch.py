@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -59,7 +58,7 @@ def command(
     """
     template = PrefetchRequest(references=[], paths=list(paths), platform=platform, access=access)
     with open_meter(progress) as meter:
-        last = asyncio.run(_prefetch(invocation, references, template, meter))
+        last = _prefetch(invocation, references, template, meter)
     whole = [event for event in last if event.error is None]
     if output == "json":
         print_json([without(event, "done", "error") for event in whole])
@@ -76,13 +75,13 @@ def command(
         raise failures[0]
 
 
-async def _prefetch(
+def _prefetch(
     invocation: Invocation, references: tuple[str, ...], template: PrefetchRequest, meter: Meter
 ) -> list[PrefetchEvent]:
     """Run the requests, one for each set of credentials; gives each image's last event."""
     by_access: dict[Access, list[str]] = {}
     for reference in references:
-        found = await daemon_access(template.access, reference)
+        found = daemon_access(template.access, reference)
         by_access.setdefault(found, []).append(absolute_reference(reference))
     client = invocation.client()
     ended = []
@@ -90,7 +89,7 @@ async def _prefetch(
         request = PrefetchRequest(
             references=names, paths=template.paths, platform=template.platform, access=access
         )
-        async for event in client.prefetch(request):
+        for event in client.prefetch(request):
             if event.error is None:
                 meter.update(event.reference, event.present, event.total or None)
             if event.done or event.error is not None:

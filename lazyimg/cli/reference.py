@@ -70,7 +70,7 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-async def daemon_access(access: Access, text: str) -> Access:
+def daemon_access(access: Access, text: str) -> Access:
     """Give `access` with the file in which this user's credentials for an image are.
 
     The daemon runs as another user and looks in other places.
@@ -85,9 +85,11 @@ async def daemon_access(access: Access, text: str) -> Access:
     wanted = registry_access(access)
     if not any(list_authfiles(wanted, os.environ)):
         return access
-    from lazyimg.registry.credentials import find_authfile  # noqa: PLC0415  slow to import
+    import asyncio  # noqa: PLC0415  slow to import
 
-    found = await find_authfile(location.reference.name, wanted, os.environ)
+    from lazyimg.registry.credentials import find_authfile  # noqa: PLC0415
+
+    found = asyncio.run(find_authfile(location.reference.name, wanted, os.environ))
     if found is None:
         return access
     return msgspec.structs.replace(access, authfile=str(found.absolute()))

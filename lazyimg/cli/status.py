@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 @pass_invocation
 def command(invocation: Invocation, *, output: str) -> None:
     """Show the daemon and its mounts."""
-    reply = asyncio.run(invocation.client().status())
+    reply = invocation.client().status()
     if output == "json":
         print_json(reply)
         return

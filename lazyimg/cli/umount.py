@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ def command(
     `unmount` is the same. Each DIR is what an image was mounted on. Prints them. What was fetched
     stays local. One that fails does not stop the others; the first failure is the exit code.
     """
-    replies, failures = asyncio.run(_unmount(invocation, directories, lazy=lazy))
+    replies, failures = _unmount(invocation, directories, lazy=lazy)
     if output == "json":
         print_json(replies)
     else:
@@ -44,7 +43,7 @@ def command(
         raise failures[0]
 
 
-async def _unmount(
+def _unmount(
     invocation: Invocation, directories: tuple[str, ...], *, lazy: bool
 ) -> tuple[list[UnmountReply], list[LazyimgError]]:
     client = invocation.client()
@@ -53,7 +52,7 @@ async def _unmount(
     for each in directories:
         request = UnmountRequest(directory=str(Path(each).resolve()), lazy=lazy)
         try:
-            replies.append(await client.unmount(request))
+            replies.append(client.unmount(request))
         except (DaemonUnavailableError, NotRootError):
             raise
         except LazyimgError as error:

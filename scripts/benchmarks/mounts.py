@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -59,12 +58,12 @@ def _measure(work: Path, references: Sequence[str], rounds: int) -> list[Figure]
         other = Path(directory, "other")
         other.mkdir()
         for _ in range(rounds):
-            further.append(asyncio.run(_ask_to_mount(lazyimg, references[0], other)))
+            further.append(_ask_to_mount(lazyimg, references[0], other))
             lazyimg.verb("umount", other)
             lazyimg.verb("umount", tops[0])
             again.append(_time(lazyimg, "mount", references[0], tops[0]))
             lazyimg.verb("umount", tops[0])
-            served.append(asyncio.run(_ask_to_mount(lazyimg, references[0], tops[0])))
+            served.append(_ask_to_mount(lazyimg, references[0], tops[0]))
             bare.append(_time_bare())
         for top in tops:
             lazyimg.verb("umount", top)
@@ -96,11 +95,11 @@ def _walk(top: Path) -> None:
             os.lstat(os.path.join(directory, name))  # noqa: PTH118 - many
 
 
-async def _ask_to_mount(lazyimg: Lazyimg, reference: str, top: Path) -> float:
+def _ask_to_mount(lazyimg: Lazyimg, reference: str, top: Path) -> float:
     """Mount through the API: without the start of a command."""
     client = Client(lazyimg.environment["LAZYIMG_ADDRESS"])
     begin = time.perf_counter()
-    await client.mount(MountRequest(reference=reference, directory=str(top)))
+    client.mount(MountRequest(reference=reference, directory=str(top)))
     return time.perf_counter() - begin
 
 

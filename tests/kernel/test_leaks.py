@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from lazyimg.api.client import Client
 from lazyimg.api.messages import MountRequest, UnmountRequest
+from tests.fakes.api_client import ApiClient
 from tests.real.docker_registry import running_registry
 from tests.real.lazyimg_process import Lazyimg, mounts_below
 from tests.real.plain_image import PlainImage, make_plain_image
@@ -109,7 +109,7 @@ def settled(pid: int, root: Path, before: Held) -> Held:
 
 async def cycle(lazyimg: Lazyimg, reference: str, target: Path, number: int) -> None:
     """Mount, read a little, unmount; every third time read-write, with a file written."""
-    client = Client(lazyimg.environment["LAZYIMG_ADDRESS"])
+    client = ApiClient(lazyimg.environment["LAZYIMG_ADDRESS"])
     writable = number % 3 == 0
     await client.mount(
         MountRequest(reference=reference, directory=str(target), read_write=writable)

@@ -19,7 +19,6 @@ import msgspec
 import pytest
 
 from lazyimg import app
-from lazyimg.api.client import Client
 from lazyimg.api.messages import Access, ImageRequest, MountRequest, PrefetchRequest
 from lazyimg.config import CachefilesSettings, Config, RegistrySettings, SnapshotterSettings
 from lazyimg.errors import (
@@ -42,6 +41,7 @@ from lazyimg.images.library import (
 )
 from lazyimg.images.shown import ShownAccess
 from lazyimg.transports.cachefiles.space import CacheLimits
+from tests.fakes.api_client import ApiClient
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
 from tests.fakes.node import DIRECTORIES, MemoryTransport
@@ -121,10 +121,10 @@ def layer() -> LazyLayer:
 
 
 @asynccontextmanager
-async def start(config: Config) -> AsyncIterator[Client]:
+async def start(config: Config) -> AsyncIterator[ApiClient]:
     async with AsyncExitStack() as stack:
         await app.start(config, stack)
-        yield Client(config.address)
+        yield ApiClient(config.address)
 
 
 @pytest.mark.usefixtures("started")
@@ -268,7 +268,7 @@ async def test_start_that_fails_can_be_tried_again(config: Config, started: Star
         async with start(config):
             pass
     with pytest.raises(DaemonUnavailableError):
-        await Client(config.address).status()
+        await ApiClient(config.address).status()
     started.failure = None
     async with start(config) as client:
         await client.status()
@@ -518,7 +518,7 @@ async def test_mounts_and_callers_of_a_process_that_died_are_taken_over(
     manager.kept["cachefiles"] = os.dup(started.device.fileno())
     table = list(started.host.table)
     with leave_a_socket(config, manager):
-        waiting = asyncio.create_task(Client(config.address).status())
+        waiting = asyncio.create_task(ApiClient(config.address).status())
         await asyncio.sleep(0)
         variables = {"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "2"}
         async with AsyncExitStack() as stack:
@@ -574,7 +574,7 @@ async def test_kept_socket_whose_path_is_gone_is_replaced(
         Path(config.address).unlink()
         async with AsyncExitStack() as stack:
             await app.start(config, stack, manager.next())
-            await Client(config.address).status()
+            await ApiClient(config.address).status()
             assert manager.receive()[2:] == ["FDSTOREREMOVE=1", "FDSTORE=1"]
 
 
@@ -682,7 +682,7 @@ async def test_credentials_outlive_a_process_that_died(
         access = Access(username="user", password="never-on-disk")
         async with AsyncExitStack() as stack:
             await app.start(config, stack, manager.next())
-            client = Client(config.address)
+            client = ApiClient(config.address)
             await client.mount(MountRequest(reference=reference, directory="/one", access=access))
             manager.receive()
             kept = ShownAccess(os.dup(manager.kept["shown"]))

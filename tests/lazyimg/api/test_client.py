@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import stat
-from contextlib import asynccontextmanager, suppress
+import socket
+import threading
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +33,7 @@ from lazyimg.errors import (
 from tests.fakes.daemon import DIGEST, FSID, IMAGE, MIB, FakeDaemon, serve_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -49,35 +48,36 @@ def daemon(address: Path) -> Iterator[FakeDaemon]:
         yield served
 
 
-@asynccontextmanager
-async def raw_server(address: Path, answer: bytes) -> AsyncIterator[Client]:
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        with suppress(OSError):  # the client may have had enough
-            await writer.drain()
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-        ended.set()
+@contextmanager
+def raw_server(address: Path, answer: bytes) -> Iterator[Client]:
+    """Answer one request with these bytes."""
 
-    ended = asyncio.Event()
-    async with await asyncio.start_unix_server(handle, str(address)):
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):  # the client may have had enough
+            connection.recv(65536)  # it comes in one piece
+            connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
         yield Client(str(address))
-        await ended.wait()
+        thread.join()
 
 
 @pytest.mark.usefixtures("daemon")
-async def test_mount_and_unmount(address: Path) -> None:
+def test_mount_and_unmount(address: Path) -> None:
     client = Client(str(address))
-    mounted = await client.mount(MountRequest(reference=IMAGE, directory="/mnt"))
+    mounted = client.mount(MountRequest(reference=IMAGE, directory="/mnt"))
     assert (mounted.digest, mounted.fsid, mounted.directory) == (DIGEST, FSID, "/mnt")
-    assert [mount.directory for mount in (await client.status()).mounts] == ["/mnt"]
-    assert (await client.unmount(UnmountRequest(directory="/mnt"))).reference == IMAGE
-    assert (await client.status()).mounts == []
+    assert [mount.directory for mount in (client.status()).mounts] == ["/mnt"]
+    assert (client.unmount(UnmountRequest(directory="/mnt"))).reference == IMAGE
+    assert (client.status()).mounts == []
 
 
-async def test_request_arrives_whole(address: Path, daemon: FakeDaemon) -> None:
+def test_request_arrives_whole(address: Path, daemon: FakeDaemon) -> None:
     request = MountRequest(
         reference=IMAGE,
         directory="/m\u00e4",
@@ -85,68 +85,88 @@ async def test_request_arrives_whole(address: Path, daemon: FakeDaemon) -> None:
         read_write=True,
         access=Access(username="u", password="p", plain_http=True),
     )
-    await Client(str(address)).mount(request)
+    Client(str(address)).mount(request)
     assert daemon.requests == [request]
 
 
 @pytest.mark.usefixtures("daemon")
-async def test_fsid_and_inspect(address: Path) -> None:
+def test_fsid_and_inspect(address: Path) -> None:
     client = Client(str(address))
-    assert (await client.fsid(ImageRequest(reference=IMAGE))).fsid == FSID
-    reply = await client.inspect(InspectRequest(reference=IMAGE))
+    assert (client.fsid(ImageRequest(reference=IMAGE))).fsid == FSID
+    reply = client.inspect(InspectRequest(reference=IMAGE))
     assert reply.layers[0].present == 25 * MIB
 
 
 @pytest.mark.usefixtures("daemon")
-async def test_prefetch_gives_events_as_they_come(address: Path) -> None:
+def test_prefetch_gives_events_as_they_come(address: Path) -> None:
     request = PrefetchRequest(references=[IMAGE, "registry.test/none"])
-    events = [event async for event in Client(str(address)).prefetch(request)]
+    events = list(Client(str(address)).prefetch(request))
     assert [event.present // MIB for event in events] == [25, 50, 75, 100, 0]
     assert [event.done for event in events] == [False, False, False, True, False]
     assert events[-1].error is not None
     assert events[-1].error.kind == "not-found"
 
 
+def test_prefetch_that_is_closed_ends_with_its_connection(address: Path) -> None:
+    gone = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(OK + b'{"reference": "a", "present": 1}\n')
+            while connection.recv(65536):
+                pass
+        gone.set()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        threading.Thread(target=serve).start()
+        with closing(Client(str(address)).prefetch(PrefetchRequest(references=["a"]))) as events:
+            assert next(events).present == 1
+        assert gone.wait(10)
+
+
 @pytest.mark.usefixtures("daemon")
-async def test_failure_keeps_its_class_and_facts(address: Path) -> None:
+def test_failure_keeps_its_class_and_facts(address: Path) -> None:
     client = Client(str(address))
-    await client.mount(MountRequest(reference=IMAGE, directory="/mnt"))
+    client.mount(MountRequest(reference=IMAGE, directory="/mnt"))
     with pytest.raises(InUseError) as caught:
-        await client.mount(MountRequest(reference=IMAGE, directory="/mnt"))
+        client.mount(MountRequest(reference=IMAGE, directory="/mnt"))
     assert caught.value.exit_code == 79
     assert str(caught.value) == f"/mnt: has {IMAGE} mounted on it; unmount it first"
     with pytest.raises(NotFoundError, match=r"^other: the registry has no such image$"):
-        await client.fsid(ImageRequest(reference="other"))
+        client.fsid(ImageRequest(reference="other"))
 
 
-async def test_no_daemon(address: Path) -> None:
+def test_no_daemon(address: Path) -> None:
     with pytest.raises(DaemonUnavailableError) as caught:
-        await Client(str(address)).status()
+        Client(str(address)).status()
     assert str(caught.value) == (
         f"{address}: no daemon answers there; start it with: lazyimg serve"
     )
 
 
-async def test_socket_that_nobody_listens_on(address: Path) -> None:
-    (await asyncio.start_unix_server(lambda _reader, _writer: None, str(address))).close()
-    if not address.exists():
-        os.mknod(address, stat.S_IFSOCK | 0o600)
+def test_socket_that_nobody_listens_on(address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
     with pytest.raises(DaemonUnavailableError, match="no daemon answers there"):
-        await Client(str(address)).status()
+        Client(str(address)).status()
 
 
-async def test_path_too_long_for_a_socket() -> None:
+def test_path_too_long_for_a_socket() -> None:
     with pytest.raises(DaemonUnavailableError, match="no daemon answers there"):
-        await Client("/" + "x" * 200).status()
+        Client("/" + "x" * 200).status()
 
 
-async def test_socket_of_root(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(*_: object, **__: object) -> None:
+def test_socket_of_root(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: socket.socket, _address: str) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(asyncio, "open_unix_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(NotRootError) as caught:
-        await Client(str(address)).status()
+        Client(str(address)).status()
     assert str(caught.value) == (
         f"{address}: the daemon's socket is for root only; run this as root"
     )
@@ -171,35 +191,42 @@ OK = b"HTTP/1.0 200 OK\r\n\r\n"
         (b"HTTP/1.0 200 OK\r\n" + b"A: b\r\n" * 200, "the daemon ended in the middle"),
     ],
 )
-async def test_broken_answer(address: Path, answer: bytes, problem: str) -> None:
-    async with raw_server(address, answer) as client:
-        with pytest.raises(DaemonUnavailableError, match=problem):
-            await client.status()
+def test_broken_answer(address: Path, answer: bytes, problem: str) -> None:
+    with (
+        raw_server(address, answer) as client,
+        pytest.raises(DaemonUnavailableError, match=problem),
+    ):
+        client.status()
 
 
-async def test_answer_without_end(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_without_end(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "MAX_REPLY", 1000)
-    async with raw_server(address, OK + b" " * 1001) as client:
-        with pytest.raises(DaemonUnavailableError, match="not one of this version"):
-            await client.status()
+    with (
+        raw_server(address, OK + b" " * 1001) as client,
+        pytest.raises(DaemonUnavailableError, match="not one of this version"),
+    ):
+        client.status()
 
 
-async def test_connection_reset(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def reset(_: object, __: int) -> bytes:
+def test_connection_reset(address: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(*_: object) -> int:
         raise ConnectionResetError
 
-    monkeypatch.setattr(asyncio.StreamReader, "read", reset)
-    async with raw_server(address, OK) as client:
-        with pytest.raises(DaemonUnavailableError, match="in the middle of its answer"):
-            await client.status()
+    monkeypatch.setattr(socket.SocketIO, "readinto", reset)
+    with (
+        raw_server(address, OK) as client,
+        pytest.raises(DaemonUnavailableError, match="in the middle of its answer"),
+    ):
+        client.status()
 
 
 @pytest.mark.parametrize("lines", [b"", b'{"reference": "a", "present": 1}\n', b'{"refer'])
-async def test_prefetch_cut_off(address: Path, lines: bytes) -> None:
-    async with raw_server(address, OK + lines) as client:
-        with pytest.raises(DaemonUnavailableError, match="in the middle of its answer"):
-            async for _ in client.prefetch(PrefetchRequest(references=["a"])):
-                pass
+def test_prefetch_cut_off(address: Path, lines: bytes) -> None:
+    with (
+        raw_server(address, OK + lines) as client,
+        pytest.raises(DaemonUnavailableError, match="in the middle of its answer"),
+    ):
+        list(client.prefetch(PrefetchRequest(references=["a"])))
 
 
 def test_every_family_is_rebuilt() -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from lazyimg.api.client import Client
 from lazyimg.api.messages import (
     Access,
     ErrorReply,
@@ -35,6 +34,7 @@ from lazyimg.errors import (
     RegistryError,
     UsageError,
 )
+from tests.fakes.api_client import ApiClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -133,14 +133,16 @@ class ScriptedDaemon:
 
 
 @asynccontextmanager
-async def serve(daemon: ScriptedDaemon, address: Path, grace: float = 5.0) -> AsyncIterator[Client]:
+async def serve(
+    daemon: ScriptedDaemon, address: Path, grace: float = 5.0
+) -> AsyncIterator[ApiClient]:
     runner = web.AppRunner(
         make_application(daemon, grace=grace), handler_cancellation=True, shutdown_timeout=5
     )
     await runner.setup()
     await web.UnixSite(runner, str(address)).start()
     try:
-        yield Client(str(address))
+        yield ApiClient(str(address))
     finally:
         await runner.cleanup()
 
@@ -156,7 +158,7 @@ def address(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def client(daemon: ScriptedDaemon, address: Path) -> AsyncIterator[Client]:
+async def client(daemon: ScriptedDaemon, address: Path) -> AsyncIterator[ApiClient]:
     async with serve(daemon, address) as client:
         yield client
 
@@ -171,13 +173,15 @@ async def ask(address: Path, head: str, body: bytes = b"") -> bytes:
     return answer
 
 
-async def collect(client: Client, *references: str) -> list[PrefetchEvent]:
+async def collect(client: ApiClient, *references: str) -> list[PrefetchEvent]:
     request = PrefetchRequest(references=list(references))
     async with aclosing(client.prefetch(request)) as events:  # type: ignore[type-var]
         return [event async for event in events]
 
 
-async def test_every_call_reaches_the_daemon_whole(daemon: ScriptedDaemon, client: Client) -> None:
+async def test_every_call_reaches_the_daemon_whole(
+    daemon: ScriptedDaemon, client: ApiClient
+) -> None:
     access = Access(authfile="/a", username="u", password="p", plain_http=True, ca_file="/c")
     mount = MountRequest(
         reference="r", platform="linux/arm64", access=access, directory="/mnt", read_write=True
@@ -194,7 +198,7 @@ async def test_every_call_reaches_the_daemon_whole(daemon: ScriptedDaemon, clien
     assert daemon.asked[0].access.password == "p"
 
 
-async def test_prefetch_gives_every_event(daemon: ScriptedDaemon, client: Client) -> None:
+async def test_prefetch_gives_every_event(daemon: ScriptedDaemon, client: ApiClient) -> None:
     assert await collect(client, "a", "b") == EVENTS
     assert daemon.asked == [PrefetchRequest(references=["a", "b"])]
 
@@ -209,7 +213,7 @@ async def test_prefetch_gives_every_event(daemon: ScriptedDaemon, client: Client
     ],
 )
 async def test_error_of_the_daemon(
-    daemon: ScriptedDaemon, client: Client, address: Path, error: LazyimgError, status: int
+    daemon: ScriptedDaemon, client: ApiClient, address: Path, error: LazyimgError, status: int
 ) -> None:
     daemon.error = error
     with pytest.raises(type(error)) as caught:
@@ -220,7 +224,7 @@ async def test_error_of_the_daemon(
 
 
 async def test_own_error_is_logged_and_not_told(
-    daemon: ScriptedDaemon, client: Client, caplog: pytest.LogCaptureFixture
+    daemon: ScriptedDaemon, client: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon.error = KeyError("password=secret")
     with pytest.raises(LazyimgError) as caught:
@@ -282,7 +286,7 @@ async def test_request_over_the_limit(daemon: ScriptedDaemon, address: Path) -> 
 
 
 async def test_call_is_finished_when_its_caller_is_gone(
-    daemon: ScriptedDaemon, client: Client, caplog: pytest.LogCaptureFixture
+    daemon: ScriptedDaemon, client: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     daemon.gate.clear()
@@ -297,7 +301,7 @@ async def test_call_is_finished_when_its_caller_is_gone(
 
 
 async def test_call_that_fails_when_its_caller_is_gone_is_logged(
-    daemon: ScriptedDaemon, client: Client, caplog: pytest.LogCaptureFixture
+    daemon: ScriptedDaemon, client: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon.gate.clear()
     daemon.error = InUseError("/mnt", "is in use")
@@ -311,7 +315,7 @@ async def test_call_that_fails_when_its_caller_is_gone_is_logged(
     await settle(lambda: expected in caplog.text)
 
 
-async def test_prefetch_ends_with_its_caller(daemon: ScriptedDaemon, client: Client) -> None:
+async def test_prefetch_ends_with_its_caller(daemon: ScriptedDaemon, client: ApiClient) -> None:
     daemon.gate.clear()
     events = client.prefetch(PrefetchRequest(references=["a", "b"]))
     async with aclosing(events):  # type: ignore[type-var]
@@ -335,7 +339,7 @@ async def test_prefetch_of_a_caller_that_does_not_read_ends_too(
 
 
 async def test_prefetch_whose_connection_breaks_is_no_error_of_ours(
-    daemon: ScriptedDaemon, client: Client, caplog: pytest.LogCaptureFixture
+    daemon: ScriptedDaemon, client: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     daemon.events = [EVENTS[0], ConnectionResetError("Cannot write to closing transport")]
@@ -346,7 +350,7 @@ async def test_prefetch_whose_connection_breaks_is_no_error_of_ours(
 
 
 async def test_own_error_in_the_middle_of_a_prefetch(
-    daemon: ScriptedDaemon, client: Client, caplog: pytest.LogCaptureFixture
+    daemon: ScriptedDaemon, client: ApiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon.events = [EVENTS[0], KeyError("oops")]
     with pytest.raises(DaemonUnavailableError, match="in the middle of its answer; see its log"):

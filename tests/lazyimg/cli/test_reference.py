@@ -68,21 +68,19 @@ def test_access_for_the_registry_client() -> None:
     assert registry_access(Access()) == RegistryAccess()
 
 
-async def test_file_of_this_user_goes_to_the_daemon(home: Path) -> None:
+def test_file_of_this_user_goes_to_the_daemon(home: Path) -> None:
     (home / ".docker").mkdir()
     file = home / ".docker" / "config.json"
     file.write_text(json.dumps({"auths": {"registry.test": {"auth": "dTpw"}}}))
     access = Access(plain_http=True)
-    assert await daemon_access(access, "registry.test/app") == Access(
-        authfile=str(file), plain_http=True
-    )
-    assert await daemon_access(access, "other.test/app") == access
+    assert daemon_access(access, "registry.test/app") == Access(authfile=str(file), plain_http=True)
+    assert daemon_access(access, "other.test/app") == access
 
 
-async def test_name_and_password_need_no_file() -> None:
+def test_name_and_password_need_no_file() -> None:
     access = Access(username="u", password="p")
-    assert await daemon_access(access, "registry.test/app") == access
+    assert daemon_access(access, "registry.test/app") == access
 
 
-async def test_layout_needs_no_credentials() -> None:
-    assert await daemon_access(Access(), "oci:dir") == Access()
+def test_layout_needs_no_credentials() -> None:
+    assert daemon_access(Access(), "oci:dir") == Access()
