@@ -251,9 +251,9 @@ def test_unknown_kind_keeps_its_exit_code() -> None:
 
 @pytest.mark.parametrize("name", ["/mnt/caf\udce9", "/\udcff\udcfe"])
 @pytest.mark.usefixtures("daemon")
-async def test_name_that_is_not_utf8(address: Path, name: str) -> None:
+def test_name_that_is_not_utf8(address: Path, name: str) -> None:
     with pytest.raises(UsageError) as caught:
-        await Client(str(address)).unmount(UnmountRequest(directory=name))
+        Client(str(address)).unmount(UnmountRequest(directory=name))
     assert str(caught.value) == (
         f"{name}: is not UTF-8, and the daemon's API has no other names; rename it"
     )
