@@ -47,12 +47,40 @@ def decode_span(device: str, span: Span, data: memoryview) -> bytes:
         raise _corrupt(device, span, f"does not decode as {span.codec.name}: {error}") from error
     if len(decoded) != span.length:
         raise _corrupt(device, span, f"expected {span.length} bytes decoded, got {len(decoded)}")
+    _check_digest(device, span, decoded)
+    return decoded
+
+
+def decode_into(device: str, span: Span, data: memoryview, buffer: memoryview) -> None:
+    """Put the decoded bytes of a span into `buffer`, and check them against its digest there.
+
+    Args:
+        device: its name, for messages.
+        span: what is expected.
+        data: the span's bytes in the blob.
+        buffer: `span.length` bytes; holds anything when this raises.
+
+    Raises:
+        CorruptError: `data` does not decode to exactly `span.length` bytes with that digest.
+    """
+    if span.codec is Codec.ZSTD:
+        try:
+            size = _decode_zstd_into(data, buffer)
+        except (zstandard.ZstdError, ValueError) as error:
+            raise _corrupt(device, span, f"does not decode as ZSTD: {error}") from error
+        if size != span.length:
+            raise _corrupt(device, span, f"expected {span.length} bytes decoded, got {size}")
+        _check_digest(device, span, buffer)
+    else:
+        buffer[:] = decode_span(device, span, data)
+
+
+def _check_digest(device: str, span: Span, decoded: bytes | memoryview) -> None:
     digest = hashlib.sha256(decoded).digest()
     if digest != span.digest:
         raise _corrupt(
             device, span, f"expected digest sha256:{span.digest.hex()}, got sha256:{digest.hex()}"
         )
-    return decoded
 
 
 def _corrupt(device: str, span: Span, problem: str) -> CorruptError:
@@ -68,10 +96,27 @@ def _decode_raw(data: memoryview, length: int) -> bytes:
     return bytes(data)
 
 
-def _decode_zstd(data: memoryview, length: int) -> bytes:
+def _check_frame(data: memoryview, length: int) -> None:
     said = zstandard.frame_content_size(data)  # what it says is allocated, so look first
     if said not in {-1, length}:
         raise ValueError(f"the frame says {said} bytes, expected {length}")
+
+
+def _decode_zstd_into(data: memoryview, buffer: memoryview) -> int:
+    """Give how many bytes there are: one more than fit means that there are more."""
+    _check_frame(data, len(buffer))
+    with _decompressors.zstd.stream_reader(data, read_across_frames=True) as reader:
+        size = 0
+        while size < len(buffer):
+            taken = reader.readinto(buffer[size:])
+            if not taken:
+                return size
+            size += taken
+        return size + len(reader.read(1))
+
+
+def _decode_zstd(data: memoryview, length: int) -> bytes:
+    _check_frame(data, length)
     return _decompressors.zstd.decompress(data, max_output_size=length, allow_extra_data=False)
 
 

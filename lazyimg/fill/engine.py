@@ -87,7 +87,7 @@ class _Wish:
 class Engine:
     """Makes ranges of devices present.
 
-    All methods but `size` and `local` are called in one event loop.
+    All methods but `size` and `read_local` are called in one event loop.
 
     Args:
         limits: of all fills together.
@@ -141,19 +141,21 @@ class Engine:
         device = self._devices.get(name)
         return None if device is None else device.table.size
 
-    def local(
-        self, name: str, offset: int, length: int, ahead: int = 0
-    ) -> bytes | memoryview | None:
-        """Give a range's bytes if they are in memory, checked, else None. Any thread may ask.
+    def read_local(self, name: str, offset: int, length: int, buffer: memoryview) -> int | None:
+        """Put a range's bytes into `buffer` if they are in memory. Any thread may ask.
 
         Args:
             name: the device.
             offset: first byte, a multiple of `BLOCK_SIZE`.
-            length: bytes, a multiple of it. Less is given where only zeros follow.
-            ahead: bytes that are welcome where they cost nothing.
+            length: bytes, a multiple of it.
+            buffer: takes at least `length` bytes; more is put there where it costs nothing.
+
+        Returns:
+            How many bytes, checked; zeros follow where that is less than `length`. None if a span
+            is not in memory, or is not what it should be: the buffer holds anything then.
         """
         device = self._devices.get(name)
-        return None if device is None else read_local(device, self._recent, offset, length, ahead)
+        return None if device is None else read_local(device, self._recent, offset, length, buffer)
 
     def fetched(self, name: str) -> int:
         """Give the bytes of blobs that were fetched for a device since it was added."""

@@ -1,7 +1,8 @@
-"""Ranges whose spans are in memory: read at once, in the thread that asks.
+"""Ranges whose spans are in memory: read at once, in the thread that asks, into its buffer.
 
 Nothing is waited for here, and nothing is fetched; what is decoded is checked as ever. Whatever
-does not work is left to the engine, which has other sources, and says what is wrong.
+does not work is left to the engine, which has other sources, and says what is wrong. A span that is
+wanted whole is decoded where it is to lie: fresh memory costs more than decoding.
 """
 
 from __future__ import annotations
@@ -9,68 +10,108 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import CorruptError
-from lazyimg.fill.decode import decode_span
+from lazyimg.fill.assembly import ZEROS
+from lazyimg.fill.decode import decode_into, decode_span
 from lazyimg.fill.plan import block_ceil, known_range, parts_in
 
 if TYPE_CHECKING:
     from lazyimg.fill.device import Device
     from lazyimg.fill.recent import RecentSpans
+    from lazyimg_formats.device_table import Span
 
 MAX_SIZE: Final = 4 << 20
-"""Bytes of a range, and of the spans that it needs, read in one go: others wait meanwhile."""
+"""Bytes of the spans of a range that are decoded in one go: others wait meanwhile."""
 
 MAX_SPANS: Final = 256
 """Spans that are read in one go."""
 
 
 def read_local(
-    device: Device, recent: RecentSpans, offset: int, length: int, ahead: int
-) -> bytes | memoryview | None:
-    """Give the bytes of a range, or None when a span that it needs is not in memory.
-
-    Less than `length` bytes means zeros from there on.
+    device: Device, recent: RecentSpans, offset: int, length: int, buffer: memoryview
+) -> int | None:
+    """Put the bytes of a range into `buffer`, unless a span that it needs is not in memory.
 
     Args:
         device: what is read.
         recent: spans that were decoded lately; what is decoded here, and not used up, is added.
         offset: first byte, a multiple of `BLOCK_SIZE`.
         length: bytes, a multiple of it; may reach past the device's end: zeros.
-        ahead: bytes to give where the spans that are needed have so many.
+        buffer: takes at least `length` bytes; it gets more where the spans that are needed have
+            more.
+
+    Returns:
+        How many bytes there are, less than `length` where only zeros follow; None if a span is
+        missing, and the buffer holds anything then.
     """
     table = device.table
     spans = table.spans_in(offset, length)
-    if length > MAX_SIZE or len(spans) > MAX_SPANS:
-        return None
     if not spans:
-        return b""
-    decoded: dict[int, bytes] = {}
-    size = 0
-    for span in spans:
-        size += table.span_length(span)
-        if size > MAX_SIZE:
-            return None
-        data = recent.get(table.name, span)
-        if data is None:
-            data = _decode(device, span)
-        if data is None:
-            return None
-        decoded[span] = data
-    stop = max(offset + length, min(offset + ahead, _known_end(device, spans)))
-    for span in {spans[0], spans[-1]}:
-        if len(decoded[span]) > stop - offset:
-            recent.put(table.name, span, decoded[span])
-    return _join(device, offset, stop, decoded)
-
-
-def _decode(device: Device, span: int) -> bytes | None:
-    for source in reversed(device.sources):
-        found = source.table.span(span)
-        data = source.blob.peek(found.blob_offset, found.blob_length)
-        if data is not None:
-            try:
-                return decode_span(device.table.name, found, memoryview(data))
-            except CorruptError:
+        return 0
+    if len(spans) > MAX_SPANS or sum(map(table.span_length, spans)) > MAX_SIZE:
+        return None
+    stop = max(offset + length, min(offset + len(buffer), _known_end(device, spans)))
+    end = offset
+    number, data = -1, b""  # a span that is used in parts: by several extents, or not all of it
+    for extent, first, last in parts_in(table, offset, stop):
+        _put_zeros(buffer[end - offset : first - offset])
+        part = buffer[first - offset : last - offset]
+        end = last
+        if len(part) == table.span_length(extent.span):
+            if not _read_whole(device, recent, extent.span, part):
                 return None
+            continue
+        if extent.span != number:
+            number, found = extent.span, _read_span(device, recent, extent.span)
+            if found is None:
+                return None
+            data = found
+        inner = extent.inner_offset + first - extent.device_offset
+        part[:] = memoryview(data)[inner : inner + len(part)]
+        if len(part) < extent.length:  # the range's edge goes through it: the rest comes next
+            recent.put(table.name, number, data)
+    return end - offset
+
+
+def _put_zeros(part: memoryview) -> None:
+    for start in range(0, len(part), len(ZEROS)):
+        piece = part[start : start + len(ZEROS)]
+        piece[:] = ZEROS[: len(piece)]
+
+
+def _read_whole(device: Device, recent: RecentSpans, number: int, part: memoryview) -> bool:
+    data = recent.get(device.table.name, number)
+    if data is not None:
+        part[:] = data
+        return True
+    found = _peek(device, number)
+    if found is None:
+        return False
+    try:
+        decode_into(device.table.name, *found, part)
+    except CorruptError:
+        return False
+    return True
+
+
+def _read_span(device: Device, recent: RecentSpans, number: int) -> bytes | None:
+    data = recent.get(device.table.name, number)
+    if data is not None:
+        return data
+    found = _peek(device, number)
+    if found is None:
+        return None
+    try:
+        return decode_span(device.table.name, *found)
+    except CorruptError:
+        return None
+
+
+def _peek(device: Device, number: int) -> tuple[Span, memoryview] | None:
+    for source in reversed(device.sources):
+        offset, length = source.table.blob_range(number)
+        data = source.blob.peek(offset, length)
+        if data is not None:
+            return source.table.span(number), memoryview(data)
     return None
 
 
@@ -79,18 +120,3 @@ def _known_end(device: Device, spans: range) -> int:
     table = device.table
     last = table.extent(table.extents_of(spans)[-1])
     return min(known_range(table, spans)[1], block_ceil(last.device_offset + last.length))
-
-
-def _join(device: Device, start: int, stop: int, decoded: dict[int, bytes]) -> bytes | memoryview:
-    parts = list(parts_in(device.table, start, stop))
-    if len(parts) == 1:
-        extent, first, last = parts[0]
-        if first == start:  # zeros may follow: the caller's business
-            inner = extent.inner_offset + first - extent.device_offset
-            return memoryview(decoded[extent.span])[inner : inner + last - first]
-    joined = memoryview(bytearray(stop - start))
-    for extent, first, last in parts:
-        inner = extent.inner_offset + first - extent.device_offset
-        source = memoryview(decoded[extent.span])
-        joined[first - start : last - start] = source[inner : inner + last - first]
-    return joined

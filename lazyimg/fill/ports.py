@@ -19,8 +19,10 @@ class BlobReader(Protocol):
         """
         ...
 
-    def peek(self, offset: int, length: int) -> bytes | None:
+    def peek(self, offset: int, length: int) -> bytes | memoryview | None:
         """Give the same bytes as `read` if they are in this machine's memory, else None.
+
+        They stay valid until this thread peeks again, at any blob.
 
         Duties: wait for nothing, not even a disk; raise nothing. Any thread may call.
         """

@@ -112,14 +112,12 @@ class Catalog:
         size = self._bootstraps.get(cookie)
         return self._devices.get(cookie) if size is None else size
 
-    def local(
-        self, cookie: str, offset: int, length: int, ahead: int = 0
-    ) -> bytes | memoryview | None:
-        """Give the bytes of a range that are in memory, fewer at the end; None if they are not."""
+    def read_local(self, cookie: str, offset: int, length: int, buffer: memoryview) -> int | None:
+        """Put a range that is in memory into `buffer`; see the port `Filler`."""
         if cookie not in self._verified:
-            return self._engine.local(cookie, offset, length, ahead)
+            return self._engine.read_local(cookie, offset, length, buffer)
         try:
-            return _read(self._root / "bootstraps" / cookie, offset, max(length, ahead))
+            return _read(self._root / "bootstraps" / cookie, offset, buffer)
         except OSError:
             self._verified.discard(cookie)  # a fill says what is wrong
             return None
@@ -226,10 +224,10 @@ class Catalog:
             self._verified.add(fsid)
         for start in range(offset, offset + length, _PIECE):
             piece = min(_PIECE, offset + length - start)
-            data = self.local(fsid, start, piece)
-            if data is None:
+            data = memoryview(bytearray(piece))
+            if self.read_local(fsid, start, piece, data) is None:
                 raise StorageError(str(path), "cannot be read any more", "mount it again")
-            await sink.write(start, memoryview(bytes(data).ljust(piece, b"\0")))
+            await sink.write(start, data)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -237,14 +235,14 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
-def _read(path: Path, offset: int, length: int) -> bytes:
+def _read(path: Path, offset: int, buffer: memoryview) -> int:
     """Read from a file that is not kept open, nor in memory: the kernel caches what it asked for.
 
     Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.pread(fd, length, offset)
+        return os.preadv(fd, [buffer], offset)
     finally:
         os.close(fd)
 

@@ -91,7 +91,7 @@ class ReadersBlob:
             )
         return await self._blob.read(offset, length)
 
-    def peek(self, offset: int, length: int) -> bytes | None:
+    def peek(self, offset: int, length: int) -> bytes | memoryview | None:
         """Give the bytes if they are at hand."""
         if not self._readers.may_use(self._device, self._repository):
             return None

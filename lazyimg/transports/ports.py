@@ -19,15 +19,14 @@ class Filler(Protocol):
         """
         ...
 
-    def local(
-        self, cookie: str, offset: int, length: int, ahead: int = 0
-    ) -> bytes | memoryview | None:
-        """Give the bytes of a range that need no fetching, or None if they do.
+    def read_local(self, cookie: str, offset: int, length: int, buffer: memoryview) -> int | None:
+        """Put the bytes of a range into `buffer` if they need no fetching, and give their number.
 
-        The range may reach past the object's end: less than `length` bytes means zeros from
-        there on. Up to `ahead` bytes may be given instead of `length`.
+        None means that they do; the buffer may hold anything then. The range may reach past the
+        object's end: less than `length` bytes means zeros from there on. More than `length`, up
+        to what the buffer takes, is welcome where it costs nothing.
 
-        Duties: as `size`; the bytes are verified and stay valid until the object is removed.
+        Duties: as `size`; the bytes that are given are verified.
         """
         ...
 

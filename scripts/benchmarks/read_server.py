@@ -109,9 +109,9 @@ class MemoryBlob:
         """Give bytes of it."""
         return self._data[offset : offset + length]
 
-    def peek(self, offset: int, length: int) -> bytes | None:
+    def peek(self, offset: int, length: int) -> memoryview | None:
         """Give bytes of it, if it counts as being at hand."""
-        return self._data[offset : offset + length] if self._at_hand else None
+        return memoryview(self._data)[offset : offset + length] if self._at_hand else None
 
     def distrust(self, offset: int, length: int) -> bool:  # noqa: ARG002 - there is no other
         """Give False."""

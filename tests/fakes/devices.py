@@ -142,6 +142,7 @@ class MemoryBlob:
         fault: called before a read answers; may raise.
         gate: a read answers only while it is set.
         at_hand: `peek` gives it.
+        peeks: how often it was asked for what is at hand.
         mirrors: how often it says that reading again may help.
         distrusted: (offset, length) of what turned out to be wrong.
     """
@@ -153,6 +154,7 @@ class MemoryBlob:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     at_hand: bool = False
     mirrors: int = 0
+    peeks: int = 0
     distrusted: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -166,6 +168,7 @@ class MemoryBlob:
         return self.data[offset : offset + length]
 
     def peek(self, offset: int, length: int) -> bytes | None:
+        self.peeks += 1
         return self.data[offset : offset + length] if self.at_hand else None
 
     def distrust(self, offset: int, length: int) -> bool:

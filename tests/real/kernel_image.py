@@ -104,9 +104,13 @@ class MemoryFiller:
         data = self.bootstraps.get(cookie, self.devices.get(cookie))
         return None if data is None else len(data)
 
-    def local(self, cookie: str, offset: int, length: int, ahead: int = 0) -> memoryview | None:
+    def read_local(self, cookie: str, offset: int, _length: int, into: memoryview, /) -> int | None:
         data = self.bootstraps.get(cookie)
-        return None if data is None else memoryview(data)[offset : offset + max(length, ahead)]
+        if data is None:
+            return None
+        found = memoryview(data)[offset : offset + len(into)]
+        into[: len(found)] = found
+        return len(found)
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         async with self.arrived:
@@ -117,7 +121,8 @@ class MemoryFiller:
             await self.held[cookie].wait()
         if self.failing:
             raise RegistryError("registry", "is away")
-        data = self.devices[cookie][offset : offset + length]
+        content = self.devices.get(cookie) or self.bootstraps[cookie]
+        data = content[offset : offset + length]
         await sink.write(offset, memoryview(data + bytes(length - len(data))))
 
     async def wait_asked(self, count: int) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 BUFFER_SIZE: Final = 1 << 20
 """Bytes of one write buffer: the most that one pwrite(2) writes."""
 
+ZEROS: Final = memoryview(bytes(BUFFER_SIZE))
+"""As many zeros as a buffer takes."""
+
 READY_WAIT: Final = 2.0
 """Seconds to wait for the kernel to take an object into use after its OPEN was answered."""
 
@@ -79,6 +82,16 @@ class ObjectFile:
                         filled = 0
             if filled:
                 self._write_buffer(offset, buffer[:filled])
+        finally:
+            self._leave()
+
+    def write_aligned(self, offset: int, data: memoryview) -> None:
+        """Write the beginning of a buffer as it is, whole blocks; raises as `write`."""
+        if (offset | len(data)) & _BLOCK_MASK:
+            raise ValueError(f"{len(data)} bytes at {offset} are not whole blocks")
+        self._enter()
+        try:
+            self._write_buffer(offset, data)
         finally:
             self._leave()
 

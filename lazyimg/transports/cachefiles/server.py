@@ -18,7 +18,7 @@ from lazyimg.errors import LazyimgError
 from lazyimg.host.mutex import Mutex
 from lazyimg.logs import Repeats
 from lazyimg.transports.cachefiles.cull import run_culling
-from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer
+from lazyimg.transports.cachefiles.object_file import ZEROS, ObjectFile, new_buffer
 from lazyimg.transports.cachefiles.protocol import (
     Action,
     CloseFd,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 LOCAL_WINDOW: Final = 1 << 18
 """Bytes of local data to write at least for one READ: the kernel reads a bootstrap block by block,
 and what is already there it does not ask for."""
+
+LOCAL_LIMIT: Final = 4 << 20
+"""Bytes of a READ that the thread answers by itself: others wait meanwhile."""
 
 CULL_PAUSE: Final = 5.0
 """Seconds between two rounds of culling: the kernel notices what was freed at its next write."""
@@ -309,18 +312,24 @@ class Server:
             raise
 
     def _fill_locally(self, read: PendingRead, file: ObjectFile) -> bool:
-        data = self._local(read)
-        if data is None:
+        """Write the whole range from memory, piece by piece; gives whether that could be done."""
+        offset, stop = read.offset, read.offset + read.length
+        if read.length > LOCAL_LIMIT:
             return False
-        try:
-            file.write(read.offset, [data, bytes(_blocks(read, data) - len(data))], self._buffer)
-        except OSError:  # not ready yet, no space, no file any more: a task waits, or says why
-            return False
+        while offset < stop:
+            length = min(stop - offset, len(self._buffer))
+            buffer = self._buffer[: max(length, min(read.object.size - offset, LOCAL_WINDOW))]
+            size = self._filler.read_local(read.object.cookie, offset, length, buffer)
+            if size is None:
+                return False
+            whole = max(length, -(-size // BLOCK_SIZE) * BLOCK_SIZE)
+            self._buffer[size:whole] = ZEROS[: whole - size]
+            try:
+                file.write_aligned(offset, self._buffer[:whole])
+            except OSError:  # not ready yet, no space, no file any more: a task waits, or says why
+                return False
+            offset += whole
         return True
-
-    def _local(self, read: PendingRead) -> bytes | memoryview | None:
-        ahead = min(read.object.size - read.offset, LOCAL_WINDOW)
-        return self._filler.local(read.object.cookie, read.offset, read.length, ahead)
 
     # The event loop.
 
@@ -334,7 +343,8 @@ class Server:
     async def _fill_in_task(self, read: PendingRead, file: ObjectFile) -> None:
         failed = True
         try:
-            await self._fill_remotely(read, self.sink(read.object, file))
+            sink = self.sink(read.object, file)
+            await self._filler.fill(read.object.cookie, read.offset, read.length, sink)
             failed = False
         except LazyimgError as error:
             self.counters.failure = str(error)
@@ -347,14 +357,6 @@ class Server:
             _log.exception("read of %s failed", read.object.cookie)
         finally:
             self._finish(read, failed=failed)
-
-    async def _fill_remotely(self, read: PendingRead, sink: ObjectSink) -> None:
-        data = self._local(read)
-        if data is None:
-            await self._filler.fill(read.object.cookie, read.offset, read.length, sink)
-        else:
-            padding = bytes(_blocks(read, data) - len(data))
-            await sink.write(read.offset, memoryview(bytes(data) + padding))
 
     # Culling.
 
@@ -378,8 +380,3 @@ class Server:
         finally:
             self._culled = True
             self._device.wake()
-
-
-def _blocks(read: PendingRead, data: bytes | memoryview) -> int:
-    """How many bytes to write for local data: whole blocks, and no less than was asked for."""
-    return max(read.length, -(-len(data) // BLOCK_SIZE) * BLOCK_SIZE)

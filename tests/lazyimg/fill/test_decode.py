@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyimg.errors import CorruptError
-from lazyimg.fill.decode import decode_span, decode_spans
+from lazyimg.fill.decode import decode_into, decode_span, decode_spans
 from lazyimg_formats.device_table import Codec, Span
 from tests.fakes.devices import aligned_device, encode, pattern
 
@@ -101,6 +101,53 @@ def test_gzip_of_two_members() -> None:
 def test_any_bytes_decode_or_are_corrupt(data: bytes, codec: Codec) -> None:
     try:
         decoded = decode(data, codec, b"x" * 10)
+    except CorruptError:
+        return
+    assert decoded == b"x" * 10
+
+
+def decode_in_place(stored: bytes, codec: Codec, content: bytes = CONTENT) -> bytes:
+    buffer = bytearray(b"!" * len(content))
+    decode_into("dev", span_of(stored, codec, content), memoryview(stored), memoryview(buffer))
+    return bytes(buffer)
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_in_place_whole_truncated_trailing_and_flipped(codec: Codec) -> None:
+    stored = encode(CONTENT, codec)
+    assert decode_in_place(stored, codec) == CONTENT
+    for end in range(0, len(stored), 7):
+        with pytest.raises(CorruptError, match=r"^device dev: bytes 100-\d+ of its blob: "):
+            decode_in_place(stored[:end], codec)
+    with pytest.raises(CorruptError):
+        decode_in_place(stored + b"\0\0\0\0\0", codec)
+    for position in range(0, len(stored), 5):
+        flipped = bytearray(stored)
+        flipped[position] ^= 0x10
+        try:
+            assert decode_in_place(bytes(flipped), codec) == CONTENT
+        except CorruptError:
+            continue
+
+
+def test_in_place_zstd_of_other_lengths() -> None:
+    compressor = zstandard.ZstdCompressor(write_content_size=False)
+    assert decode_in_place(compressor.compress(CONTENT), Codec.ZSTD) == CONTENT
+    with pytest.raises(CorruptError, match="expected 5000 bytes decoded, got 5001"):
+        decode_in_place(compressor.compress(CONTENT + b"xy"), Codec.ZSTD)
+    with pytest.raises(CorruptError, match="expected 5000 bytes decoded, got 4999"):
+        decode_in_place(compressor.compress(CONTENT[:-1]), Codec.ZSTD)
+    half = zstandard.ZstdCompressor().compress(CONTENT[:2500])
+    with pytest.raises(CorruptError, match="the frame says 2500 bytes, expected 5000"):
+        decode_in_place(half + half, Codec.ZSTD)
+    with pytest.raises(CorruptError, match="expected digest sha256:"):
+        decode_in_place(compressor.compress(CONTENT[::-1]), Codec.ZSTD)
+
+
+@given(st.binary(max_size=200), st.sampled_from(Codec))
+def test_any_bytes_decode_in_place_or_are_corrupt(data: bytes, codec: Codec) -> None:
+    try:
+        decoded = decode_in_place(data, codec, b"x" * 10)
     except CorruptError:
         return
     assert decoded == b"x" * 10

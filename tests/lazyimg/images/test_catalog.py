@@ -130,14 +130,18 @@ async def test_image_that_was_just_made(node: Node) -> None:
     assert node.catalog.size("empty") is None
 
 
+def read_local(node: Node, offset: int) -> bytes | None:
+    buffer = memoryview(bytearray(BLOCK_SIZE))
+    size = node.catalog.read_local(FSID, offset, BLOCK_SIZE, buffer)
+    return None if size is None else bytes(buffer[:size])
+
+
 async def test_bootstrap_is_local_after_its_first_fill(node: Node) -> None:
-    assert node.catalog.local(FSID, 0, BLOCK_SIZE) is None
+    assert read_local(node, 0) is None
     sink = MemorySink()
     await node.catalog.fill(FSID, 0, BLOCK_SIZE, sink)
     assert bytes(sink.data) == BOOTSTRAP[:BLOCK_SIZE]
-    found = node.catalog.local(FSID, BLOCK_SIZE, BLOCK_SIZE)
-    assert found is not None
-    assert bytes(found) == BOOTSTRAP[BLOCK_SIZE : 2 * BLOCK_SIZE]
+    assert read_local(node, BLOCK_SIZE) == BOOTSTRAP[BLOCK_SIZE : 2 * BLOCK_SIZE]
 
 
 async def test_bootstraps_end(node: Node) -> None:
@@ -147,12 +151,8 @@ async def test_bootstraps_end(node: Node) -> None:
     again = MemorySink()
     await node.catalog.fill(FSID, 2 * BLOCK_SIZE, BLOCK_SIZE, again)
     assert bytes(again.data[2 * BLOCK_SIZE :]) == BOOTSTRAP[2 * BLOCK_SIZE :].ljust(4096, b"\0")
-    last = node.catalog.local(FSID, 2 * BLOCK_SIZE, BLOCK_SIZE)
-    assert last is not None
-    assert bytes(last) == BOOTSTRAP[2 * BLOCK_SIZE :]
-    behind = node.catalog.local(FSID, 8 * BLOCK_SIZE, BLOCK_SIZE)
-    assert behind is not None
-    assert bytes(behind) == b""
+    assert read_local(node, 2 * BLOCK_SIZE) == BOOTSTRAP[2 * BLOCK_SIZE :]
+    assert read_local(node, 8 * BLOCK_SIZE) == b""
 
 
 async def test_large_bootstrap_is_written_in_pieces(node: Node) -> None:
@@ -175,7 +175,7 @@ async def test_bootstrap_with_other_bytes_than_its_name_says(node: Node) -> None
         await node.catalog.fill(FSID, 0, BLOCK_SIZE, sink)
     assert str(caught.value) == f"{path}: its bytes are not those of its name; remove it"
     assert sink.writes == []
-    assert node.catalog.local(FSID, 0, BLOCK_SIZE) is None
+    assert read_local(node, 0) is None
     path.write_bytes(BOOTSTRAP)
     await node.catalog.fill(FSID, 0, BLOCK_SIZE, sink)
     assert sink.has(0, BLOCK_SIZE)

@@ -52,6 +52,18 @@ def test_write_larger_than_the_buffer(file: ObjectFile) -> None:
     assert content(file) == bytes(4 * K) + data + bytes(BUFFER_SIZE - 100)
 
 
+def test_write_of_a_buffer_as_it_is(file: ObjectFile) -> None:
+    buffer = new_buffer()
+    buffer[: 8 * K] = b"x" * 8 * K
+    file.write_aligned(4 * K, buffer[: 8 * K])
+    assert content(file) == bytes(4 * K) + b"x" * 8 * K
+    with pytest.raises(ValueError, match="100 bytes at 0 are not whole blocks"):
+        file.write_aligned(0, buffer[:100])
+    file.close()
+    with pytest.raises(OSError, match="the kernel has closed this object"):
+        file.write_aligned(0, buffer[: 4 * K])
+
+
 def test_write_that_the_kernel_takes_in_parts(
     file: ObjectFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from lazyimg.errors import KernelError, RegistryError
 from lazyimg.transports.cachefiles import server as server_module
-from lazyimg.transports.cachefiles.server import Server
+from lazyimg.transports.cachefiles.object_file import BUFFER_SIZE
+from lazyimg.transports.cachefiles.server import LOCAL_LIMIT, Server
 from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 from tests.fakes.kernel import FakeKernel, KernelObject
 
@@ -49,20 +50,24 @@ class Filler:
         sizes = {DEVICE.decode(): len(self.device), BOOTSTRAP.decode(): len(self.bootstrap)}
         return sizes.get(cookie)
 
-    def local(self, cookie: str, offset: int, length: int, ahead: int = 0) -> memoryview | None:
+    def read_local(self, cookie: str, offset: int, length: int, buffer: memoryview) -> int | None:
         if cookie != BOOTSTRAP.decode():
             return None
-        return memoryview(self.bootstrap)[offset : offset + max(length, ahead)]
+        assert len(buffer) >= length
+        buffer[:] = b"!" * len(buffer)
+        found = self.bootstrap[offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
-        assert cookie == DEVICE.decode()
+        content = self.device if cookie == DEVICE.decode() else self.bootstrap
         self.filling += 1
         self.started.set()
         try:
             await self.gate.wait()
             if self.error:
                 raise self.error
-            data = self.device[offset : offset + length]
+            data = content[offset : offset + length]
             await sink.write(offset, memoryview(data + bytes(length - len(data))))
         finally:
             self.filling -= 1
@@ -143,7 +148,29 @@ async def test_local_bytes_for_an_object_that_is_not_ready(
         bootstrap = await opened(kernel, BOOTSTRAP)
         bootstrap.not_ready = 3
         await completed(kernel, kernel.read(bootstrap, 0, BLOCK))
-        assert bootstrap.read(0, 1 << 20) == filler.bootstrap + bytes(3 * BLOCK - 9000)
+        assert bootstrap.read(0, 1 << 20) == filler.bootstrap[:BLOCK]
+
+
+async def test_local_bytes_of_a_range_larger_than_the_buffer(
+    kernel: FakeKernel, tmp_path: Path
+) -> None:
+    async with serving(kernel, tmp_path) as (_, filler):
+        filler.bootstrap = os.urandom(5 * BUFFER_SIZE // 2)
+        bootstrap = await opened(kernel, BOOTSTRAP)
+        await completed(kernel, kernel.read(bootstrap, BLOCK, 3 * BUFFER_SIZE))
+        expected = filler.bootstrap[BLOCK:].ljust(3 * BUFFER_SIZE, b"\0")
+        assert bootstrap.read(BLOCK, 4 * BUFFER_SIZE) == expected
+        assert not filler.started.is_set()
+
+
+async def test_local_bytes_of_a_range_that_takes_long(kernel: FakeKernel, tmp_path: Path) -> None:
+    async with serving(kernel, tmp_path) as (_, filler):
+        filler.bootstrap = os.urandom(2 * BLOCK)
+        bootstrap = await opened(kernel, BOOTSTRAP)
+        await completed(kernel, kernel.read(bootstrap, 0, LOCAL_LIMIT + BLOCK))
+        expected = filler.bootstrap.ljust(LOCAL_LIMIT + BLOCK, b"\0")
+        assert bootstrap.read(0, 2 * LOCAL_LIMIT) == expected
+        assert filler.started.is_set()
 
 
 async def test_unknown_cookies_are_refused(kernel: FakeKernel, tmp_path: Path) -> None:

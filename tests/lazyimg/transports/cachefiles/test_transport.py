@@ -31,7 +31,7 @@ class Filler:
     def size(self, cookie: str) -> int | None:
         return 8192 if cookie == COOKIE else None
 
-    def local(self, _cookie: str, _offset: int, _length: int, _ahead: int = 0, /) -> bytes | None:
+    def read_local(self, _cookie: str, _offset: int, _length: int, _into: memoryview, /) -> None:
         raise AssertionError
 
     async def fill(self, _cookie: str, _offset: int, _length: int, _sink: Sink, /) -> None:
