@@ -17,13 +17,16 @@ from lazyimg.fill.plan import block_ceil, known_range, parts_in
 if TYPE_CHECKING:
     from lazyimg.fill.device import Device
     from lazyimg.fill.recent import RecentSpans
-    from lazyimg_formats.device_table import Span
+    from lazyimg_formats.device_table import DeviceTable, Span
 
 MAX_SIZE: Final = 4 << 20
 """Bytes of the spans of a range that are decoded in one go: others wait meanwhile."""
 
 MAX_SPANS: Final = 256
 """Spans that are read in one go."""
+
+_MERGE_GAP: Final = 4 << 10
+"""Bytes of a blob between two spans that are looked for in one go."""
 
 
 def read_local(
@@ -50,26 +53,48 @@ def read_local(
     if len(spans) > MAX_SPANS or sum(map(table.span_length, spans)) > MAX_SIZE:
         return None
     stop = max(offset + length, min(offset + len(buffer), _known_end(device, spans)))
+    at_hand = _AtHand(device, spans[-1])
+    try:
+        return _read(device, recent, at_hand, offset, buffer[: stop - offset])
+    except (CorruptError, _MissingError):
+        return None
+
+
+class _MissingError(Exception):
+    """A span is not in memory."""
+
+
+def _read(
+    device: Device, recent: RecentSpans, at_hand: _AtHand, offset: int, buffer: memoryview
+) -> int:
+    name = device.table.name
     end = offset
     number, data = -1, b""  # a span that is used in parts: by several extents, or not all of it
-    for extent, first, last in parts_in(table, offset, stop):
+    for extent, first, last in parts_in(device.table, offset, offset + len(buffer)):
         _put_zeros(buffer[end - offset : first - offset])
         part = buffer[first - offset : last - offset]
         end = last
-        if len(part) == table.span_length(extent.span):
-            if not _read_whole(device, recent, extent.span, part):
-                return None
+        if len(part) == device.table.span_length(extent.span):
+            _put_whole(name, recent, at_hand, extent.span, part)
             continue
         if extent.span != number:
-            number, found = extent.span, _read_span(device, recent, extent.span)
-            if found is None:
-                return None
-            data = found
+            number = extent.span
+            data = recent.get(name, number) or decode_span(name, *at_hand.find(number))
         inner = extent.inner_offset + first - extent.device_offset
         part[:] = memoryview(data)[inner : inner + len(part)]
         if len(part) < extent.length:  # the range's edge goes through it: the rest comes next
-            recent.put(table.name, number, data)
+            recent.put(name, number, data)
     return end - offset
+
+
+def _put_whole(
+    name: str, recent: RecentSpans, at_hand: _AtHand, number: int, part: memoryview
+) -> None:
+    data = recent.get(name, number)
+    if data is None:
+        decode_into(name, *at_hand.find(number), part)
+    else:
+        part[:] = data
 
 
 def _put_zeros(part: memoryview) -> None:
@@ -78,41 +103,57 @@ def _put_zeros(part: memoryview) -> None:
         piece[:] = ZEROS[: len(piece)]
 
 
-def _read_whole(device: Device, recent: RecentSpans, number: int, part: memoryview) -> bool:
-    data = recent.get(device.table.name, number)
-    if data is not None:
-        part[:] = data
-        return True
-    found = _peek(device, number)
-    if found is None:
-        return False
-    try:
-        decode_into(device.table.name, *found, part)
-    except CorruptError:
-        return False
-    return True
+class _AtHand:
+    """Compressed spans of a device that are in memory, looked for several at a time.
 
+    Args:
+        device: what is read.
+        last: the last span that is wanted.
+    """
 
-def _read_span(device: Device, recent: RecentSpans, number: int) -> bytes | None:
-    data = recent.get(device.table.name, number)
-    if data is not None:
-        return data
-    found = _peek(device, number)
-    if found is None:
-        return None
-    try:
-        return decode_span(device.table.name, *found)
-    except CorruptError:
-        return None
+    def __init__(self, device: Device, last: int) -> None:
+        self._device = device
+        self._last = last
+        self._table = device.table  # of the source that `_data` is of
+        self._start = 0  # of `_data` in its blob
+        self._data = memoryview(b"")
 
+    def find(self, number: int) -> tuple[Span, memoryview]:
+        """Give a span and its bytes, valid until the next call.
 
-def _peek(device: Device, number: int) -> tuple[Span, memoryview] | None:
-    for source in reversed(device.sources):
-        offset, length = source.table.blob_range(number)
-        data = source.blob.peek(offset, length)
-        if data is not None:
-            return source.table.span(number), memoryview(data)
-    return None
+        Raises:
+            _MissingError: they are not there.
+        """
+        return self._cut(number) or self._peek(number)
+
+    def _cut(self, number: int) -> tuple[Span, memoryview] | None:
+        """Give a span that was found together with another one."""
+        span = self._table.span(number)
+        start = span.blob_offset - self._start
+        if not 0 <= start <= start + span.blob_length <= len(self._data):
+            return None
+        return span, self._data[start : start + span.blob_length]
+
+    def _peek(self, number: int) -> tuple[Span, memoryview]:
+        for source in reversed(self._device.sources):
+            start, end = self._reach(source.table, number)
+            data = source.blob.peek(start, end - start)
+            if data is not None:
+                self._table, self._start, self._data = source.table, start, memoryview(data)
+                span = source.table.span(number)
+                return span, self._data[: span.blob_length]
+        raise _MissingError
+
+    def _reach(self, table: DeviceTable, number: int) -> tuple[int, int]:
+        """Give the range of the blob to look for: the span, and those that follow close by."""
+        start, length = table.blob_range(number)
+        end = start + length
+        for following in range(number + 1, self._last + 1):
+            offset, length = table.blob_range(following)
+            if not 0 <= offset - end <= _MERGE_GAP or offset + length - start > MAX_SIZE:
+                break
+            end = offset + length
+        return start, end
 
 
 def _known_end(device: Device, spans: range) -> int:

@@ -28,6 +28,10 @@ class BlobReader(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Give back what need not be kept while nobody reads; it may be read again later."""
+        ...
+
     def distrust(self, offset: int, length: int) -> bool:
         """Take note that what `read` gave for this range is not what it should be.
 

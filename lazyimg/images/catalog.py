@@ -79,7 +79,7 @@ class Catalog:
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
         self._blobs: dict[tuple[str, str, str], BlobReader] = {}
         self._shown = shown
-        self.readers = Readers()
+        self.readers = Readers(self._release)
         self._noted: dict[str, Sink] = {}
         self._presence: Presence | None = None
         self._failures = Repeats()
@@ -99,6 +99,12 @@ class Catalog:
         mounted = [record.image for record in self._library.mounts()]
         chains = [(one.reference, self._library.find_chain(one.chain)) for one in mounted]
         self.readers.replace((reference, chain) for reference, chain in chains if chain)
+
+    def _release(self, device: str) -> None:
+        """Keep no file open for a device that nobody reads."""
+        for (name, _, _), blob in self._blobs.items():
+            if name == device:
+                blob.release()
 
     def add(self, chain: ChainRecord) -> None:
         """Learn the names of an image that was just recorded."""

@@ -17,7 +17,7 @@ from lazyimg.errors import AccessDeniedError
 from lazyimg_formats.oci.reference import Location, RegistryLocation, parse_location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from lazyimg.fill.ports import BlobReader
     from lazyimg.images.library import ChainRecord
@@ -29,9 +29,14 @@ def repository_of(location: Location) -> str:
 
 
 class Readers:
-    """The repositories of the images that are mounted, for each device."""
+    """The repositories of the images that are mounted, for each device.
 
-    def __init__(self) -> None:
+    Args:
+        unused: is told of each device that no mounted image has any more.
+    """
+
+    def __init__(self, unused: Callable[[str], None] = lambda _device: None) -> None:
+        self._unused = unused
         self._devices: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def begin(self, reference: str, chain: ChainRecord) -> None:
@@ -50,12 +55,17 @@ class Readers:
                 del counts[repository]
             if not counts:
                 del self._devices[device]
+                self._unused(device)
 
     def replace(self, images: Iterable[tuple[str, ChainRecord]]) -> None:
         """Take `images`, each as for `begin`, for all that are mounted."""
+        before = list(self._devices)
         self._devices.clear()
         for reference, chain in images:
             self.begin(reference, chain)
+        for device in before:
+            if device not in self._devices:
+                self._unused(device)
 
     def may_use(self, device: str, repository: str) -> bool:
         """Tell whether a device may be filled from a repository now."""
@@ -96,6 +106,10 @@ class ReadersBlob:
         if not self._readers.may_use(self._device, self._repository):
             return None
         return self._blob.peek(offset, length)
+
+    def release(self) -> None:
+        """Nobody reads the blob for now."""
+        self._blob.release()
 
     def distrust(self, offset: int, length: int) -> bool:
         """Note that what `read` gave is wrong; gives whether reading again may give better."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
@@ -27,12 +29,57 @@ PIECE: Final = 1 << 20
 """Bytes that a streamed blob is handed out in."""
 
 
+MAX_PEEK: Final = 4 << 20
+"""Bytes of a blob that are looked for in memory at a time."""
+
+
 class Extract(NamedTuple):
     """`size` bytes at `offset` of a file."""
 
     path: Path
     offset: int
     size: int
+
+
+class _Scratch(threading.local):
+    """Where peeks of one thread put what they find."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(b"")
+
+    def take(self, length: int) -> memoryview:
+        if length > len(self.buffer):
+            self.buffer = memoryview(bytearray(length))
+        return self.buffer[:length]
+
+
+_scratch = _Scratch()
+
+
+class OpenExtract:
+    """An extract of a file that is kept open; implements `ports.BlobFile`.
+
+    What replaces the file under its name is not noticed.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, place: Extract) -> None:
+        self._place = place
+        self._fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)
+
+    def peek(self, offset: int, length: int) -> memoryview | None:
+        """Give bytes that are in the page cache; see `BlobFile`."""
+        if length > MAX_PEEK or offset + length > self._place.size:
+            return None
+        found = _scratch.take(length)
+        try:
+            size = os.preadv(self._fd, [found], self._place.offset + offset, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN; or a file system that cannot tell
+            return None
+        return found if size == length else None
 
 
 class BlobFiles(Protocol):
@@ -106,6 +153,17 @@ class LocalSource:
     def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:  # noqa: ARG002
         """Give False: the same file would be read; see ImageSource."""
         return False
+
+    async def open_blob(self, descriptor: Descriptor) -> OpenExtract:
+        """Open a blob's file; see FileSource."""
+        return await asyncio.to_thread(self._open_blob, descriptor)
+
+    def _open_blob(self, descriptor: Descriptor) -> OpenExtract:
+        place = self._locate_blob(descriptor)
+        try:
+            return OpenExtract(place)
+        except OSError as error:
+            raise unreadable(f"{self.name}@{descriptor.digest}", error) from error
 
     def _read_blob(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
         what = f"{self.name}@{descriptor.digest}"

@@ -82,6 +82,26 @@ class ImageSource(Protocol):
         ...
 
 
+class BlobFile(Protocol):
+    """A blob in an open file of this machine, closed with the last reference to it."""
+
+    def peek(self, offset: int, length: int) -> memoryview | None:
+        """Give bytes of the blob that are in memory, valid until this thread peeks again.
+
+        Duties: wait for nothing, not even a disk; None whatever goes wrong. Any thread may call.
+        """
+        ...
+
+
+@runtime_checkable
+class FileSource(ImageSource, Protocol):
+    """A source whose blobs are files of this machine."""
+
+    async def open_blob(self, descriptor: Descriptor) -> BlobFile:
+        """Open a blob; raises LazyimgError when it is not there, or of another size."""
+        ...
+
+
 @runtime_checkable
 class ProvingSource(ImageSource, Protocol):
     """A repository that not everybody may read."""

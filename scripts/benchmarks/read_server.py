@@ -113,6 +113,9 @@ class MemoryBlob:
         """Give bytes of it, if it counts as being at hand."""
         return memoryview(self._data)[offset : offset + length] if self._at_hand else None
 
+    def release(self) -> None:
+        """Keep it."""
+
     def distrust(self, offset: int, length: int) -> bool:  # noqa: ARG002 - there is no other
         """Give False."""
         return False

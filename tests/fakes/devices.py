@@ -142,6 +142,7 @@ class MemoryBlob:
         fault: called before a read answers; may raise.
         gate: a read answers only while it is set.
         at_hand: `peek` gives it.
+        released: how often it was told that nobody reads.
         peeks: how often it was asked for what is at hand.
         mirrors: how often it says that reading again may help.
         distrusted: (offset, length) of what turned out to be wrong.
@@ -155,6 +156,7 @@ class MemoryBlob:
     at_hand: bool = False
     mirrors: int = 0
     peeks: int = 0
+    released: int = 0
     distrusted: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -170,6 +172,9 @@ class MemoryBlob:
     def peek(self, offset: int, length: int) -> bytes | None:
         self.peeks += 1
         return self.data[offset : offset + length] if self.at_hand else None
+
+    def release(self) -> None:
+        self.released += 1
 
     def distrust(self, offset: int, length: int) -> bool:
         self.distrusted.append((offset, length))

@@ -116,3 +116,23 @@ def test_span_of_several_extents_is_decoded_once() -> None:
     assert isinstance(blob, MemoryBlob)
     assert read(device, RecentSpans(0), 0, made.table.size) == made.content
     assert blob.peeks == 1
+
+
+def test_spans_close_to_each_other_are_looked_for_together() -> None:
+    plans = [SpanPlan(pattern(BLOCK_SIZE, i), gap=(0, 4096, 4097, 0)[i]) for i in range(4)]
+    made = make_device(plans)
+    device = device_of(made)
+    blob = device.sources[0].blob
+    assert isinstance(blob, MemoryBlob)
+    assert read(device, RecentSpans(0), 0, 4 * BLOCK_SIZE) == made.content
+    assert blob.peeks == 2
+
+
+def test_source_that_has_a_span_is_found_behind_one_that_has_not() -> None:
+    made = aligned_device(2)
+    device = device_of(made, made.blob, made.blob)
+    nothing = device.sources[1].blob
+    assert isinstance(nothing, MemoryBlob)
+    nothing.at_hand = False
+    assert read(device, RecentSpans(0), 0, 4 * BLOCK_SIZE) == made.content
+    assert nothing.peeks == 1

@@ -370,3 +370,13 @@ async def test_what_is_present_cannot_be_learned(node: Node) -> None:
     await node.fill(sink)
     assert sink.agrees(node.device.content)
     assert sink.has(0, BLOCK_SIZE)
+
+
+async def test_blobs_are_told_when_nobody_reads_them_any_more(node: Node) -> None:
+    await node.fill(MemorySink())
+    for _ in range(2):
+        node.catalog.readers.begin("reg.test/app:1", node.chain)
+    node.catalog.readers.end("reg.test/app:1", node.chain)
+    assert node.blobs[APP].released == 0
+    node.catalog.readers.end("reg.test/app:1", node.chain)
+    assert node.blobs[APP].released == 1

@@ -66,6 +66,17 @@ def test_repositories_of_what_is_mounted() -> None:
     assert not readers._devices
 
 
+def test_devices_that_no_mounted_image_has_any_more() -> None:
+    unused: list[str] = []
+    readers = Readers(unused.append)
+    readers.begin("reg.test/app:1", chain("a", "b"))
+    readers.begin("reg.test/other:1", chain("b", "c"))
+    readers.end("reg.test/app:1", chain("a", "b"))
+    assert unused == ["a"]
+    readers.replace([("reg.test/other:1", chain("c"))])
+    assert unused == ["a", "b"]
+
+
 async def test_blob_is_read_only_for_those_who_may() -> None:
     readers = Readers()
     blob = MemoryBlob(b"0123456789")
@@ -73,6 +84,8 @@ async def test_blob_is_read_only_for_those_who_may() -> None:
     assert await guarded.read(2, 3) == b"234"
     assert guarded.peek(2, 3) == blob.peek(2, 3)
     assert guarded.distrust(2, 3) == blob.distrust(2, 3)
+    guarded.release()
+    assert blob.released == 1
     readers.begin("reg.test/other:1", chain("a"))
     reads = len(blob.reads)
     with pytest.raises(AccessDeniedError) as caught:

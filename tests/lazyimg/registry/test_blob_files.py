@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 from lazyimg.errors import CorruptError, NotFoundError, StorageError
 from lazyimg.registry.blob_files import (
+    MAX_PEEK,
     Extract,
     LocalSource,
+    OpenExtract,
     parse_index,
     parse_local,
     read_extract,
@@ -96,3 +100,67 @@ def test_documents() -> None:
         parse_index("it", manifest)
     with pytest.raises(CorruptError, match=r"^it: manifest: no JSON"):
         parse_index("it", b"")
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give the flags of each preadv, which then reads without them: not every file system can."""
+    preadv, seen = os.preadv, list[int]()
+
+    def read(fd: int, into: list[memoryview], offset: int, flags: int) -> int:
+        seen.append(flags)
+        return preadv(fd, into, offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    return seen
+
+
+def test_peek_gives_exactly_the_bytes_or_nothing(file: Path, flags: list[int]) -> None:
+    extract = OpenExtract(Extract(file, 10, 300))
+    assert bytes(extract.peek(5, 100) or b"") == DATA[15:115]
+    assert bytes(extract.peek(150, 40) or b"") == DATA[160:]
+    assert flags == [os.RWF_NOWAIT] * 2
+    assert extract.peek(150, 41) is None  # the file ends before the extract
+    assert extract.peek(250, 60) is None
+    assert len(flags) == 3
+    assert OpenExtract(Extract(file, 0, 1 << 40)).peek(0, MAX_PEEK + 1) is None
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO])
+def test_peek_that_would_have_to_wait(
+    file: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_arguments: object) -> int:
+        raise OSError(number, "odd")
+
+    extract = OpenExtract(Extract(file, 0, 200))
+    monkeypatch.setattr(os, "preadv", fail)
+    assert extract.peek(0, 1) is None
+
+
+def test_file_is_closed_with_the_last_reference(file: Path) -> None:
+    extract = OpenExtract(Extract(file, 0, 200))
+    fd = extract._fd
+    os.fstat(fd)
+    del extract
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+async def test_blob_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"data")
+    source = LocalSource(OneFile(path))
+    wanted = describe(b"data", "type")
+    await source.open_blob(wanted)
+    with pytest.raises(CorruptError, match="expected 3 bytes, it has 4"):
+        await source.open_blob(describe(b"dat", "type"))
+
+    def fail(*_arguments: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(
+        StorageError, match=r"^place@sha256:\w+: cannot be read: Input/output error$"
+    ):
+        await source.open_blob(wanted)
