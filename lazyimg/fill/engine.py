@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
@@ -26,6 +25,7 @@ from lazyimg.fill.plan import (
     widen_run,
 )
 from lazyimg.fill.recent import RecentSpans
+from lazyimg.host.workers import Workers
 from lazyimg.registry.turns import URGENCY
 from lazyimg_formats.device_table import BLOCK_SIZE
 
@@ -101,7 +101,7 @@ class Engine:
         self._budget = Budget(limits)
         self._recent = RecentSpans(limits.recent)
         self._flights: set[Flight] = set()
-        self._workers = ThreadPoolExecutor(limits.decode_workers, thread_name_prefix="decode")
+        self._workers = Workers(limits.decode_workers, "decode")
         self._prepare = prepare
         self._closed = False
 
@@ -230,7 +230,7 @@ class Engine:
                 flight.task.cancel()
         if self._flights:
             await asyncio.wait([flight.task for flight in self._flights])
-        await asyncio.to_thread(self._workers.shutdown)
+        await asyncio.to_thread(self._workers.close)
 
     def _device(self, name: str) -> Device:
         try:
@@ -426,8 +426,7 @@ class Engine:
                 self._recent.put(name, span, decoded[span])
 
     async def _work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, partial(function, *args, **kwargs))
+        return await self._workers.submit(function, *args, **kwargs)
 
     async def _write_rest(
         self, table: DeviceTable, step: tuple[int, int], flights: Sequence[Flight], sink: Sink

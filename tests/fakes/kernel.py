@@ -10,12 +10,17 @@ import os
 import struct
 import threading
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EINVAL, ENOBUFS
+from typing import TYPE_CHECKING
 
 from lazyimg.transports.cachefiles.object_file import ObjectFile
 from lazyimg.transports.cachefiles.ports import Ready
 from lazyimg_formats.cachefiles.layout import Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WAIT = 10.0
 """Seconds after which a test that waits for an answer has failed."""
@@ -187,6 +192,12 @@ class FakeKernel:
     def close_object(self, opened: KernelObject) -> None:
         """Send a CLOSE."""
         self.send(message(Opcode.CLOSE, self._take_id(), opened.object_id))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the daemon see the requests that are sent meanwhile only when all are there."""
+        with self._changed:
+            yield
 
     def send(self, raw: bytes) -> None:
         """Send any bytes."""

@@ -103,7 +103,8 @@ class Server:
         self._files: dict[int, ObjectFile] = {}
         self._lock = Mutex()  # protocol, files, counters
         self._writers = WriterPool()
-        self._buffer = new_buffer()  # of the thread
+        self._buffer = new_buffer()  # of the thread, as the next
+        self._absent: list[tuple[PendingRead, ObjectFile]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False  # of the event loop
         self._failures = Repeats()
@@ -180,6 +181,13 @@ class Server:
                 return
 
     def _drain(self) -> None:
+        """Take the requests that wait; what cannot be answered here goes to the loop together."""
+        try:
+            self._take_all()
+        finally:
+            self._hand_over()
+
+    def _take_all(self) -> None:
         while True:
             try:
                 message = self._device.read_message()
@@ -303,13 +311,26 @@ class Server:
     def _fill(self, read: PendingRead, file: ObjectFile) -> None:
         """Write what is local; leave the rest to a task in the event loop."""
         try:
-            if self._fill_locally(read, file):
-                self._finish(read, failed=False)
-            else:
-                self._loop.call_soon_threadsafe(self._start_filling, read, file)
+            local = self._fill_locally(read, file)
         except Exception:
             self._finish(read, failed=True)
             raise
+        if local:
+            self._finish(read, failed=False)
+            self._hand_over()  # this took a while
+        else:
+            self._absent.append((read, file))
+
+    def _hand_over(self) -> None:
+        """Let the event loop fill what was found to be absent: waking it costs more than a read."""
+        absent, self._absent = self._absent, []
+        if not absent:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._start_filling, absent)
+        except RuntimeError:  # it is closed
+            for read, _ in absent:
+                self._finish(read, failed=True)
 
     def _fill_locally(self, read: PendingRead, file: ObjectFile) -> bool:
         """Write the whole range from memory, piece by piece; gives whether that could be done."""
@@ -333,12 +354,13 @@ class Server:
 
     # The event loop.
 
-    def _start_filling(self, read: PendingRead, file: ObjectFile) -> None:
-        if self._stopping:  # it was on its way here when `stop` failed all that was pending
+    def _start_filling(self, reads: list[tuple[PendingRead, ObjectFile]]) -> None:
+        if self._stopping:  # they were on their way here when `stop` failed all that was pending
             return
-        task = self._loop.create_task(self._fill_in_task(read, file))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for read, file in reads:
+            task = self._loop.create_task(self._fill_in_task(read, file))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _fill_in_task(self, read: PendingRead, file: ObjectFile) -> None:
         failed = True

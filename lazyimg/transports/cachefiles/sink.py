@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import KernelError
+from lazyimg.host.workers import Workers
 from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer, when_ready
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class WriterPool:
     """Threads that write fetched bytes, and the page-aligned buffers of all who do."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="cachefiles-write")
+        self._threads = Workers(WRITE_THREADS, "cachefiles-write")
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(WRITE_THREADS):
             self._buffers.put(new_buffer())
@@ -34,9 +34,7 @@ class WriterPool:
         self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
     ) -> None:
         """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
-        call = asyncio.get_running_loop().run_in_executor(
-            self._executor, self.write, file, name, space, offset, [data]
-        )
+        call = self._threads.submit(self.write, file, name, space, offset, [data])
         try:
             await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -65,7 +63,7 @@ class WriterPool:
 
     def close(self) -> None:
         """Wait for the writes in hand, refuse any more, and end the threads."""
-        self._executor.shutdown(wait=True)
+        self._threads.close()
         self._closed = True
         for buffer in [self._buffers.get() for _ in range(WRITE_THREADS)]:
             self._buffers.put(buffer)

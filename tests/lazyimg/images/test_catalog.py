@@ -199,7 +199,7 @@ async def test_bootstrap_that_goes_away_and_comes_back(node: Node) -> None:
     path = node.root / "bootstraps" / FSID
     await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
     path.unlink()
-    assert node.catalog.local(FSID, 0, BLOCK_SIZE) is None
+    assert read_local(node, 0) is None
     with pytest.raises(StorageError, match="cannot be read: No such file or directory"):
         await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
     path.write_bytes(BOOTSTRAP)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.fill.ports import Sink
+    from lazyimg.transports.cachefiles.object_file import ObjectFile
+    from lazyimg.transports.cachefiles.protocol import PendingRead
 
 BLOCK = 4096
 DEVICE = b"d" * 64
@@ -236,6 +238,42 @@ async def test_reads_are_filled_together_and_completed_in_any_order(
         for msg_id in reads:
             await completed(kernel, msg_id)
         assert device.read(0, 20 * BLOCK) == filler.device[: 20 * BLOCK]
+
+
+async def test_reads_that_come_together_wake_the_event_loop_once(
+    kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(kernel, tmp_path) as (server, filler):
+        device, bootstrap = await opened(kernel), await opened(kernel, BOOTSTRAP)
+        calls: list[int] = []
+        real = server._start_filling
+
+        def start(reads: list[tuple[PendingRead, ObjectFile]]) -> None:
+            calls.append(len(reads))
+            real(reads)
+
+        monkeypatch.setattr(server, "_start_filling", start)
+        with kernel.held():
+            reads = [kernel.read(device, n * BLOCK, BLOCK) for n in range(3)]
+            reads.append(kernel.read(bootstrap, 0, BLOCK))
+            reads += [kernel.read(device, n * BLOCK, BLOCK) for n in range(3, 5)]
+        for msg_id in reads:
+            await completed(kernel, msg_id)
+        assert calls == [3, 2]
+        assert device.read(0, 5 * BLOCK) == filler.device[: 5 * BLOCK]
+
+
+def test_reads_after_the_event_loop_has_ended(kernel: FakeKernel, tmp_path: Path) -> None:
+    async def start() -> tuple[Server, KernelObject]:
+        server = Server(kernel, Filler(), CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0)))
+        server.start()
+        return server, await opened(kernel)
+
+    server, device = asyncio.run(start())
+    kernel.wait_completed(kernel.read(device, 0, BLOCK))
+    assert device.read(0, BLOCK) == b""
+    asyncio.run(server.stop())
+    assert server.counters.reads_failed == 1
 
 
 async def test_killed_reader(kernel: FakeKernel, tmp_path: Path) -> None:
