@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
@@ -89,6 +88,8 @@ def _file_values(
             data = stream.read(MAX_FILE_SIZE + 1)
         if len(data) > MAX_FILE_SIZE:
             raise ConfigurationError(str(path), f"over {MAX_FILE_SIZE} bytes")
+        import tomllib  # noqa: PLC0415  most machines have no file
+
         document = tomllib.loads(data.decode())
     except FileNotFoundError as error:
         if named is None:
