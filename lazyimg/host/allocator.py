@@ -48,6 +48,17 @@ def reserve_memory(size: int = RESERVED) -> bool:
         return False
     start = block + -block % mmap.PAGESIZE
     whole = (block + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    refused = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(whole), _MADV_POPULATE_WRITE)
-    libc.free(ctypes.c_void_p(block))
-    return not refused
+    given = _take_pages(libc, ctypes.c_void_p(start), ctypes.c_size_t(whole))
+    if given is not None:
+        libc.free(ctypes.c_void_p(block))
+    return bool(given)
+
+
+def _take_pages(libc: ctypes.CDLL, start: ctypes.c_void_p, size: ctypes.c_size_t) -> bool | None:
+    """Have pages that are ours given; None if they cannot be used any more."""
+    if libc.madvise(start, size, _MADV_POPULATE_WRITE):
+        return False
+    # User-mode Linux has told its host of none of them yet, and would at each first use. It tells
+    # of all when their protection changes; for other kernels that is next to nothing.
+    libc.mprotect(start, size, mmap.PROT_READ)
+    return None if libc.mprotect(start, size, mmap.PROT_READ | mmap.PROT_WRITE) else True

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from scripts.benchmarks.costs import count_calls, count_costs, rate_of_digests
 from scripts.benchmarks.fetching import measure_fetching
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 MB: Final = 1_000_000
 MIB: Final = 1 << 20
 PIECE: Final = MIB
+WARM: Final = 8 * MB
+"""Bytes of the small image."""
+
+
+class Images(NamedTuple):
+    """References: what is read, and what the daemon has read before, as one that runs for long."""
+
+    large: str
+    small: str
 
 
 def measure_daemon(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
@@ -34,7 +43,9 @@ def measure_daemon(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
     with running_registry(work) as registry:
         tar = _tar_of_one_file((32 if quick else 256) * MB)
         large = push_image(work, registry.origin, "large", tar)
-        return measure_fetching(work, large, rounds) + _measure_cold_reads(work, large, rounds)
+        small = push_image(work, registry.origin, "small", _tar_of_one_file(WARM))
+        figures = measure_fetching(work, large, rounds)
+        return figures + _measure_cold_reads(work, Images(large, small), rounds)
 
 
 def _tar_of_one_file(size: int) -> bytes:
@@ -48,11 +59,11 @@ def _tar_of_one_file(size: int) -> bytes:
     return target.getvalue()
 
 
-def _measure_cold_reads(work: Path, reference: str, rounds: int) -> list[Figure]:
+def _measure_cold_reads(work: Path, images: Images, rounds: int) -> list[Figure]:
     rates, clock, digests, calls = [], [], [], []
     counts: dict[str, list[float]] = {}
     for _ in range(rounds):
-        with _cold(work, reference) as (process, file):
+        with _cold(work, images) as (process, file):
             digests.append(rate_of_digests())
             before, cpu, begin = count_costs(process), cpu_of(process), time.perf_counter()
             size = _read(file)
@@ -61,7 +72,7 @@ def _measure_cold_reads(work: Path, reference: str, rounds: int) -> list[Figure]
             for name, number in count_costs(process).items():
                 counts.setdefault(name, []).append((number - before[name]) * MIB / size)
     if shutil.which("strace"):
-        with _cold(work, reference) as (process, file):
+        with _cold(work, images) as (process, file):
             calls.append(count_calls(process, partial(_read, file)) * MIB / file.stat().st_size)
     return [
         Figure("cold sequential read through a local registry", "MB/s per core of daemon", rates,
@@ -74,10 +85,13 @@ def _measure_cold_reads(work: Path, reference: str, rounds: int) -> list[Figure]
 
 
 @contextmanager
-def _cold(work: Path, reference: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def _cold(work: Path, images: Images) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Mount an image of which nothing is local; gives the daemon, and the image's file."""
     with running_daemon(work) as (lazyimg, process), tempfile.TemporaryDirectory() as top:
-        lazyimg.verb("mount", reference, top)
+        lazyimg.verb("mount", images.small, top)
+        _read(Path(top, "file"))
+        lazyimg.verb("umount", top)
+        lazyimg.verb("mount", images.large, top)
         yield process, Path(top, "file")
         lazyimg.verb("umount", top)
 

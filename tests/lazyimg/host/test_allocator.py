@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import mmap
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+
+import pytest
 
 from lazyimg.host import allocator
 from lazyimg.host.allocator import keep_freed_memory, reserve_memory
-
-if TYPE_CHECKING:
-    import pytest
 
 COUNT_FAULTS = """
 import resource, sys
@@ -54,6 +54,36 @@ def test_kernel_that_gives_no_pages_in_one_go(monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_memory_to_reserve() -> None:
     assert not reserve_memory(1 << 60)
+
+
+def test_block_that_stays_protected_is_not_given_back() -> None:
+    class Libc:
+        freed = False
+
+        def malloc(self, _size: object) -> int:
+            return 4096
+
+        def madvise(self, *_arguments: object) -> int:
+            return 0
+
+        def mprotect(self, *arguments: object) -> int:
+            return -1 if arguments[2] == mmap.PROT_READ | mmap.PROT_WRITE else 0
+
+        def free(self, _block: object) -> None:
+            self.freed = True
+
+    class Functions(Libc):
+        """Functions whose result types can be set, as those of ctypes."""
+
+        def __getattribute__(self, name: str) -> object:
+            found = super().__getattribute__(name)
+            return functools.partial(found) if callable(found) else found
+
+    libc = Functions()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", lambda _name: libc)
+        assert not reserve_memory(1 << 20)
+    assert not libc.freed
 
 
 def test_other_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
