@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from lazyimg.errors import RegistryError, UsageError
+from lazyimg.errors import CorruptError, RegistryError, UsageError
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
@@ -51,6 +51,9 @@ BUILDER: Final = 2
 
 INDEX_MEMORY: Final = 32 * MIB
 """Bytes of layers' indexes that are fetched at the same time; one that is larger comes alone."""
+
+MAX_INDEXES: Final = 512 * MIB
+"""Bytes of all indexes of an image: they are kept on the disk, and decoded each time it is built."""
 
 RESOLVE_DEADLINE: Final = 15.0
 """Seconds that the registry may take to say what a recorded reference stands for now."""
@@ -253,6 +256,7 @@ class Images:
             locate_index(layer, f"{place}: layer {number} of {len(layers)}")
             for number, layer in enumerate(layers, 1)
         ]
+        _check_indexes(str(place), locations)
         key = _chain_key(layers, locations)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
@@ -374,6 +378,12 @@ async def _resolve(
             known.reference, error or "too slow", known.digest,
         )  # fmt: skip
         return known
+
+
+def _check_indexes(what: str, locations: list[IndexLocation]) -> None:
+    total = sum({location.digest: location.length for location in locations}.values())
+    if total > MAX_INDEXES:
+        raise CorruptError(what, f"its indexes have {total} bytes, at most {MAX_INDEXES} allowed")
 
 
 def _blobs(image: Image) -> set[str]:

@@ -330,6 +330,22 @@ async def test_index_that_is_not_what_the_manifest_says(
     assert (await node.open()).chain.layers
 
 
+async def test_indexes_that_are_too_large_together(
+    node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (len(layer.index) for layer in layers)
+    monkeypatch.setattr(service, "MAX_INDEXES", one + two - 1)
+    add_lazy_image(node.registry, "app", "1", layers)
+    with pytest.raises(CorruptError) as caught:
+        await node.open()
+    assert str(caught.value) == (
+        f"{node.reference}: its indexes have {one + two} bytes, at most {one + two - 1} allowed"
+    )
+    assert node.builds == []
+    add_lazy_image(node.registry, "app", "1", [layers[0]] * 3)  # one, three times
+    assert len((await node.open()).chain.layers) == 3
+
+
 async def test_layer_that_is_not_lazy(node: Node) -> None:
     platform = local_platform()
     node.registry.add_image("app", "1", make_layer(), platform.architecture)
