@@ -28,7 +28,7 @@ from lazyimg_formats.zstd_chunked.location import (
 from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lazyimg_formats.tar.scanner import Member
     from lazyimg_formats.tar_split import TarSplit
@@ -86,20 +86,25 @@ class TocWriter:
             blob_end: where the last chunk's frames end.
             digest: sha256 of the whole file, where it is known.
         """
-        entries = _entries(member, chunks, blob_end, digest)
-        if not self.problem and not _is_plain(member, entries[0]):
+        entry = _entry(member, chunks, blob_end, digest)
+        if not self.problem and not _is_plain(member, entry):
             self.problem = f"{member.entry.path[:80]!r} has a name or time that its JSON cannot say"
-        for entry in entries:
-            self._parts += self._separator
-            self._parts += _ENCODER.encode(entry)
-            self._separator = b","
+        self._write(entry)
+        if len(chunks) > 1:
+            for further in _further(entry.name, chunks):  # there may be half a million
+                self._write(further)
+
+    def _write(self, entry: TocEntry) -> None:
+        self._parts += self._separator
+        self._parts += _ENCODER.encode(entry)
+        self._separator = b","
 
     def finish(self, tar_split: TarSplit | None = None) -> bytes:
         """Give the TOC, which commits to the blob's tar-split data if there will be any."""
-        if tar_split is None:
-            return bytes(self._parts + b"]}")
-        digest = str(Digest.of(tar_split.data)).encode()
-        return bytes(self._parts + b'],"tarSplitDigest":"%s"}' % digest)
+        end = b"]}"
+        if tar_split is not None:
+            end = b'],"tarSplitDigest":"%s"}' % str(Digest.of(tar_split.data)).encode()
+        return b"".join((self._parts, end))
 
 
 def serialize_tail(
@@ -144,9 +149,9 @@ def _is_said(time: tuple[int, int] | None, text: str | None) -> bool:
     return time is None or text is not None or time == (0, 0)
 
 
-def _entries(
+def _entry(
     member: Member, chunks: Sequence[Chunk], blob_end: int, digest: bytes | None
-) -> list[TocEntry]:
+) -> TocEntry:
     entry = member.entry
     name, extra_name = _text(entry.path)
     link_name, extra_link_name = _text(entry.target)
@@ -160,7 +165,7 @@ def _entries(
     chunked = len(chunks) > 1 or (first.length > 0 and first.digest is None)
     if digest is None and len(chunks) == 1:
         digest = first.digest or _zeros(first.length)
-    main = TocEntry(
+    return TocEntry(
         _TYPES[entry.kind],
         name,
         link_name,
@@ -183,26 +188,22 @@ def _entries(
         ZEROS if chunked and first.digest is None else "",
         extra,
     )
-    return [main, *_further(name, chunks)] if len(chunks) > 1 else [main]
 
 
-def _further(name: str, chunks: Sequence[Chunk]) -> list[TocEntry]:
-    entries = []
+def _further(name: str, chunks: Sequence[Chunk]) -> Iterator[TocEntry]:
+    """Give the entries of all chunks but the first."""
     file_offset = chunks[0].length
     for chunk in chunks[1:]:
-        entries.append(
-            TocEntry(
-                CHUNK,
-                name,
-                offset=chunk.blob_offset,
-                chunk_size=chunk.length,
-                chunk_offset=file_offset,
-                chunk_digest=_chunk_digest(chunk),
-                chunk_type=ZEROS if chunk.digest is None else "",
-            )
+        yield TocEntry(
+            CHUNK,
+            name,
+            offset=chunk.blob_offset,
+            chunk_size=chunk.length,
+            chunk_offset=file_offset,
+            chunk_digest=_chunk_digest(chunk),
+            chunk_type=ZEROS if chunk.digest is None else "",
         )
         file_offset += chunk.length
-    return entries
 
 
 def _text(raw: bytes) -> tuple[str, str]:
