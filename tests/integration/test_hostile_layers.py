@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import resource
 import time
+from base64 import b64encode
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 MEMORY: Final = 512 << 20  # bytes, of any process
 SECONDS: Final = 400.0
 HUGE: Final = 1 << 40
+LARGE: Final = b64encode(bytes(65_537)).decode()
+ALLOWED: Final = b64encode(bytes(65_535)).decode()
 FILE: Final = {"type": "reg", "mode": 0o644, "digest": "sha256:" + "0" * 64}
 
 
@@ -94,8 +97,34 @@ def chunked(name: str, size: int, *chunks: tuple[int, int, int]) -> list[dict[st
         (document(*chunked("a", 10, (0, 5, 0), (6, 4, 10))), "out of order"),
         (document(*chunked("a", 10, (0, 5, 0), (5, 4, 10))), "has 10 bytes, its chunks 9"),
         (document(*chunked("a", 10, (0, 5, 20), (5, 5, 10))), "expected between"),
+        (document(*chunked("a", 10, (0, 5, 0), (3, 7, 10))), "out of order"),
+        (document(*chunked("a", 10, (0, 5, 0), (0, 5, 10))), "out of order"),
+        (document({**FILE, "name": "a", "size": 10, "offset": 0, "endOffset": HUGE}),
+         "expected between"),
+        (document({**FILE, "name": "a", "size": 10, "offset": 0, "endOffset": 9},
+                  {**FILE, "name": "b", "size": 10, "offset": 5, "endOffset": 12}),
+         "expected between"),
         (document({"type": "chunk", "name": "a"}), "without its file"),
         (document({"type": "hardlink", "name": "a", "linkName": "b"}), "which is"),
+        (document({"type": "hardlink", "name": "a", "linkName": "a"}), "which is no file"),
+        (document({"type": "hardlink", "name": "a", "linkName": "b"},
+                  {"type": "hardlink", "name": "b", "linkName": "a"}), "which is no file"),
+        (document({**FILE, "name": "a"}, {"type": "hardlink", "name": "a", "linkName": "a"}),
+         "hard link to itself"),
+        (document({"type": "dir", "name": "d"},
+                  {"type": "hardlink", "name": "d/a", "linkName": "d"}), "hard link to directory"),
+        (document({"type": "hardlink", "name": "a", "linkName": "/"}), "hard link .* to the root"),
+        (document({"type": "symlink", "name": "a", "linkName": "a"}, {**FILE, "name": "a/b"}),
+         "too many symbolic links"),
+        (document({"type": "symlink", "name": "a", "linkName": "x" * 4096}), "impossible target"),
+        (document({**FILE, "name": "a"}, {**FILE, "name": "a/b"}), "but no directory"),
+        (document({**FILE, "name": ".wh..."}), "names nothing"),
+        (document({"type": "block", "name": "a", "devMajor": 1 << 40}), "out of range"),
+        (document({**FILE, "name": "a", "uid": 1 << 32}), "uid"),
+        (document({**FILE, "name": "a", "modtime": "9999999-01-01T00:00:00Z"}), "no time"),
+        (document({**FILE, "name": "a", "xattrs": {"user.a": LARGE}}), "impossible attribute"),
+        (document({**FILE, "name": "a", "xattrs": {f"user.{n}": ALLOWED for n in "abc"}}),
+         "bytes of extended attributes"),
         (document({"type": "symlink", "name": "a", "linkName": "b"}, {**FILE, "name": "a/b/c"},
                   {"type": "symlink", "name": "b", "linkName": "a"}, {**FILE, "name": "b/c"}),
          "symbolic link"),
@@ -112,6 +141,26 @@ async def test_absolute_names_stay_inside(tmp_path: Path) -> None:
     reply = await build(tmp_path, document({**FILE, "name": "//etc//./passwd"}))
     image = Image((tmp_path / "bootstraps" / reply.fsid).read_bytes())
     assert [path for path, _ in image.walk()] == [b"", b"etc", b"etc/passwd"]
+
+
+@pytest.mark.parametrize("link", ["/", "..", "../../../..", "/../etc/../..", "a/../.."])
+async def test_links_out_of_the_image_stay_inside(tmp_path: Path, link: str) -> None:
+    escape = {"type": "symlink", "name": "a/out", "linkName": link}
+    reply = await build(tmp_path, document(escape, {**FILE, "name": "a/out/etc/passwd"}))
+    image = Image((tmp_path / "bootstraps" / reply.fsid).read_bytes())
+    made = [path for path, _ in image.walk() if path.endswith(b"passwd")]
+    assert made in ([b"etc/passwd"], [b"a/etc/passwd"])
+
+
+async def test_as_many_attributes_as_the_bytes_allow(tmp_path: Path) -> None:
+    """Each file has as much of them as there may be; the bootstrap holds all."""
+    xattrs = {"user.a": ALLOWED, "user.b": b64encode(bytes(65_000)).decode()}
+    entries = [{**FILE, "name": f"f{number}", "xattrs": xattrs} for number in range(850)]
+    reply = await build(tmp_path, document(*entries[:100]))
+    image = Image((tmp_path / "bootstraps" / reply.fsid).read_bytes())
+    assert all(len(image.xattrs(inode)) == 2 for path, inode in image.walk() if path)
+    with pytest.raises(CorruptError, match="takes over 448 MiB of memory to build"):
+        await build(tmp_path, document(*entries))
 
 
 async def test_bomb_of_zeros(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.zstd_chunked.location import TocLocation, serialize_annotations
 from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable
 from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.measured import peak_memory
 from tests.real.oci_layout import LayoutWriter, StoredLayer, describe
 
 if TYPE_CHECKING:
@@ -62,13 +63,6 @@ def write_layout(directory: Path, files: dict[str, tuple[bytes, int, bytes]]) ->
     layer["annotations"] = serialize_annotations(location)
     writer.add_image("lies", [StoredLayer(layer, f"sha256:{name}")], ["none"])
     return f"oci:{directory}:lies"
-
-
-def peak_memory(pid: int) -> int:
-    """Return the most bytes that a process has ever had in memory."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    peak = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) << 10
 
 
 def test_frames_that_are_not_what_the_index_says(
