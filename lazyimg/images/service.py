@@ -53,7 +53,7 @@ INDEX_MEMORY: Final = 32 * MIB
 """Bytes of layers' indexes that are fetched at the same time; one that is larger comes alone."""
 
 MAX_INDEXES: Final = 512 * MIB
-"""Bytes of all indexes of an image: they are kept on the disk, and decoded each time it is built."""
+"""Bytes of all indexes of an image: they are kept on the disk, and decoded to build it."""
 
 RESOLVE_DEADLINE: Final = 15.0
 """Seconds that the registry may take to say what a recorded reference stands for now."""

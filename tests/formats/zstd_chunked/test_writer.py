@@ -127,7 +127,7 @@ NAMES = st.lists(
 ).map(b"/".join)  # fmt: skip
 XATTRS = st.dictionaries(
     st.binary(min_size=1, max_size=20).filter(
-        lambda name: b"\0" not in name and b".overlay." not in name
+        lambda name: b"\0" not in name and not name.startswith((b"trusted.", b"user.overlay."))
     ),
     st.binary(max_size=30),
     max_size=3,
