@@ -471,5 +471,5 @@ def format_value(value: Any, unit: str) -> str:
             if name and value >= factor and value % factor == 0:
                 return f"{value // factor}{name}"
     if unit in {"duration", "deadline"}:
-        return f"{value:g}s"
+        return f"{value:.6f}".rstrip("0").rstrip(".") + "s"
     return str(value)

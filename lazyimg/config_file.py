@@ -197,7 +197,7 @@ def serialize_config(config: Config, *, comments: bool = False) -> str:
 def _toml_value(value: Any, unit: str) -> str:
     if unit in {"size", "duration", "deadline"}:
         value = format_value(value, unit)
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML wants it so
 
 
 def _comment(text: str) -> list[str]:

@@ -64,6 +64,16 @@ def test_values_come_back() -> None:
     assert table.data.readonly
 
 
+@given(devices())
+def test_any_table_comes_back(device: Device) -> None:
+    table = device.table
+    extents = [table.extent(i) for i in range(table.extent_count)]
+    spans = [table.span(i) for i in range(table.span_count)]
+    again = DeviceTable(serialize_device_table(table.size, extents, spans))
+    assert again.data == table.data
+    assert again.name == table.name
+
+
 def test_bytes_are_laid_out_as_documented() -> None:
     columns = b"".join(
         [

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lazyimg.config import Config, list_settings
 from lazyimg.config_file import MAX_FILE_SIZE, load_config, serialize_config
@@ -212,6 +215,29 @@ def test_default_file_gives_the_defaults(file: Path) -> None:
     assert load(file, text) == Config()
     assert all(setting.variable in text for setting in list_settings())
     assert max(map(len, text.splitlines())) <= 80
+
+
+CHARACTERS = st.characters(codec="utf-8")
+
+
+@given(
+    st.text(CHARACTERS).map(lambda text: "/" + text),
+    st.none() | st.integers(1, 10**10).map(lambda number: number / 1000),
+    st.integers(1 << 20, 1 << 40),
+    st.lists(st.text(CHARACTERS)),
+)
+def test_any_dump_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    cache: str,
+    deadline: float | None,
+    memory: int,
+    hosts: list[str],
+) -> None:
+    fill = msgspec.structs.replace(Config().fill, read_deadline=deadline, memory=memory)
+    registry = msgspec.structs.replace(Config().registry, plain_http=hosts)
+    config = msgspec.structs.replace(Config(), cache=cache, fill=fill, registry=registry)
+    file = tmp_path_factory.getbasetemp() / "config.toml"
+    assert load(file, serialize_config(config)) == config
 
 
 def test_dump_is_read_back(file: Path) -> None:

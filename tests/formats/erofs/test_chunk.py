@@ -129,3 +129,17 @@ def test_round_trip_of_indexes(array: list[Chunk]) -> None:
 @given(st.lists(st.builds(Chunk, st.just(0), blocks)))
 def test_round_trip_of_a_block_map(array: list[Chunk]) -> None:
     assert parse_chunks(serialize_chunks(array, BLOCK_MAP), BLOCK_MAP) == array
+
+
+@given(st.binary(max_size=100), st.booleans(), st.integers(0, 2**32 - 1), st.integers(9, 16))
+def test_any_bytes(data: bytes, indexes: bool, value: int, bits: int) -> None:  # noqa: FBT001
+    try:
+        chunks = parse_chunk_format(value, bits)
+        assert parse_chunk_format(serialize_chunk_format(chunks, bits), bits) == chunks
+    except FormatError:
+        pass
+    try:
+        array = parse_chunks(data, ChunkFormat(12, indexes=indexes))
+    except FormatError:
+        return
+    assert len(array) * (8 if indexes else 4) == len(data)

@@ -186,6 +186,26 @@ def test_slots() -> None:
     assert serialize_slots(SLOTS) == SLOT_BYTES
 
 
+u32 = st.integers(0, 2**32 - 1)
+tags = st.binary(max_size=64).filter(lambda tag: b"\0" not in tag)
+
+
+@given(st.lists(st.builds(DeviceSlot, tags, u32, u32), max_size=5))
+def test_any_slots_come_back(slots: list[DeviceSlot]) -> None:
+    assert parse_slots(serialize_slots(slots)) == tuple(slots)
+
+
+@given(st.integers(0, 3), st.data())
+def test_any_bytes_are_slots_or_refused(count: int, data: st.DataObject) -> None:
+    size = 128 * count
+    table = data.draw(st.binary(min_size=size, max_size=size))
+    try:
+        slots = parse_slots(table)
+    except FormatError:
+        return
+    assert len(slots) == count
+
+
 def test_truncated_slots() -> None:
     for size in range(257):
         if size % 128:

@@ -44,6 +44,24 @@ CONTAINERD = {
 }
 
 
+lengths = st.integers(1, MAX_TOC)
+offsets = st.integers(8, 2**62)
+locations = st.builds(
+    TocLocation,
+    offsets,
+    lengths,
+    lengths,
+    st.just(Digest.parse(DIGEST)),
+    st.none() | st.builds(TarSplitLocation, offsets, st.integers(1, 2**32 - 1), offsets),
+)
+
+
+@given(locations)
+def test_any_location_comes_back(location: TocLocation) -> None:
+    assert parse_annotations(serialize_annotations(location), 2**63) == location
+    assert parse_footer(serialize_footer(location)) == replace(location, digest=None)
+
+
 @pytest.mark.parametrize("annotations", [PODMAN, CONTAINERD, OLD, PODMAN | CONTAINERD | OLD])
 def test_annotations(annotations: dict[str, str]) -> None:
     location = parse_annotations(annotations | {"other": "1"}, 1500)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lazyimg.images.access import parse_access, serialize_access
 from lazyimg.registry.ports import Access
@@ -37,6 +39,23 @@ def test_name_and_password_are_not_recorded() -> None:
         ca_file=Path("/etc/ca.pem"),
         hosts_dir=Path("/etc/hosts.d"),
     )
+
+
+paths = st.none() | st.text(min_size=1).map(lambda text: Path("/", text.replace("\0", "")))
+
+
+@given(
+    st.builds(
+        Access,
+        authfile=paths,
+        plain_http=st.booleans(),
+        insecure=st.booleans(),
+        ca_file=paths,
+        hosts_dir=paths,
+    )
+)
+def test_anything_comes_back(access: Access) -> None:
+    assert parse_access(serialize_access(access)) == access
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"insecure": 1}', b'{"authfile": null}', b"{"])
