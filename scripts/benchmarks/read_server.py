@@ -6,7 +6,9 @@ SETTINGS is JSON, see `Settings`. It says "ready" on standard output, and for ea
 input its own CPU seconds and what it has done, as JSON.
 
 `minimal` is what others are compared with: a loop that reads a message with struct, writes bytes
-that lie in memory, page-aligned and checked by nobody, and completes. The others are the parts of
+that lie in memory, page-aligned and checked by nobody, and completes. `checked` is the same loop
+over the compressed blob: what it costs to decode each span and to compute its digest, and nothing
+else. The others are the parts of
 the daemon behind one another (transport, catalog, fill engine), over a blob in memory.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import json
 import mmap
 import os
@@ -23,9 +26,10 @@ import struct
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+import zstandard
 
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import keep_freed_memory
@@ -37,6 +41,7 @@ from lazyimg.transports.cachefiles.device import bind_cache, open_device
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE, MSG_MAX_SIZE
+from lazyimg_formats.device_table import DeviceTable
 from scripts.benchmarks.read_image import ReadImage
 
 if TYPE_CHECKING:
@@ -59,9 +64,9 @@ class Settings(msgspec.Struct):
     Attributes:
         image: as ReadImage has it.
         cache: an empty directory.
-        kind: "minimal": the loop above; else the daemon's parts: "local": the blob's bytes count as
-            being in memory; "fetched": they are asked for, as from a registry, which answers at
-            once.
+        kind: "minimal", "checked": the loops above; else the daemon's parts: "local": the blob's
+            bytes count as being in memory; "fetched": they are asked for, as from a registry, which
+            answers at once.
         min_fetch: as in FillLimits.
     """
 
@@ -77,8 +82,8 @@ def main() -> None:
     root, fsid, device = settings.image
     image = ReadImage(Path(root), fsid, device)
     keep_freed_memory()
-    if settings.kind == "minimal":
-        serve_minimal(image, Path(settings.cache))
+    if settings.kind in {"minimal", "checked"}:
+        serve_minimal(image, Path(settings.cache), checked=settings.kind == "checked")
     else:
         cache, at_hand = Path(settings.cache), settings.kind == "local"
         asyncio.run(serve(image, cache, settings.min_fetch, at_hand=at_hand))
@@ -143,12 +148,10 @@ async def serve(image: ReadImage, cache: Path, min_fetch: int, *, at_hand: bool)
         library.close()
 
 
-def serve_minimal(image: ReadImage, cache: Path) -> None:
+def serve_minimal(image: ReadImage, cache: Path, *, checked: bool) -> None:
     """Serve with the loop."""
-    objects = {
-        name: _load(path)
-        for name, path in ((image.fsid, image.bootstrap), (image.device, image.content))
-    }
+    objects: dict[str, Object] = {image.fsid: Memory(image.bootstrap.read_bytes())}
+    objects[image.device] = Spans(image) if checked else Memory(image.content.read_bytes())
     control = open_device()
     bind_cache(control, cache, "benchmark", CacheLimits())
     reads = [0]
@@ -156,15 +159,58 @@ def serve_minimal(image: ReadImage, cache: Path) -> None:
     answer_parent(lambda: reads[0])
 
 
-def _load(path: Path) -> tuple[int, memoryview]:
-    data = path.read_bytes()
-    memory = memoryview(mmap.mmap(-1, -(-(len(data) + _END) // mmap.PAGESIZE) * mmap.PAGESIZE))
-    memory[: len(data)] = data
-    return len(data), memory
+class Object(Protocol):
+    """What the loop serves: `size` bytes."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Give a range, page-aligned; anything behind the end."""
+        ...
 
 
-def _loop(control: int, objects: dict[str, tuple[int, memoryview]], reads: list[int]) -> None:
-    opened: dict[int, tuple[int, memoryview]] = {}
+class Memory:
+    """Bytes that lie ready."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self._memory = _new_memory(len(data) + _END)
+        self._memory[: len(data)] = data
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Give them."""
+        return self._memory[offset : offset + length]
+
+
+class Spans:
+    """A device whose spans are of one size, decoded and checked for each read."""
+
+    def __init__(self, image: ReadImage) -> None:
+        self._table = DeviceTable((image.root / "tables" / "table").read_bytes())
+        self.size = self._table.size
+        self._blob = memoryview(image.blob.read_bytes())
+        self._zstd = zstandard.ZstdDecompressor()
+        self._step = self._table.span_length(0)
+        self._buffer = _new_memory(_END)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Decode and check."""
+        for start in range(offset, min(offset + length, self.size), self._step):
+            span = self._table.span(start // self._step)
+            data = self._blob[span.blob_offset : span.blob_offset + span.blob_length]
+            part = self._buffer[start - offset : start - offset + self._step]
+            self._zstd.stream_reader(data).readinto(part)
+            if hashlib.sha256(part).digest() != span.digest:
+                raise ValueError(f"span at {start} has another digest")
+        return self._buffer[:length]
+
+
+def _new_memory(size: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE))
+
+
+def _loop(control: int, objects: dict[str, Object], reads: list[int]) -> None:
+    opened: dict[int, tuple[int, Object]] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
     while True:
@@ -174,13 +220,13 @@ def _loop(control: int, objects: dict[str, tuple[int, memoryview]], reads: list[
             if opcode == 2:
                 offset, length = _READ.unpack_from(message, 16)
                 fd, data = opened[object_id]
-                os.pwrite(fd, data[offset : offset + length], offset)
+                os.pwrite(fd, data.read(offset, length), offset)
                 fcntl.ioctl(fd, IOC_READ_COMPLETE, number)
                 reads[0] += 1
             elif opcode == 0:
                 volume, _, fd, _ = _HEADER.unpack_from(message, 16)
-                size, data = objects[message[32 + volume :].decode()]
-                os.write(control, b"copen %d,%d" % (number, size))
+                data = objects[message[32 + volume :].decode()]
+                os.write(control, b"copen %d,%d" % (number, data.size))
                 opened[object_id] = fd, data
 
 

@@ -28,6 +28,7 @@ PROJECT: Final = Path(__file__).resolve().parents[2]
 GOALS: Final = {"local": 0.6}
 KINDS: Final = {
     "minimal": "minimal loop",
+    "checked": "minimal loop that decodes and digests",
     "local": "lazyimg, blob in memory",
     "fetched": "lazyimg, blob asked for",
 }
