@@ -134,7 +134,8 @@ async def serve(image: ReadImage, cache: Path, min_fetch: int, *, at_hand: bool)
         return blob
 
     library = Library(image.root / "library.sqlite")
-    engine = Engine(limits=FillLimits(min_fetch=min_fetch))
+    limits = FillLimits(min_fetch=min_fetch, ahead=0)  # what is asked for, and no more
+    engine = Engine(limits=limits)
     catalog = Catalog(image.root, library, engine, open_blob, ShownAccess())
     catalog.load()
     transport = CachefilesTransport(catalog, domain_id=DOMAIN)
