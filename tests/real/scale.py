@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 DEFAULT: Final = 0.05
-"""So that `scripts/test` ends soon. `scripts/test --all` sets 1."""
+"""So that `scripts/test` ends soon. `scripts/test --full` sets 1."""
 
 
 def scaled(full: int, *, least: int = 1) -> int:
