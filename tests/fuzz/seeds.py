@@ -26,6 +26,7 @@ from lazyimg.config_file import serialize_config
 from lazyimg.convert.layer import LayerConversion
 from lazyimg.images.build import BuildReply
 from lazyimg.images.library import LayerRecord
+from lazyimg_formats.containerd.labels import MANIFEST, REFERENCE
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
     Codec,
@@ -244,6 +245,14 @@ def references() -> list[bytes]:
         b"docker://localhost:5000/x:y@" + DIGEST.encode(),
         b"containerd:docker.io/library/x:latest",
         b"linux/arm64/v8",
+    ]
+
+
+def labels() -> list[bytes]:
+    said = {REFERENCE: "docker.io/library/x:1", MANIFEST: DIGEST}
+    return [
+        b'labels."a.b"==x,name!="y\\x41",kind~=/^a|b$/, size',
+        "\n".join(f"{name}={text}" for name, text in said.items()).encode(),
     ]
 
 

@@ -35,6 +35,8 @@ from lazyimg.layers.locate import locate_index, name_format
 from lazyimg.registry.login import parse_registry
 from lazyimg.supervisor.messages import is_name, parse_notification
 from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
+from lazyimg_formats.containerd.filters import parse_filter
+from lazyimg_formats.containerd.labels import parse_image_labels
 from lazyimg_formats.device_table import BLOCK_SIZE, Codec, DeviceTable, Span
 from lazyimg_formats.erofs.chunk import ChunkFormat, parse_chunk_format, parse_chunks
 from lazyimg_formats.erofs.dirent import parse_block, serialize_block
@@ -277,6 +279,17 @@ def run_references(data: bytes) -> None:
     each(lambda: parse_registry(text), allowed=LazyimgError)
 
 
+def run_labels(data: bytes) -> None:
+    """Filters and labels that containerd's callers write; labels as lines of NAME=TEXT."""
+    text = text_of(data)
+    lines = [line.partition("=") for line in text.split("\n")]
+    fields = {("name",): "abc", ("labels", "a.b"): ""}
+    each(
+        lambda: parse_filter(text).matches(fields.get),
+        lambda: parse_image_labels({name: value for name, _, value in lines}),
+    )
+
+
 def run_mount_table(data: bytes) -> None:
     each(
         lambda: find_mount(parse_mount_table(data), "/a/b"),
@@ -358,6 +371,7 @@ TARGETS: Final = {
     "erofs-parts": Target(run_erofs_parts, seeds.erofs_parts),
     "headers": Target(registry_targets.run_headers, seeds.headers),
     "hosts": Target(registry_targets.run_hosts, seeds.hosts),
+    "labels": Target(run_labels, seeds.labels),
     "layout": Target(registry_targets.run_layout, seeds.layouts),
     "messages": Target(run_messages, seeds.messages),
     "mount-table": Target(run_mount_table, seeds.mount_tables),

@@ -64,7 +64,7 @@ class Selector:
         if self.operator == "~=":
             try:
                 return re.search(self.value, found or "") is not None
-            except re.error:
+            except (re.error, RecursionError, OverflowError):  # the latter two: too deep, too often
                 return False
         if self.operator == "!=":
             return (found or "") != self.value

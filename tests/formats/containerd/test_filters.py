@@ -24,6 +24,11 @@ OBJECT = {
 }
 
 
+@pytest.mark.parametrize("value", ["(" * 5000, "(?:a" * 1500, "a{99999999999999999999}", "["])
+def test_expressions_that_are_none_match_nothing(value: str) -> None:
+    assert not parse_filter(f"name~={quoted(value)}").matches(OBJECT.get)
+
+
 @pytest.mark.parametrize(
     "text",
     [
