@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, StorageError
 from lazyimg.fill.engine import Engine
-from lazyimg.host.allocator import keep_freed_memory, reserve_memory
+from lazyimg.host.allocator import HeapMemory, keep_freed_memory
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
@@ -144,7 +144,7 @@ async def start(
 
     registries = _Registries(config.registry, root / "spool", config.fill.read_deadline)
     stack.push_async_callback(registries.close)
-    engine = Engine(limits=config.fill.limits(), prepare=reserve_memory)
+    engine = Engine(limits=config.fill.limits(), memory=HeapMemory())
     stack.push_async_callback(engine.close)
     was_shown = SHOWN in manager.names
     shown = ShownAccess(manager.take(SHOWN))

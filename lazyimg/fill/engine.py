@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lazyimg.fill.plan import BlobRange
-    from lazyimg.fill.ports import BlobReader, Sink
+    from lazyimg.fill.ports import BlobReader, Memory, Sink
     from lazyimg.limits import FillLimits
     from lazyimg_formats.device_table import DeviceTable
 
@@ -42,6 +42,9 @@ _BATCH: Final = 4 << 20
 
 _SMALL: Final = 8
 """The part of what is kept for the next reads that the spans of one flight may take."""
+
+REST: Final = 30.0
+"""Seconds without a fill after which memory is given back."""
 
 _MANY_EXTENTS: Final = 512
 """Extents of one step from which on planning its rest is work for a thread."""
@@ -91,10 +94,10 @@ class Engine:
 
     Args:
         limits: of all fills together.
-        prepare: called in a worker when the first bytes are fetched; must not raise.
+        memory: is told when there is work and when there has been none for a while.
     """
 
-    def __init__(self, *, limits: FillLimits, prepare: Callable[[], object] | None = None) -> None:
+    def __init__(self, *, limits: FillLimits, memory: Memory | None = None) -> None:
         self.counters = Counters()
         self.limits = limits
         self._devices: dict[str, Device] = {}
@@ -102,7 +105,9 @@ class Engine:
         self._recent = RecentSpans(limits.recent)
         self._flights: set[Flight] = set()
         self._workers = Workers(limits.decode_workers, "decode")
-        self._prepare = prepare
+        self._memory = memory
+        self._resting: asyncio.TimerHandle | None = None  # until it is given back
+        self._working = False  # since it was told so
         self._closed = False
 
     def add_device(self, table: DeviceTable, blob: BlobReader, place: str = "") -> None:
@@ -224,6 +229,8 @@ class Engine:
     async def close(self) -> None:
         """Fail the fills that wait for a blob, let those that write end, and stop the workers."""
         self._closed = True
+        if self._resting is not None:
+            self._resting.cancel()
         for flight in list(self._flights):
             if flight.cancellable:
                 flight.device.forget(flight)
@@ -298,6 +305,21 @@ class Engine:
         self._budget.release(flight.ticket)
         if not task.cancelled():
             task.exception()  # its waiters raise it; there may be none left
+        if not self._flights and self._working and not self._closed:
+            self._resting = asyncio.get_running_loop().call_later(REST, self._rest)
+
+    def _work_begins(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        if self._memory is not None and not self._working:
+            self._working = True
+            self._workers.submit(self._memory.take)
+
+    def _rest(self) -> None:
+        self._resting, self._working = None, False
+        if self._memory is not None:
+            self._workers.submit(self._memory.give_back)
 
     async def _await_flights(self, flights: Sequence[Flight], wish: _Wish) -> None:
         """Wait until all have ended, or one has failed."""
@@ -329,9 +351,7 @@ class Engine:
     async def _fly(self, flight: Flight) -> None:
         device, spans = flight.device, flight.spans
         name = device.table.name
-        if self._prepare is not None:  # while this one waits for its blob
-            self._workers.submit(self._prepare)
-            self._prepare = None
+        self._work_begins()  # while this one waits for its blob
         have = {span: data for span in spans if (data := self._recent.get(name, span)) is not None}
         URGENCY.set(flight.ticket)  # this task is the flight's own
         flight.ticket.fetching = len(have) < len(spans)

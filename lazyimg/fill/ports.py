@@ -62,3 +62,15 @@ class Sink(Protocol):
             parts: what follows each other from there on; together whole blocks.
         """
         ...
+
+
+class Memory(Protocol):
+    """Memory for what is decoded. Called by the engine's workers; raises nothing."""
+
+    def take(self) -> object:
+        """Have some at hand: fills begin."""
+        ...
+
+    def give_back(self) -> object:
+        """Keep none that nobody uses: there have been no fills for a while."""
+        ...

@@ -3,7 +3,7 @@
 By default it gives blocks of 128 KiB and more back to the kernel at once, and takes fresh pages for
 the next span: each page is a fault and is zeroed, which can cost more than decoding into it.
 
-Source: mallopt(3), malloc.h of glibc.
+Sources: mallopt(3), malloc_trim(3), malloc.h of glibc.
 """
 
 from __future__ import annotations
@@ -52,6 +52,24 @@ def reserve_memory(size: int = RESERVED) -> bool:
     if given is not None:
         libc.free(ctypes.c_void_p(block))
     return bool(given)
+
+
+def give_back_memory() -> bool:
+    """Give freed memory back to the kernel; tells whether there was some."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(0))
+
+
+class HeapMemory:
+    """The C library's memory for the fill engine; implements `lazyimg.fill.ports.Memory`."""
+
+    def take(self) -> None:
+        """Have some at hand."""
+        reserve_memory()
+
+    def give_back(self) -> None:
+        """Keep none that nobody uses."""
+        give_back_memory()
 
 
 def _take_pages(libc: ctypes.CDLL, start: ctypes.c_void_p, size: ctypes.c_size_t) -> bool | None:

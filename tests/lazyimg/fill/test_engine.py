@@ -18,6 +18,7 @@ from lazyimg.errors import (
     RegistryError,
     StorageError,
 )
+from lazyimg.fill import engine as engine_module
 from lazyimg.fill import patience
 from lazyimg.fill.budget import Priority
 from lazyimg.fill.engine import Engine
@@ -659,17 +660,46 @@ async def test_failure_ahead_is_told_to_those_only_who_wait_for_it(engine: Engin
     assert sink.data == device.content
 
 
-async def test_preparation_is_made_once_and_with_the_first_fetch() -> None:
-    made: list[str] = []
-    engine = Engine(limits=LIMITS, prepare=lambda: made.append(threading.current_thread().name))
+class CountedMemory:
+    """Memory that notes what it was asked for, and by which thread."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.given_back = threading.Event()
+
+    def take(self) -> None:
+        self.asked.append(("take", threading.current_thread().name[:6]))
+
+    def give_back(self) -> None:
+        self.asked.append(("give back", threading.current_thread().name[:6]))
+        self.given_back.set()
+
+
+async def test_memory_is_taken_once_while_there_is_work() -> None:
+    memory = CountedMemory()
+    engine = Engine(limits=LIMITS, memory=memory)
     device = aligned_device(64)
     engine.add_device(device.table, MemoryBlob(device.blob))
-    assert not made
+    assert memory.asked == []
     for number in range(3):
         await engine.fill(device.name, 20 * number * BLOCK_SIZE, BLOCK_SIZE, MemorySink())
     await engine.close()
-    assert len(made) == 1
-    assert made[0].startswith("decode")
+    assert memory.asked == [("take", "decode")]
+
+
+async def test_memory_is_given_back_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "REST", 0.0)
+    memory = CountedMemory()
+    engine = Engine(limits=LIMITS, memory=memory)
+    device = aligned_device(64)
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    for number in range(2):
+        memory.given_back.clear()
+        await engine.fill(device.name, 20 * number * BLOCK_SIZE, BLOCK_SIZE, MemorySink())
+        assert await asyncio.to_thread(memory.given_back.wait, 60)
+    await engine.close()
+    assert [what for what, _ in memory.asked] == ["take", "give back"] * 2
+    assert {thread for _, thread in memory.asked} == {"decode"}
 
 
 async def test_prefetch_is_not_widened(engine: Engine) -> None:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from lazyimg.host import allocator
-from lazyimg.host.allocator import keep_freed_memory, reserve_memory
+from lazyimg.host.allocator import give_back_memory, keep_freed_memory, reserve_memory
 
 COUNT_FAULTS = """
 import resource, sys
@@ -89,3 +89,32 @@ def test_block_that_stays_protected_is_not_given_back() -> None:
 def test_other_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
     assert not keep_freed_memory()
+
+
+COUNT_PAGES = """
+import mmap
+from lazyimg.host.allocator import HeapMemory, keep_freed_memory
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+keep_freed_memory()
+memory, before = HeapMemory(), resident()
+memory.take()
+taken = resident()
+memory.give_back()
+print(taken - before, resident() - before)
+"""
+
+
+def test_freed_memory_is_given_back() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", COUNT_PAGES], capture_output=True, text=True, check=True
+    )
+    taken, left = map(int, ran.stdout.split())
+    assert taken > 15 << 20
+    assert left < 4 << 20
+
+
+def test_other_c_library_gives_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    assert not give_back_memory()
