@@ -25,12 +25,14 @@ import select
 import struct
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import zstandard
 
+from lazyimg.fill.decode import decode_spans
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import keep_freed_memory
 from lazyimg.images.catalog import Catalog
@@ -64,9 +66,9 @@ class Settings(msgspec.Struct):
     Attributes:
         image: as ReadImage has it.
         cache: an empty directory.
-        kind: "minimal", "checked": the loops above; else the daemon's parts: "local": the blob's
-            bytes count as being in memory; "fetched": they are asked for, as from a registry, which
-            answers at once.
+        kind: "minimal", "checked": the loops above; else the daemon's parts: "decoded": all spans
+            were decoded and checked lately; "local": the blob's bytes count as being in memory;
+            "fetched": they are asked for, as from a registry, which answers at once.
         min_fetch: as in FillLimits.
     """
 
@@ -85,8 +87,7 @@ def main() -> None:
     if settings.kind in {"minimal", "checked"}:
         serve_minimal(image, Path(settings.cache), checked=settings.kind == "checked")
     else:
-        cache, at_hand = Path(settings.cache), settings.kind == "local"
-        asyncio.run(serve(image, cache, settings.min_fetch, at_hand=at_hand))
+        asyncio.run(serve(image, settings))
 
 
 def answer_parent(count: Callable[[], int]) -> None:
@@ -126,27 +127,40 @@ class MemoryBlob:
         return False
 
 
-async def serve(image: ReadImage, cache: Path, min_fetch: int, *, at_hand: bool) -> None:
+async def serve(image: ReadImage, settings: Settings) -> None:
     """Serve with the daemon's own parts."""
+    at_hand = settings.kind == "local"
     blob = MemoryBlob(await asyncio.to_thread(image.blob.read_bytes), at_hand=at_hand)
 
     async def open_blob(_source: SourceRecord, _access: Access | None) -> BlobReader:
         return blob
 
     library = Library(image.root / "library.sqlite")
-    limits = FillLimits(min_fetch=min_fetch, ahead=0)  # what is asked for, and no more
+    limits = FillLimits(min_fetch=settings.min_fetch, ahead=0)  # what is asked for, and no more
+    if settings.kind == "decoded":
+        limits = replace(limits, recent=8 * image.content.stat().st_size)
     engine = Engine(limits=limits)
     catalog = Catalog(image.root, library, engine, open_blob, ShownAccess())
     catalog.load()
     transport = CachefilesTransport(catalog, domain_id=DOMAIN)
     catalog.use(transport)
-    await transport.start(cache)
+    if settings.kind == "decoded":
+        decode_all(engine, image)
+    await transport.start(Path(settings.cache))
     try:
         await asyncio.to_thread(answer_parent, lambda: transport.counters.reads)
     finally:
         await transport.stop()
         await engine.close()
         library.close()
+
+
+def decode_all(engine: Engine, image: ReadImage) -> None:
+    """Let the engine have decoded every span lately."""
+    table = DeviceTable((image.root / "tables" / "table").read_bytes())
+    spans, _ = decode_spans(table, range(table.span_count), 0, image.blob.read_bytes())
+    for number, data in spans.items():
+        engine._recent.put(image.device, number, data)  # noqa: SLF001 - nobody else would
 
 
 def serve_minimal(image: ReadImage, cache: Path, *, checked: bool) -> None:
