@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 SIZE: Final = 24 << 20  # of the image
 DISK: Final = 256 << 20  # of the disk that becomes full
+INODES: Final = 1024  # of another one
 ROUNDS: Final = 60  # the kernel notices what was freed at its next write
+NEVER: Final = {  # the kernel's own limits do not act
+    f"LAZYIMG_CACHEFILES_{unit}{name}": percent
+    for unit in "BF"
+    for name, percent in (("STOP", "0"), ("CULL", "1"), ("RUN", "2"))
+}
+LEFT: Final = (0, 1, 7, 70, 131, 1029)  # KiB: a write ends in the middle of a block, or piece
 
 Source = tuple[str, PlainImage]
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +44,15 @@ def source(disk: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def small_disk(disk: Path) -> Iterator[Path]:
-    """Mount a small file system of its own."""
+def small_disk(disk: Path, *options: str) -> Iterator[Path]:
+    """Mount a small file system of its own; `options` are those of mkfs.ext4."""
     with tempfile.TemporaryDirectory(dir=disk) as name:
         image, directory = Path(name, "image"), Path(name, "small")
         directory.mkdir()
         with image.open("wb") as file:
             file.truncate(DISK)
         # Nothing is reserved for root, who would not notice that the disk is full.
-        run("mkfs.ext4", "-q", "-F", "-m", "0", image)
+        run("mkfs.ext4", "-q", "-F", "-m", "0", *options, image)
         run("mount", "-o", "loop", image, directory)
         try:
             yield directory
@@ -69,26 +71,12 @@ def small(disk: Path) -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture
-def lazyimg(disk: Path) -> Iterator[Lazyimg]:
-    with tempfile.TemporaryDirectory(dir=disk) as directory:
-        yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    return directory
-
-
 def fill_up(directory: Path) -> Path:
     """Leave nothing; return the file that takes it."""
     ballast = directory / "ballast"
-    with ballast.open("wb", buffering=0) as file:
+    with ballast.open("ab", buffering=0) as file:
         size = 1 << 20
-        while size >= 4096:  # all of it, down to the last block
+        while size >= 1024:  # all of it, down to the last block
             try:
                 os.posix_fallocate(file.fileno(), file.tell(), size)
                 file.seek(size, os.SEEK_CUR)
@@ -139,6 +127,77 @@ def test_cache_is_full(
         ballast.unlink()
         read_again(target, image)
         lazyimg.verb("umount", target)
+
+
+@pytest.mark.parametrize("block", ["1024", "4096"])
+def test_file_system_refuses_what_the_kernel_would_store(
+    source: Source,
+    disk: Path,
+    lazyimg: Lazyimg,
+    target: Path,
+    capfd: pytest.CaptureFixture[str],
+    block: str,
+) -> None:
+    """As with a quota: nothing tells before the write that there is no room for it."""
+    reference, image = source
+    with small_disk(disk, "-b", block) as small:
+        lazyimg.settings |= {"LAZYIMG_CACHE": str(small / "cache"), **NEVER}
+        with lazyimg.serving() as daemon:
+            lazyimg.mount(reference, target)
+            for left in LEFT:
+                ballast = fill_up(small)
+                os.truncate(ballast, ballast.stat().st_size - (left << 10))
+                with pytest.raises(OSError, match=r"Input/output error|No buffer space"):
+                    read_all(target, image)
+                said = capfd.readouterr().err
+                assert "Traceback" not in said
+                assert daemon.poll() is None
+            status = lazyimg.status()
+            assert status["reads_failed"] > 0
+            assert "cannot write to the cache: No space left on device" in status["failure"]
+            (mount,) = status["mounts"]
+            assert mount["present"] < mount["size"]
+            ballast.unlink()
+            read_again(target, image)
+            assert_same_after_reopening(lazyimg, source, target)
+
+
+def assert_same_after_reopening(lazyimg: Lazyimg, source: Source, target: Path) -> None:
+    """What was stored around the failures is right when nothing of it is in memory."""
+    lazyimg.unmount(target)
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    lazyimg.mount(source[0], target)
+    read_all(target, source[1])
+    lazyimg.unmount(target)
+
+
+def take_inodes(directory: Path) -> Iterator[Path]:
+    """Leave no inode; give the files that have them."""
+    with suppress(OSError):
+        for number in range(INODES):
+            path = directory / f"ballast{number}"
+            path.touch()
+            yield path
+
+
+@pytest.mark.parametrize("limits", [{}, NEVER])
+def test_no_inode_is_left(
+    source: Source, disk: Path, lazyimg: Lazyimg, target: Path, limits: dict[str, str]
+) -> None:
+    reference, image = source
+    with small_disk(disk, "-N", str(INODES)) as small:
+        lazyimg.settings |= {"LAZYIMG_CACHE": str(small / "cache"), **limits}
+        with lazyimg.serving() as daemon:
+            names = list(take_inodes(small))
+            line = lazyimg.failure("mount", reference, target, status=74)
+            assert "inode" in line
+            assert daemon.poll() is None
+            assert mounts_below(target.parent) == mounts_below(lazyimg.root) == []
+            for name in names:
+                name.unlink()
+            lazyimg.mount(reference, target)
+            read_again(target, image)
+            assert_same_after_reopening(lazyimg, source, target)
 
 
 def test_root_is_full(source: Source, disk: Path, small: Path, target: Path) -> None:
