@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.real.docker_registry import running_registry
-from tests.real.fault_proxy import Fault, FaultProxy, Rule, running_fault_proxy
+from tests.real.fault_proxy import TOKEN_PATH, Fault, FaultProxy, Rule, running_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,10 +29,15 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def ask(address: str, method: str, path: str, data: bytes = b"", span: str = "") -> Answer:
+def ask(
+    address: str, method: str, path: str, data: bytes = b"", span: str = "", token: str = ""
+) -> Answer:
     connection = HTTPConnection(address, timeout=2)
+    headers = {"Range": span, "Authorization": token and f"Bearer {token}"}
     try:
-        connection.request(method, path, data, {"Range": span} if span else {})
+        connection.request(
+            method, path, data, {name: text for name, text in headers.items() if text}
+        )
         answer = connection.getresponse()
         return Answer(answer.status, dict(answer.headers), answer.read())
     finally:
@@ -132,3 +138,29 @@ def test_rules_of_repositories_and_paths(proxy: FaultProxy) -> None:
     answers = [fetch(proxy).status for _ in range(50)]
     assert 10 < answers.count(500) < 40
     assert proxy.done == {Fault.SERVER_ERROR: answers.count(500)}
+
+
+def test_tokens(proxy: FaultProxy) -> None:
+    def fetch_with(token: str) -> int:
+        return ask(proxy.address, "GET", PATH, token=token).status
+
+    proxy.token_uses = 2
+    challenge = ask(proxy.address, "GET", PATH).headers["WWW-Authenticate"]
+    realm = f"http://{proxy.address}/token"
+    assert challenge == f'Bearer realm="{realm}",scope="repository:a/b:pull"'
+    asked = "/token?scope=repository%3Aa%2Fb%3Apull"
+    one, other = (json.loads(ask(proxy.address, "GET", asked).body)["token"] for _ in range(2))
+    assert [fetch_with(one) for _ in range(3)] == [200, 200, 401]
+    assert fetch_with("mine") == 401
+    proxy.rules = [Rule([Fault.SERVER_ERROR], share=1, repository="a/b", part=TOKEN_PATH)]
+    assert ask(proxy.address, "GET", asked).status == 500
+    assert ask(proxy.address, "GET", asked.replace("Fb", "Fc")).status == 200
+    assert fetch_with(other) == 200
+    proxy.rules = [Rule([Fault.WRONG_BYTES], share=1, part="")]
+    wrong = ask(proxy.address, "GET", asked)
+    assert wrong.status == 200
+    assert b"token" not in wrong.body
+    assert fetch_with("mine") == 401
+    proxy.rules = [Rule([Fault.HALF], share=1, part="")]
+    with pytest.raises(HTTPException):
+        ask(proxy.address, "GET", asked)

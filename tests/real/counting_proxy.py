@@ -133,12 +133,21 @@ async def serving(origin: str, answer: Answer) -> AsyncIterator[Proxy]:
 
 
 async def pass_on(
-    session: aiohttp.ClientSession, origin: str, request: web.BaseRequest, counts: Counts
+    session: aiohttp.ClientSession,
+    origin: str,
+    request: web.BaseRequest,
+    counts: Counts,
+    *,
+    without: str = "",
 ) -> web.StreamResponse:
-    """Pass one request to the origin and its answer back, piece by piece."""
+    """Pass one request to the origin, `without` one header, and its answer back, piece by piece."""
     exchange = Exchange(request.method, request.raw_path, request.headers.get("Range"))
     counts.exchanges.append(exchange)
-    headers = [(name, text) for name, text in request.headers.items() if is_end_to_end(name)]
+    headers = [
+        (name, text)
+        for name, text in request.headers.items()
+        if is_end_to_end(name) and name != without
+    ]
     async with session.request(
         request.method,
         URL(f"http://{origin}{request.raw_path}", encoded=True),  # as it came, not quoted anew

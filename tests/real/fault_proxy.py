@@ -6,6 +6,7 @@
         ...
         proxy.heal()                                     # well again; what hangs is let go
         proxy.done[Fault.RESET]                          # how often it did what
+        proxy.token_uses = 50                            # nothing without a token, of its own
 
 Which requests fail, and how, comes from the seed, in the order in which they arrive. The first
 rule that fits a request decides; without rules everything is passed on.
@@ -14,6 +15,7 @@ rule that fits a request decides; without rules everything is passed on.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 import struct
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
@@ -33,8 +36,10 @@ from tests.real.counting_proxy import Counts, is_end_to_end, pass_on, running_pr
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-GONE_SECONDS: Final = 1.0
+GONE_SECONDS: Final = 0.3
 """For how long the requests that the rule fits are reset after `Fault.GONE`."""
+
+TOKEN_PATH: Final = "/token"
 
 _ABORT: Final = struct.pack("ii", 1, 0)  # struct linger: close(2) sends RST
 
@@ -83,7 +88,7 @@ class Rule:
         faults: one of them is chosen.
         share: of the requests that fail.
         repository: its name; "" for all.
-        part: what the path must contain, such as "/blobs/" or a digest.
+        part: what the path must contain, such as "/blobs/", "/manifests/", a digest, `TOKEN_PATH`.
     """
 
     faults: Sequence[Fault] = tuple(Fault)
@@ -92,8 +97,9 @@ class Rule:
     part: str = "/blobs/"
 
     def fits(self, path: str) -> bool:
-        """Tell whether a request's path is meant."""
-        return path.startswith(f"/v2/{self.repository}") and self.part in path
+        """Tell whether a request's path is meant; a token's has the repository in its scope."""
+        names = (f"/v2/{self.repository}", f"repository:{self.repository}")
+        return self.part in path and any(name in unquote(path) for name in names)
 
 
 @dataclass
@@ -104,6 +110,7 @@ class FaultProxy:
         address: host:port.
         counts: of everything that was passed on.
         rules: how it misbehaves now.
+        token_uses: requests that a token is good for; 0: none is asked for.
         done: how often it did what.
         passed: requests that were answered as the registry did.
     """
@@ -114,6 +121,8 @@ class FaultProxy:
     rules: Sequence[Rule] = ()
     done: Counter[Fault] = field(default_factory=Counter)
     passed: int = 0
+    token_uses: int = 0
+    _tokens: Counter[str] = field(default_factory=Counter)  # uses that are left
     _well: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
     _gone_until: float = 0.0
@@ -143,12 +152,33 @@ class FaultProxy:
         try:
             if rule is None or self.chance.random() >= rule.share:
                 self.passed += 1
-                return await pass_on(session, origin, request, counts)
-            fault = self.chance.choice(list(rule.faults))
-            self.done[fault] += 1
-            return await self._fail(fault, session, origin, request)
+                fault = None
+            else:
+                fault = self.chance.choice(list(rule.faults))
+                self.done[fault] += 1
+            if fault is not None and fault is not Fault.WHOLE:
+                return await self._fail(fault, session, origin, request)
+            return self._own_answer(request) or await pass_on(
+                session, origin, request, counts, without="Range" if fault else ""
+            )
         except aiohttp.ClientConnectionResetError:  # who asked has gone
             return abort(request)
+
+    def _own_answer(self, request: web.BaseRequest) -> web.Response | None:
+        """Give a token, or ask for one; None when that is right, or not wanted."""
+        if not self.token_uses:
+            return None
+        if request.path == TOKEN_PATH:
+            token = f"token-{len(self._tokens)}"
+            self._tokens[token] = self.token_uses
+            return web.Response(text=json.dumps({"token": token}))
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        self._tokens[token] -= 1
+        if self._tokens[token] >= 0:
+            return None
+        name = request.path.removeprefix("/v2/").rpartition("/")[0].rpartition("/")[0]
+        challenge = f'realm="http://{self.address}{TOKEN_PATH}",scope="repository:{name}:pull"'
+        return web.Response(status=401, headers={"WWW-Authenticate": f"Bearer {challenge}"})
 
     async def _fail(
         self, fault: Fault, session: aiohttp.ClientSession, origin: str, request: web.BaseRequest
@@ -173,20 +203,18 @@ class FaultProxy:
         sent = CIMultiDict(
             (name, text) for name, text in request.headers.items() if is_end_to_end(name)
         )
-        if fault is Fault.WHOLE:
-            sent.popall("Range", None)
-        elif fault is Fault.OTHER_BYTES:
+        if fault is Fault.OTHER_BYTES:
             sent["Range"] = move_range(sent.get("Range", ""))
-        async with session.request(
-            request.method,
-            URL(f"http://{origin}{request.raw_path}", encoded=True),
-            headers=sent,
-            allow_redirects=False,
-        ) as answer:
-            body = await answer.read()
-            headers = CIMultiDict(
-                (name, text) for name, text in answer.headers.items() if is_end_to_end(name)
+        own = self._own_answer(request)
+        if own is not None:
+            status, headers, body = (
+                own.status,
+                CIMultiDict(own.headers),
+                bytes(own.text or "", "ascii"),
             )
+            headers["Content-Length"] = str(len(body))
+        else:
+            status, headers, body = await ask(session, origin, request, sent)
         asked = request.headers.get("Range", "").removeprefix("bytes=")
         if fault is Fault.WRONG_RANGE:
             headers["Content-Range"] = f"bytes 1-{len(body)}/{len(body) + 1}"
@@ -195,7 +223,7 @@ class FaultProxy:
             headers["Content-Range"] = f"bytes {asked}/{total}"
         elif fault is Fault.WRONG_BYTES:
             body = bytes(byte ^ 0x5A for byte in body[:64]) + body[64:]
-        response = web.StreamResponse(status=answer.status, headers=headers)
+        response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
         if fault in {Fault.HALF, Fault.STALL}:
             await response.write(body[: len(body) // 2])
@@ -207,6 +235,24 @@ class FaultProxy:
         await response.write(body)
         await response.write_eof()
         return response
+
+
+async def ask(
+    session: aiohttp.ClientSession,
+    origin: str,
+    request: web.BaseRequest,
+    headers: CIMultiDict[str],
+) -> tuple[int, CIMultiDict[str], bytes]:
+    """Ask the registry itself, with other headers; give status, headers and body."""
+    async with session.request(
+        request.method,
+        URL(f"http://{origin}{request.raw_path}", encoded=True),
+        headers=headers,
+        allow_redirects=False,
+    ) as answer:
+        body = await answer.read()
+        kept = [(name, text) for name, text in answer.headers.items() if is_end_to_end(name)]
+        return answer.status, CIMultiDict(kept), body
 
 
 def move_range(text: str) -> str:
