@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.real.docker_registry import Registry, running_registry
+from tests.real.lazyimg_process import Lazyimg, mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def disk() -> Path:
+    """Give the file system that cachefiles takes."""
+    return Path(os.environ["LAZYIMG_VM_DISK"])
 
 
 @pytest.fixture
@@ -18,3 +27,19 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     """Run an empty registry that asks for nothing."""
     with running_registry(tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+def lazyimg(disk: Path) -> Iterator[Lazyimg]:
+    """Give a place for a daemon, gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        yield Lazyimg(Path(directory, "state"))
+        assert mounts_below(Path(directory)) == []
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Give a directory to mount on."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    return directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import tempfile
 from collections import Counter
@@ -12,8 +11,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from lazyimg.api.client import Client
-from lazyimg.api.messages import MountRequest, UnmountRequest
 from lazyimg.errors import LazyimgError, RegistryError
 from tests.real.docker_registry import running_registry
 from tests.real.fault_proxy import TOKEN_PATH, Fault, FaultProxy, Rule, running_fault_proxy
@@ -46,7 +43,6 @@ ROUNDS: Final = 20
 READING: Final = 2400.0
 TOKEN_USES: Final = 20  # requests; then another token is wanted
 MOUNTS: Final = scaled(40, least=10)
-MOUNTING: Final = 120.0  # seconds: some requests, each tried again and again
 THEIRS: Final = {"registry", "access-denied", "not-found", "corrupt"}  # kinds of failures
 HARMLESS: Final = [Fault.OTHER_BYTES, Fault.WRONG_RANGE, Fault.WHOLE]  # where no range is asked for
 SEED: Final = 3
@@ -169,14 +165,11 @@ def read_again(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def mount_and_unmount(lazyimg: Lazyimg, setting: Setting, target: Path) -> str:
+def mount_and_unmount(lazyimg: Lazyimg, setting: Setting, target: Path) -> str:
     """Give the kind of the failure, or "" when all is well."""
-    client = Client(lazyimg.environment["LAZYIMG_ADDRESS"])
-    reference = f"{setting.proxy.address}/good"
     failure = None
     try:
-        async with asyncio.timeout(MOUNTING):
-            await client.mount(MountRequest(reference=reference, directory=str(target)))
+        lazyimg.mount(f"{setting.proxy.address}/good", target)
     except LazyimgError as error:
         failure = error
     if failure is not None:
@@ -187,7 +180,7 @@ async def mount_and_unmount(lazyimg: Lazyimg, setting: Setting, target: Path) ->
     setting.proxy.heal()
     path = next(setting.good.files.rglob("small5"))
     assert read_again(target / path.relative_to(setting.good.files)) == path.read_bytes()
-    await client.unmount(UnmountRequest(directory=str(target)))
+    lazyimg.unmount(target)
     return ""
 
 
@@ -201,7 +194,7 @@ def assert_well(lazyimg: Lazyimg, setting: Setting, target: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["/manifests/", "/blobs/", TOKEN_PATH])
-async def test_mount_under_each_fault_alone(
+def test_mount_under_each_fault_alone(
     part: str, setting: Setting, lazyimg: Lazyimg, targets: list[Path]
 ) -> None:
     proxy, target = setting.proxy, targets[0]
@@ -211,14 +204,14 @@ async def test_mount_under_each_fault_alone(
         # Once an image is known, it can be mounted while the registry is away.
         for fault in sorted(Fault, key=HARMLESS.__contains__):
             proxy.rules = [Rule([fault], share=1, repository="good", part=part)]
-            kinds[fault] = await mount_and_unmount(lazyimg, setting, target)
+            kinds[fault] = mount_and_unmount(lazyimg, setting, target)
             assert kinds[fault] or fault in HARMLESS, fault
         logging.getLogger(__name__).info("%s: %s", part, kinds)
         assert proxy.done.keys() >= set(Fault) - set(HARMLESS)
         assert_well(lazyimg, setting, target)
 
 
-async def test_mounts_under_all_faults_at_once(
+def test_mounts_under_all_faults_at_once(
     setting: Setting, lazyimg: Lazyimg, targets: list[Path]
 ) -> None:
     proxy, target = setting.proxy, targets[0]
@@ -227,7 +220,7 @@ async def test_mounts_under_all_faults_at_once(
     with lazyimg.serving():
         for _ in range(MOUNTS):
             proxy.rules = [Rule(share=0.5, repository="good", part="")]
-            kinds[await mount_and_unmount(lazyimg, setting, target)] += 1
+            kinds[mount_and_unmount(lazyimg, setting, target)] += 1
         logging.getLogger(__name__).info("%s; %s", kinds, proxy.done)
         assert kinds.total() == MOUNTS
         assert_well(lazyimg, setting, target)

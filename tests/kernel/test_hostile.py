@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,27 +15,14 @@ from lazyimg_formats.device_table import MAX_SPAN_SIZE
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.zstd_chunked.location import TocLocation, serialize_annotations
 from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable
-from tests.real.lazyimg_process import Lazyimg, mounts_below
 from tests.real.measured import peak_memory
 from tests.real.oci_layout import LayoutWriter, StoredLayer, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.real.lazyimg_process import Lazyimg
 
 MEMORY: Final = 512 << 20  # bytes of the worker
 SMALL: Final = b"small" * 1000
-
-
-@pytest.fixture
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
-
-
-@pytest.fixture
-def lazyimg(disk: Path) -> Iterator[Lazyimg]:
-    with tempfile.TemporaryDirectory(dir=disk) as directory:
-        yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
 
 
 def pack(data: bytes, *, say_size: bool = True) -> bytes:

@@ -32,11 +32,6 @@ PROGRAM: Final = "import json, ssl, asyncio; print(json.dumps('it runs'))"
 
 
 @pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
-
-
-@pytest.fixture(scope="module")
 def images() -> DebianImages:
     return debian_images()
 
@@ -52,21 +47,6 @@ def registry(disk: Path, images: DebianImages) -> Iterator[Registry]:
         for tag in ("python", "nginx"):
             lazyimg.verb("convert", f"oci:{images.layout}:{tag}", f"{running.address}/{tag}")
         yield running
-
-
-@pytest.fixture
-def lazyimg(disk: Path) -> Iterator[Lazyimg]:
-    """A place for a daemon, gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=disk) as directory:
-        yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    return directory
 
 
 def layers(lazyimg: Lazyimg, reference: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from lazyimg.api.messages import MountRequest, UnmountRequest
 from tests.fakes.api_client import ApiClient
 from tests.real.docker_registry import running_registry
-from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.lazyimg_process import Lazyimg
 from tests.real.plain_image import PlainImage, make_plain_image
 from tests.real.readers import running_readers
 from tests.real.scale import scaled
@@ -43,18 +42,6 @@ class Held(NamedTuple):
     def lasting(self) -> tuple[list[str], int, int]:
         """What must be the same again; threads come and stay, up to the size of their pools."""
         return self.fds, self.mounts, self.directories
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
-
-
-@pytest.fixture
-def lazyimg(disk: Path) -> Iterator[Lazyimg]:
-    with tempfile.TemporaryDirectory(dir=disk) as directory:
-        yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
 
 
 @pytest.fixture

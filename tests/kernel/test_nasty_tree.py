@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.real.docker_registry import Registry, running_registry
-from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.lazyimg_process import Lazyimg
 from tests.real.nasty_tree import GIBIBYTE, LAYERS, NastyTree, nasty_tree
 from tests.real.tree_manifest import differences, read_tree
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MEBIBYTE: Final = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +38,6 @@ def registry(disk: Path, nasty: NastyTree) -> Iterator[Registry]:
         for tag in ("nasty", "links"):
             lazyimg.verb("convert", f"oci:{nasty.layout(tag)}:{tag}", f"{running.address}/{tag}")
         yield running
-
-
-@pytest.fixture
-def lazyimg(disk: Path) -> Iterator[Lazyimg]:
-    """A place for a daemon, gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=disk) as directory:
-        yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    return directory
 
 
 def test_tree_equals_what_containerd_unpacks(

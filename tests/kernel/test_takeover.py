@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import re
@@ -11,11 +12,15 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from lazyimg.errors import DaemonUnavailableError
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below, worker_of
 from tests.real.plain_image import PlainImage, make_plain_image
@@ -31,12 +36,8 @@ SIZE: Final = scaled(256 << 20, least=64 << 20)  # bytes
 READERS: Final = 8
 AFTERWARDS: Final = 5.0  # seconds of reading in peace
 PATIENCE: Final = 240.0
+PIECE: Final = 16_384
 SUPERVISOR_MEMORY: Final = 15 << 20
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +99,10 @@ def kill_worker(daemon: subprocess.Popen[bytes]) -> None:
     os.kill(eventually(lambda: worker_of(daemon)), signal.SIGKILL)
 
 
-def stuck() -> list[str]:
+def stuck(pid: str = "[0-9]*") -> list[str]:
     """Return the processes that cannot be killed."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob(f"{pid}/stat"):
         try:
             name, _, rest = path.read_text().rpartition(")")
         except OSError:
@@ -130,10 +131,14 @@ def read_all(directory: Path) -> str:
     ).stderr
 
 
-def assert_readable(mount: Path, image: PlainImage) -> None:
-    with running_readers(mount, image.files, processes=2, reads=100) as readers:
-        report = readers.finish(PATIENCE)
-    assert (report.errors, report.short, report.wrong) == ({}, 0, [])
+def assert_readable(mount: Path, image: PlainImage, *, pieces: int = 100) -> None:
+    """Read pieces of files, other ones each time, and compare them."""
+    paths = sorted(path for path in image.files.rglob("*") if path.is_file())
+    for path in random.choices(paths, k=pieces):  # noqa: S311 - offsets
+        offset = random.randrange(path.stat().st_size)  # noqa: S311
+        with path.open("rb") as there, (mount / path.relative_to(image.files)).open("rb") as here:
+            expected = os.pread(there.fileno(), PIECE, offset)
+            assert os.pread(here.fileno(), PIECE, offset) == expected, (path, offset)
 
 
 @pytest.mark.parametrize("ready", [False, True])
@@ -156,7 +161,7 @@ def test_worker_killed_every_second_while_processes_read(
             time.sleep(AFTERWARDS)
             report = readers.finish(PATIENCE, stop=True)
         status = lazyimg.status()
-        print(f"\nkilled {killed} times: {report}")  # noqa: T201 - figures
+        logging.getLogger(__name__).info("killed %d times: %s", killed, report)
         assert (report.errors, report.short, report.wrong) == ({}, 0, [])
         assert report.reads > 0
         assert status["restarts"] >= killed
@@ -171,15 +176,16 @@ def test_worker_killed_with_an_open_unanswered(
 ) -> None:
     with lazyimg.serving() as daemon:
         _, command = lazyimg.verb("fsid", reference).splitlines()
-        worker = worker_of(daemon)
-        assert worker is not None
-        os.kill(worker, signal.SIGSTOP)
-        mounting = subprocess.Popen([*shlex.split(command)[:-1], str(target)])
-        eventually(stuck)  # mount(2) waits for the answer to an OPEN
-        os.kill(worker, signal.SIGKILL)
-        assert mounting.wait(PATIENCE) == 0
-        assert_readable(target, image)
-        subprocess.run(["umount", str(target)], check=True, timeout=PATIENCE)
+        for _ in range(ROUNDS):
+            worker = eventually(lambda: worker_of(daemon))
+            lazyimg.status()  # it is ready
+            os.kill(worker, signal.SIGSTOP)
+            mounting = subprocess.Popen([*shlex.split(command)[:-1], str(target)])
+            eventually(partial(stuck, str(mounting.pid)))  # it waits for the answer to an OPEN
+            os.kill(worker, signal.SIGKILL)
+            assert mounting.wait(PATIENCE) == 0
+            assert_readable(target, image, pieces=20)
+            subprocess.run(["umount", str(target)], check=True, timeout=PATIENCE)
     assert_device_is_free()
 
 
@@ -188,53 +194,68 @@ def test_worker_killed_with_a_mount_in_flight(
     image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path, *, read_write: bool
 ) -> None:
     chance = random.Random(1)  # noqa: S311 - moments
-    options = ["--rw"] if read_write else []
-    ended: dict[int, int] = {}
+    ended: Counter[str] = Counter()
     with lazyimg.serving() as daemon:
-        lazyimg.verb("fsid", reference)
+        begun = time.monotonic()
+        lazyimg.mount(reference, target, read_write=read_write)
+        usual = time.monotonic() - begun
+        lazyimg.unmount(target)
         for _ in range(ROUNDS):
-            verb = lazyimg.start_verb("mount", *options, reference, target)
-            time.sleep(chance.uniform(0.2, 1.5))
+            mounting = lazyimg.start_mounting(reference, target, read_write=read_write)
+            wait([mounting], timeout=chance.uniform(0, usual))
             kill_worker(daemon)
-            verb.communicate(timeout=PATIENCE)
-            ended[verb.returncode] = ended.get(verb.returncode, 0) + 1
+            failure = mounting.exception()
             eventually(lambda: not stuck())
-            if verb.returncode:  # it was undone
-                assert lazyimg.status()["mounts"] == []
-                assert str(target) not in mounts_below(target.parent)
-                lazyimg.verb("mount", *options, reference, target)
-            assert_readable(target, image)
-            lazyimg.verb("umount", target)
+            mounts = [mount["directory"] for mount in lazyimg.status()["mounts"]]
+            assert mounts == mounts_below(target.parent)
+            assert mounts or failure is not None
+            ended[describe(failure, mounts)] += 1
+            if not mounts:  # it was undone
+                lazyimg.mount(reference, target, read_write=read_write)
+            assert_readable(target, image, pieces=20)
+            lazyimg.unmount(target)
             assert list((lazyimg.root / "mnt").iterdir()) == []
             assert list((lazyimg.root / "scratch").iterdir()) == []
-    print(f"\nmount ended with {ended}")  # noqa: T201 - figures
+    logging.getLogger(__name__).info("mounting: %s", ended)
     assert_device_is_free()
+
+
+def describe(failure: BaseException | None, mounts: list[str]) -> str:
+    """Say how a request ended, and what is there."""
+    assert failure is None or isinstance(failure, DaemonUnavailableError), failure
+    return f"{'failed' if failure else 'done'}, {'mounted' if mounts else 'not mounted'}"
 
 
 def test_worker_killed_during_umount(
     image: PlainImage, reference: str, lazyimg: Lazyimg, target: Path
 ) -> None:
     chance = random.Random(2)  # noqa: S311 - moments
-    ended: dict[int, int] = {}
+    ended: Counter[str] = Counter()
     with lazyimg.serving() as daemon:
+        lazyimg.mount(reference, target, read_write=True)
+        begun = time.monotonic()
+        lazyimg.unmount(target)
+        usual = time.monotonic() - begun
         for _ in range(ROUNDS):
-            lazyimg.verb("mount", "--rw", reference, target)
+            lazyimg.mount(reference, target, read_write=True)
             (target / "new").write_text("mine")
-            verb = lazyimg.start_verb("umount", target)
-            time.sleep(chance.uniform(0.2, 0.8))
+            unmounting = lazyimg.start_unmounting(target)
+            wait([unmounting], timeout=chance.uniform(0, usual))
             kill_worker(daemon)
-            verb.communicate(timeout=PATIENCE)
-            ended[verb.returncode] = ended.get(verb.returncode, 0) + 1
+            failure = unmounting.exception()
             eventually(lambda: not stuck())
             mounts = [mount["directory"] for mount in lazyimg.status()["mounts"]]
             assert mounts == mounts_below(target.parent)
+            assert failure is not None or not mounts
+            ended[describe(failure, mounts)] += 1
             if mounts:  # it had not begun
                 assert (target / "new").read_text() == "mine"
-                lazyimg.verb("umount", target)
+                assert_readable(target, image, pieces=5)
+                lazyimg.unmount(target)
             assert mounts_below(target.parent) == []
             assert mounts_below(lazyimg.root) == []
             assert list((lazyimg.root / "scratch").iterdir()) == []
-    print(f"\numount ended with {ended}")  # noqa: T201 - figures
+    logging.getLogger(__name__).info("unmounting: %s", ended)
     assert_device_is_free()
 
 
@@ -362,5 +383,5 @@ def test_status_tells_of_supervisor_and_restarts(lazyimg: Lazyimg) -> None:
             for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
         )
         memory = int(fields["VmRSS"].split()[0]) * 1024
-        print(f"\nsupervisor: {memory / 2**20:.1f} MB")  # noqa: T201 - figures
+        logging.getLogger(__name__).info("supervisor: %.1f MB", memory / 2**20)
         assert memory < SUPERVISOR_MEMORY

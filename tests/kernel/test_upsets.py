@@ -29,11 +29,6 @@ PROMPT: Final = 10.0
 
 
 @pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
-
-
-@pytest.fixture(scope="module")
 def contents() -> dict[str, bytes]:
     return {name: os.urandom(SIZE) for name in FILES}
 
@@ -71,21 +66,6 @@ def registry(disk: Path, layout: Path) -> Iterator[Registry]:
 @pytest.fixture
 def reference(registry: Registry) -> str:
     return reference_in(registry)
-
-
-@pytest.fixture
-def lazyimg(disk: Path) -> Iterator[Lazyimg]:
-    """A place for a daemon, gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=disk) as directory:
-        yield Lazyimg(Path(directory, "state"))
-        assert mounts_below(Path(directory)) == []
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    return directory
 
 
 def reference_in(registry: Registry) -> str:

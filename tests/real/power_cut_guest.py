@@ -64,7 +64,7 @@ def check(lazyimg: Lazyimg, images: dict[str, Path], synced: dict[str, list[str]
                 if good < 0:
                     say("wrong", tag, name, "other bytes")
                 read, failed = read + good, failed + bad
-            lazyimg.verb("umount", lazyimg.root.parent / tag)
+            lazyimg.unmount(lazyimg.root.parent / tag)
     say("checked", read, failed)
 
 
@@ -89,7 +89,7 @@ def mount(lazyimg: Lazyimg, reference: str, target: Path) -> None:
     """Mount an image, unless the daemon has done so itself."""
     mounted = [mount["directory"] for mount in lazyimg.status()["mounts"]]
     if str(target) not in mounted:
-        lazyimg.verb("mount", reference, target)
+        lazyimg.mount(reference, target)
 
 
 def fill(lazyimg: Lazyimg, share: Path, images: dict[str, Path]) -> None:
