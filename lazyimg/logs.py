@@ -47,7 +47,7 @@ _SECRETS: Final = (
     (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), r"\1?***"),
     (
         re.compile(
-            r"(?i)\b(password|token|secret|identitytoken|authorization)([\"']?\s*[=:]\s*)\S+"
+            r"(?i)(?<!/)\b(password|token|secret|identitytoken|authorization)([\"']?\s*[=:]\s*)\S+"
         ),
         r"\1\2***",
     ),

@@ -81,6 +81,7 @@ def test_one_line_whatever_is_in_it(formatter: logging.Formatter) -> None:
         ("got Basic dXNlcjpwYXNz", "got Basic ***"),
         ("https://user:pw@host/v2/", "https://***@host/v2/"),
         ("GET https://host/blob?X-Sig=1&b=2 failed", "GET https://host/blob?*** failed"),
+        ("https://host/token: no answer in time", "https://host/token: no answer in time"),
         ('{"password": "x"}', '{"password": ***'),
         ("token=abc", "token=***"),
         ("nothing here", "nothing here"),
