@@ -124,6 +124,7 @@ def test_power_cuts(tmp_path: Path) -> None:
         check_disk(tmp_path / "disk.img")
         assert [words for words in said if words[0] in {"wrong", "lost"}] == []
         checked += [words[1:] for words in said if words[0] == "checked"]
+        logging.getLogger(__name__).info("cut %d: %s", number, checked[-1:])
         for words in said:
             if words[0] == "mounted":
                 synced.setdefault(words[1].strip(), [])
