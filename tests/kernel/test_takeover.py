@@ -196,6 +196,8 @@ def test_worker_killed_with_a_mount_in_flight(
     chance = random.Random(1)  # noqa: S311 - moments
     ended: Counter[str] = Counter()
     with lazyimg.serving() as daemon:
+        lazyimg.mount(reference, target, read_write=read_write)  # takes longer than the next ones
+        lazyimg.unmount(target)
         begun = time.monotonic()
         lazyimg.mount(reference, target, read_write=read_write)
         usual = time.monotonic() - begun
