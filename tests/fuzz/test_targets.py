@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CUTS = 40
 DAMAGED = 150
@@ -36,6 +41,52 @@ def test_seeds_whole_cut_and_damaged(name: str) -> None:
 @given(data=st.binary(max_size=600))
 def test_any_bytes(name: str, data: bytes) -> None:
     TARGETS[name].run(data)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"))
+    | st.sampled_from(["..", "/", ".wh..wh..opq", "a\0b", "sha256:" + "0" * 64, "AA==", "zeros"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+JSON_TARGETS = {
+    name: [seed for seed in TARGETS[name].seeds() if seed.startswith(b"{")]
+    for name in ("credentials", "documents", "messages", "toc", "tokens")
+}
+
+
+def change(data: st.DataObject, value: Any) -> Any:
+    """Give a document with one value in it replaced, left out, or moved elsewhere."""
+    inside: Sequence[Any] = range(0)
+    if isinstance(value, dict | list):
+        inside = list(value) if isinstance(value, dict) else range(len(value))
+    if not inside or data.draw(st.integers(0, 9)) == 0:
+        return data.draw(VALUES)
+    copy = value.copy()
+    at = data.draw(st.sampled_from(inside))
+    match data.draw(st.sampled_from(["inside", "inside", "inside", "remove", "swap"])):
+        case "remove":
+            del copy[at]
+        case "swap":
+            other = data.draw(st.sampled_from(inside))
+            copy[at], copy[other] = copy[other], copy[at]
+        case _:
+            copy[at] = change(data, copy[at])
+    return copy
+
+
+@pytest.mark.parametrize("name", JSON_TARGETS)
+@given(data=st.data())
+def test_documents_with_other_values(name: str, data: st.DataObject) -> None:
+    document = json.loads(data.draw(st.sampled_from(JSON_TARGETS[name])))
+    for _ in range(data.draw(st.integers(1, 3))):
+        document = change(data, document)
+    TARGETS[name].run(json.dumps(document).encode())
 
 
 def test_findings() -> None:
