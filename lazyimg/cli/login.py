@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from lazyimg.cli.options import access_options, common_options, pass_invocation
+from lazyimg.cli.options import (
+    access_options,
+    check_credential,
+    common_options,
+    pass_invocation,
+)
 from lazyimg.cli.output import print_line
 from lazyimg.cli.reference import registry_access
 from lazyimg.errors import UsageError
@@ -50,6 +55,7 @@ def command(
     if not access.username:
         user = username or _ask("user name", "--username", hidden=False)
         password = _read_password() if password_stdin else _ask("password", "--password-stdin")
+        check_credential("login", user, password)
         access = msgspec.structs.replace(access, username=user, password=password)
     print_line(f"kept in {asyncio.run(_login(registry, access, settings))}")
 

@@ -212,17 +212,26 @@ def add_access_flags(function: Any, prefix: str, *, hidden: bool) -> Any:
     return function
 
 
+def check_credential(what: str, username: str, password: str) -> None:
+    """Refuse what registries and credentials files cannot be told: raises UsageError."""
+    try:
+        (username + password).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(what, "a user name or password that is not UTF-8") from error
+
+
 def read_access(flags: dict[str, Any]) -> Access:
     """Give what the flags for registries say.
 
     Raises:
-        UsageError: --creds without a colon.
+        UsageError: --creds without a colon, or not UTF-8.
     """
     from lazyimg.api.messages import Access  # noqa: PLC0415  --help does without
 
     username, colon, password = (flags["creds"] or "").partition(":")
     if flags["creds"] and not (colon and username):
         raise UsageError("--creds", "expected USER:PASS")
+    check_credential("--creds", username, password)
     return Access(
         authfile=os.path.abspath(flags["authfile"]) if flags["authfile"] else "",  # noqa: PTH100
         username=username,

@@ -50,6 +50,15 @@ def test_password_from_standard_input(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_password_that_is_no_text(
+    run: Callable[..., Result], registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, "pass\udcff\n")
+    result = run("login", registry.host, "-u", "user", "--password-stdin")
+    assert result.code == 64
+    assert result.err == "lazyimg: login: a user name or password that is not UTF-8\n"
+
+
 def test_credentials_as_a_flag_and_a_file_of_its_own(
     run: Callable[..., Result], registry: FakeRegistry, tmp_path: Path
 ) -> None:

@@ -124,6 +124,12 @@ def test_certificates(arguments: list[str], insecure: bool) -> None:  # noqa: FB
     assert access_of(*arguments).insecure is insecure
 
 
+@pytest.mark.parametrize("text", ["a\udcff:b", "a:b\udcff"])
+def test_creds_that_are_no_text(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--creds: a user name or password that is not UTF-8$"):
+        read_access(NOTHING | {"creds": text})
+
+
 @pytest.mark.parametrize("text", ["nocolon", ":p"])
 def test_creds_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--creds: expected USER:PASS$"):
