@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ import pytest
 from lazyimg.errors import DaemonUnavailableError
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below, worker_of
+from tests.real.oci_layout import LayoutWriter
 from tests.real.plain_image import PlainImage, make_plain_image
 from tests.real.readers import running_readers
 from tests.real.scale import scaled
@@ -369,6 +371,32 @@ def test_prefetch_of_a_mount_that_was_taken_over(
         fetches = lazyimg.status()["fetches"]
         assert_readable(target, image)
         assert lazyimg.status()["fetches"] == fetches
+
+
+def test_prefetch_of_what_nobody_can_read_of_a_mount_that_was_taken_over(
+    disk: Path, registry: Registry, lazyimg: Lazyimg, target: Path
+) -> None:
+    """The upper layer hides a file: the kernel has nobody who would have it open its device."""
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        work, layers = Path(directory), []
+        writer = LayoutWriter(work / "layout")
+        for number, names in enumerate((["seen", "hidden"], ["hidden"])):
+            with tarfile.open(work / f"{number}.tar", "w") as tar:
+                for name in names:
+                    (work / name).write_bytes(os.urandom(1 << 20))
+                    tar.add(work / name, name)
+            layers.append(writer.add_layer(work / f"{number}.tar"))
+        writer.add_image("hiding", layers, ["/seen"])
+        reference = f"{registry.address}/hiding:1"
+        lazyimg.verb("convert", f"oci:{work}/layout:hiding", reference)
+    with lazyimg.serving() as daemon:
+        lazyimg.verb("mount", reference, target)
+        lazyimg.verb("prefetch", "-q", "--path", "/*", reference)
+        kill_worker(daemon)
+        (event,) = json.loads(lazyimg.verb("prefetch", "-q", "--json", reference))
+        assert event["present"] == event["total"] == 2 << 20
+        (mount,) = lazyimg.status()["mounts"]
+        assert (mount["present"], mount["size"]) == (2 << 20, 3 << 20)
 
 
 def test_status_tells_of_supervisor_and_restarts(lazyimg: Lazyimg) -> None:
