@@ -122,11 +122,14 @@ class Catalog:
         """Put a range that is in memory into `buffer`; see the port `Filler`."""
         if cookie not in self._verified:
             return self._engine.read_local(cookie, offset, length, buffer)
+        expected = max(0, min(len(buffer), self._bootstraps[cookie] - offset))
         try:
-            return _read(self._root / "bootstraps" / cookie, offset, buffer)
+            if _read(self._root / "bootstraps" / cookie, offset, buffer) >= expected:
+                return expected
         except OSError:
-            self._verified.discard(cookie)  # a fill says what is wrong
-            return None
+            pass
+        self._verified.discard(cookie)  # a fill says what is wrong; the rest is no zeros
+        return None
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         """Make a range present: both numbers are multiples of `BLOCK_SIZE`.

@@ -195,6 +195,18 @@ async def test_bootstrap_that_is_empty(node: Node) -> None:
         await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
 
 
+async def test_bootstrap_that_is_cut_off(node: Node) -> None:
+    path = node.root / "bootstraps" / FSID
+    await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
+    path.write_bytes(BOOTSTRAP[: BLOCK_SIZE + 1])
+    assert read_local(node, 0) == BOOTSTRAP[:BLOCK_SIZE]
+    assert read_local(node, BLOCK_SIZE) is None
+    sink = MemorySink()
+    with pytest.raises(CorruptError, match="its bytes are not those of its name"):
+        await node.catalog.fill(FSID, BLOCK_SIZE, BLOCK_SIZE, sink)
+    assert sink.writes == []
+
+
 async def test_bootstrap_that_goes_away_and_comes_back(node: Node) -> None:
     path = node.root / "bootstraps" / FSID
     await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
