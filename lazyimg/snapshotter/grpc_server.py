@@ -2,10 +2,14 @@
 
 Errors become the statuses that containerd's own snapshotters answer with (package errdefs); what
 is unexpected is logged with its traceback and answered with INTERNAL.
+
+What changes something is finished even if its caller goes away: containerd removes what it does not
+know, and a Remove that stopped half-way would leave a mount that nobody can name any more.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +33,7 @@ from lazyimg_formats.containerd.filters import parse_filter
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -51,6 +55,9 @@ MAX_MESSAGE: Final = 16 << 20
 STOP_GRACE: Final = 5.0
 """Seconds that calls under way may still take when the server stops."""
 
+_FINISHED: Final = frozenset({"Prepare", "View", "Commit", "Remove"})
+"""Calls that go on without their caller."""
+
 _STATUS: Final[dict[type[LazyimgError], grpc.StatusCode]] = {
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     WrongStateError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -71,8 +78,15 @@ def status_of(error: LazyimgError) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-async def start_server(path: Path, snapshotter: Snapshotter) -> grpc.aio.Server:
+async def start_server(
+    path: Path, snapshotter: Snapshotter, begun: set[asyncio.Task[Any]] | None = None
+) -> grpc.aio.Server:
     """Answer calls on a unix socket that only root can reach, until the server is stopped.
+
+    Args:
+        path: of the socket.
+        snapshotter: does what is asked for.
+        begun: takes the calls that go on without their caller.
 
     Raises:
         StorageError: there can be no socket.
@@ -83,7 +97,8 @@ async def start_server(path: Path, snapshotter: Snapshotter) -> grpc.aio.Server:
             ("grpc.max_send_message_length", MAX_MESSAGE),
         ]
     )
-    server.add_generic_rpc_handlers((make_handler(snapshotter),))
+    handler = make_handler(snapshotter, set() if begun is None else begun)
+    server.add_generic_rpc_handlers((handler,))
     mask = os.umask(0o177)  # the socket is root's from its first moment
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -105,14 +120,26 @@ async def listen(path: Path, snapshotter: Snapshotter, stack: AsyncExitStack) ->
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(str(path.parent), f"cannot be made: {error.strerror}") from error
-    server = await start_server(path, snapshotter)
+    begun: set[asyncio.Task[Any]] = set()
+    server = await start_server(path, snapshotter, begun)
+    stack.push_async_callback(_finish, begun)
     stack.push_async_callback(server.stop, STOP_GRACE)
 
 
-def make_handler(snapshotter: Snapshotter) -> grpc.GenericRpcHandler:
-    """Give the handler of all calls of the service."""
+async def _finish(begun: set[asyncio.Task[Any]]) -> None:
+    """Wait for the calls whose callers are gone; what takes too long is undone."""
+    if begun:
+        await asyncio.wait(begun, timeout=STOP_GRACE)
+    running = list(begun)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+def make_handler(snapshotter: Snapshotter, begun: set[asyncio.Task[Any]]) -> grpc.GenericRpcHandler:
+    """Give the handler of all calls of the service; see `start_server`."""
     calls = _Calls(snapshotter)
-    unary: dict[str, tuple[Callable[[Any], Awaitable[Message]], type[Message]]] = {
+    unary: dict[str, tuple[Callable[[Any], Coroutine[Any, Any, Message]], type[Message]]] = {
         "Prepare": (calls.prepare, pb.PrepareSnapshotRequest),
         "View": (calls.view, pb.ViewSnapshotRequest),
         "Mounts": (calls.mounts, pb.MountsRequest),
@@ -125,7 +152,7 @@ def make_handler(snapshotter: Snapshotter) -> grpc.GenericRpcHandler:
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answer(name, call), request.FromString, _serialize
+            _answer(name, call, begun), request.FromString, _serialize
         )
         for name, (call, request) in unary.items()
     }
@@ -139,9 +166,13 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _answer(name: str, call: Callable[[Any], Awaitable[Message]]) -> Any:
+def _answer(
+    name: str, call: Callable[[Any], Coroutine[Any, Any, Message]], begun: set[asyncio.Task[Any]]
+) -> Any:
     async def answer(request: Message, context: Context) -> Message:
         try:
+            if name in _FINISHED:
+                return await _begin(name, call(request), begun)
             return await call(request)
         except Exception as error:
             code, text = _explain(name, error)
@@ -149,6 +180,26 @@ def _answer(name: str, call: Callable[[Any], Awaitable[Message]]) -> Any:
         raise AssertionError  # abort raises
 
     return answer
+
+
+async def _begin(
+    name: str, call: Coroutine[Any, Any, Message], begun: set[asyncio.Task[Any]]
+) -> Message:
+    """Wait for a call, which goes on when this is cancelled."""
+    task = asyncio.create_task(call)
+    begun.add(task)
+    task.add_done_callback(begun.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: _say_end(name, done))
+        raise
+
+
+def _say_end(name: str, task: asyncio.Task[Any]) -> None:
+    """Log the failure of a call that nobody waits for any more."""
+    if not task.cancelled() and isinstance(error := task.exception(), Exception):
+        _explain(name, error)
 
 
 def _explain(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:

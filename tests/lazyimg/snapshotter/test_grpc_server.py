@@ -5,7 +5,9 @@ What a snapshotter owes containerd in general is tested by tests/containerd.
 
 from __future__ import annotations
 
+import asyncio
 import stat
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,7 +24,8 @@ from lazyimg.errors import (
     StorageError,
     UsageError,
 )
-from lazyimg.snapshotter.grpc_server import SERVICE, start_server, status_of
+from lazyimg.snapshotter import grpc_server
+from lazyimg.snapshotter.grpc_server import SERVICE, listen, start_server, status_of
 from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, WrongStateError
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from lazyimg.snapshotter.service import Snapshotter
@@ -36,8 +39,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def snapshotter(tmp_path: Path) -> AsyncIterator[Snapshotter]:
-    opened = Snapshotter(tmp_path / "root", FakeLazyImages("one"))
+def images() -> FakeLazyImages:
+    return FakeLazyImages("one")
+
+
+@pytest.fixture
+async def snapshotter(tmp_path: Path, images: FakeLazyImages) -> AsyncIterator[Snapshotter]:
+    opened = Snapshotter(tmp_path / "root", images)
     await opened.start()
     yield opened
     await opened.close()
@@ -148,6 +156,108 @@ async def test_failure_of_its_own(
     )
     assert "Remove failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+class SlowRelease:
+    """Releases of a `FakeLazyImages` that wait.
+
+    Attributes:
+        begun: set when one has begun.
+        go: they wait for it.
+        done: set when one has ended, or has failed.
+        error: raised instead.
+    """
+
+    def __init__(self, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self.done = asyncio.Event()
+        self.error: Exception | None = None
+        self._release = images.release
+        monkeypatch.setattr(images, "release", self.release)
+
+    async def release(self, user: int) -> None:
+        self.begun.set()
+        try:
+            await self.go.wait()
+            if self.error is not None:
+                raise self.error
+            await self._release(user)
+        finally:
+            self.done.set()
+
+
+async def on_lazy_layer(snapshotter: Snapshotter) -> None:
+    """Make the active snapshot "k" on a lazy layer."""
+    with pytest.raises(AlreadyExistsError):
+        await snapshotter.prepare("extract", "", {REF: "one"})
+    ((layer,),) = [page async for page in snapshotter.select([])]
+    await snapshotter.prepare("k", layer.key, {})
+
+
+async def abandon_remove(channel: grpc.aio.Channel, slow: SlowRelease) -> None:
+    removing = asyncio.create_task(
+        call(channel, "Remove", pb.RemoveSnapshotRequest(key="k"), Empty)
+    )
+    await slow.begun.wait()
+    removing.cancel()
+    await asyncio.wait([removing])
+
+
+async def served_after_all_before(channel: grpc.aio.Channel) -> None:
+    """Have a call answered: what was told to the server before has reached it."""
+    await refusal(channel, "Stat", pb.StatSnapshotRequest(key="none"))
+
+
+async def test_remove_is_finished_without_its_caller(
+    channel: grpc.aio.Channel, snapshotter: Snapshotter, images: FakeLazyImages,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    await on_lazy_layer(snapshotter)
+    slow = SlowRelease(images, monkeypatch)
+    await abandon_remove(channel, slow)
+    await served_after_all_before(channel)
+    assert not slow.done.is_set()
+    slow.go.set()
+    await slow.done.wait()
+    assert images.mounted == {}
+    await call(channel, "Cleanup", pb.CleanupRequest(), Empty)
+    assert list((tmp_path / "root/snapshots").iterdir()) == []
+
+
+async def test_failure_without_caller_is_logged(
+    channel: grpc.aio.Channel, snapshotter: Snapshotter, images: FakeLazyImages,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    await on_lazy_layer(snapshotter)
+    slow = SlowRelease(images, monkeypatch)
+    slow.error = ZeroDivisionError()
+    await abandon_remove(channel, slow)
+    await served_after_all_before(channel)
+    slow.go.set()
+    await slow.done.wait()
+    await served_after_all_before(channel)
+    assert "Remove failed" in caplog.text
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_stop_waits_for_what_goes_on_without_its_caller(
+    snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, *, patient: bool,
+) -> None:  # fmt: skip
+    await on_lazy_layer(snapshotter)
+    slow = SlowRelease(images, monkeypatch)
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
+        async with AsyncExitStack() as stack:
+            await listen(tmp_path / "socket", snapshotter, stack)
+            await abandon_remove(channel, slow)
+            await served_after_all_before(channel)
+            if patient:
+                asyncio.get_running_loop().call_soon(slow.go.set)
+            else:
+                monkeypatch.setattr(grpc_server, "STOP_GRACE", 0.01)
+        assert slow.done.is_set()
+    assert (images.mounted == {}) is patient
 
 
 @pytest.mark.parametrize(
