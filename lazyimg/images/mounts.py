@@ -331,9 +331,11 @@ class Mounts:
         return self._kernel.path(image.chain.fsid)
 
     async def release(self, image: Image) -> None:
-        """Take one `hold` back."""
-        await self._kernel.release(image.chain.fsid)
-        self._readers.end(image.reference, image.chain)
+        """Take one `hold` back, also if this is cancelled."""
+        try:
+            await asyncio.shield(self._kernel.release(image.chain.fsid))
+        finally:
+            self._readers.end(image.reference, image.chain)
 
     async def _note(self, directory: str, state: MountState) -> None:
         await asyncio.to_thread(self._library.set_mount, directory, state)

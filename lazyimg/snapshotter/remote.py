@@ -154,7 +154,7 @@ class RemoteLayers:
             image = self._users.pop(user, None)
             if image is not None:
                 await self._mounts.release(image)
-        del self._locks[user]
+        self._locks.pop(user, None)  # two may have waited for it
 
     async def fsids(self, layers: Iterable[RemoteLayer]) -> set[str]:
         """Give the names of the images that show layers, as far as they were made."""

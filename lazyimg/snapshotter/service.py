@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from lazyimg.errors import LazyimgError
+from lazyimg.errors import LazyimgError, NotFoundError
 from lazyimg.snapshotter.directories import Directories
 from lazyimg.snapshotter.lifecycle import (
     REF,
@@ -23,6 +23,7 @@ from lazyimg.snapshotter.lifecycle import (
     check_key,
     check_labels,
     check_mounts,
+    missing,
     taken,
 )
 from lazyimg.snapshotter.overlay import plan_mount
@@ -228,12 +229,23 @@ class Snapshotter:
         remote = _remote(below)
         if remote is not None:
             lowers.append(str(await self._images.mount(remote, snapshot.number)))
+            if not await self._run(self._is_mountable, snapshot):  # since it was read
+                await self._images.release(snapshot.number)
+                raise missing(snapshot.key)
         upper, work = (
             str(path(snapshot.number)) for path in (self._directories.upper, self._directories.work)
         )
         if snapshot.kind is Kind.ACTIVE:
             return [plan_mount(lowers, upper, work, self._options)]
         return [plan_mount(lowers or [upper], None, None, self._options)]
+
+    def _is_mountable(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot is still there, as what it was."""
+        try:
+            now = self._records.find(snapshot.key)
+        except NotFoundError:
+            return False
+        return (now.number, now.kind) == (snapshot.number, snapshot.kind)
 
     def _shown(self) -> dict[int, RemoteLayer]:
         """Give the remote layer that each active snapshot and view stands on, by its number."""

@@ -474,6 +474,24 @@ async def test_held_image_is_out_of_sight(mounts: Mounts, host: FakeMounts, root
     assert host.points == []
 
 
+async def test_release_that_is_cancelled_is_finished(
+    mounts: Mounts, host: FakeMounts, root: Path
+) -> None:
+    await mounts.hold(image())
+    gate = host.gates["unmount"] = asyncio.Event()
+    releasing = asyncio.create_task(mounts.release(image()))
+    await host.waiting.wait()
+    releasing.cancel()
+    await asyncio.wait([releasing])
+    assert releasing.cancelled()
+    gate.set()
+    await mounts.hold(image("a"))  # waits for its turn
+    await mounts.release(image("a"))
+    assert host.calls.count("mount_erofs") == 2
+    assert host.table == []
+    assert leftovers(root) == []
+
+
 async def test_held_image_is_let_go_after_a_failure(mounts: Mounts, host: FakeMounts) -> None:
     with pytest.raises(ValueError, match="of the caller"):
         async with mounts.held(image()):

@@ -237,6 +237,14 @@ async def test_mounted_for_several_snapshots(
     assert host.table == []
 
 
+async def test_released_twice_at_once(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    await remote.mount(node.add(layers).remote(1), 7)
+    await asyncio.gather(remote.release(7), remote.release(7))
+    assert host.table == []
+
+
 async def test_name_of_what_was_never_made(
     remote: RemoteLayers, node: Node, layers: list[LazyLayer]
 ) -> None:

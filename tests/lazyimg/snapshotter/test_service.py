@@ -5,6 +5,7 @@ What a snapshotter owes containerd in general is tested by tests/containerd.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,8 @@ from tests.fakes.lazy_images import FakeLazyImages
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from lazyimg.snapshotter.lifecycle import RemoteLayer
 
 
 @pytest.fixture
@@ -131,6 +134,44 @@ async def test_container_that_cannot_be_mounted_leaves_nothing(
     with pytest.raises(NotFoundError):
         await snapshotter.stat("container")
     assert list((root / "snapshots").iterdir()) == []
+
+
+class SlowMount:
+    """Mounts of a `FakeLazyImages` that wait.
+
+    Attributes:
+        begun: set when one has begun.
+        go: they wait for it.
+    """
+
+    def __init__(self, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self._mount = images.mount
+        monkeypatch.setattr(images, "mount", self.mount)
+
+    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+        self.begun.set()
+        await self.go.wait()
+        return await self._mount(layer, user)
+
+
+@pytest.mark.parametrize("end", ["remove", "commit"])
+async def test_snapshot_that_goes_while_it_is_mounted(
+    snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    await snapshotter.prepare("container", await lazy(snapshotter, "one"), {})
+    slow = SlowMount(images, monkeypatch)
+    mounting = asyncio.create_task(snapshotter.mounts("container"))
+    await slow.begun.wait()
+    if end == "remove":
+        await snapshotter.remove("container")
+    else:
+        await snapshotter.commit("layer", "container", "", {})
+    slow.go.set()
+    with pytest.raises(NotFoundError, match=r"^snapshot container: it does not exist$"):
+        await mounting
+    assert images.mounted == {}
 
 
 async def test_restart_mounts_again(root: Path) -> None:
