@@ -106,7 +106,7 @@ def running_nginx(directory: Path, server: str) -> Iterator[Nginx]:
         )
         with subprocess.Popen(
             ["nginx", "-p", work, "-e", work / "error.log", "-c", configuration],
-            env={**os.environ, "NGINX": f"{listening.fileno()};"},
+            env={"PATH": f"{os.environ['PATH']}:/usr/sbin", "NGINX": f"{listening.fileno()};"},
             pass_fds=[listening.fileno()],
         ) as process:
             listening.close()
