@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.registry import name_mirrors
 from tests.real.docker_registry import running_registry
 from tests.real.lazyimg_process import Lazyimg
+from tests.real.nginx import REVERSE_PROXY, running_nginx
 from tests.real.plain_image import make_plain_image
 
 if TYPE_CHECKING:
@@ -55,6 +56,32 @@ def test_reads_go_on_without_the_mirror(directory: Path) -> None:
             assert counted[mirror.address]["failures"] > 0
             assert counted[registry.address]["failures"] == 0
             lazyimg.verb("umount", target)
+
+
+def test_mirror_that_sends_whole_layers_sends_each_once(directory: Path) -> None:
+    image = make_plain_image(directory, "app", seed=4, size=16 << 20)
+    files = sorted(path for path in image.files.rglob("*") if path.is_file())
+    target = directory / "mnt"
+    target.mkdir()
+    with running_registry(directory) as registry:
+        Lazyimg(directory / "nowhere").verb("convert", image.reference, f"{registry.address}/app")
+        server = REVERSE_PROXY.format(origin=registry.origin)
+        with running_nginx(directory, server) as mirror:
+            name_mirrors(directory / "hosts", registry.address, mirror.address)
+            hosts = {"LAZYIMG_REGISTRY_HOSTS_DIR": str(directory / "hosts")}
+            lazyimg = Lazyimg(directory / "state", hosts)
+            registry.counts.clear()
+            with lazyimg.serving():
+                lazyimg.verb("mount", f"{registry.address}/app", target)
+                read(files, image.files, target)
+                lazyimg.verb("umount", target)
+            answers = [one for one in mirror.answers() if one.method == "GET"]
+        for one in answers:
+            assert one.sent == registry.blob_path(one.path.rpartition("/")[2]).stat().st_size
+    assert registry.counts.sent() == 0  # nobody went past the mirror
+    assert {one.status for one in answers} == {200}
+    assert len({one.path for one in answers}) == len(answers)
+    assert max(one.sent for one in answers) > 1 << 20
 
 
 def read(files: list[Path], expected: Path, mounted: Path) -> None:
