@@ -125,7 +125,7 @@ class StorageError(LazyimgError):
 
 
 class DaemonUnavailableError(LazyimgError):
-    """The daemon's socket does not answer."""
+    """The daemon's socket, or containerd's, does not answer."""
 
     exit_code = 75
     kind = "daemon-unavailable"

@@ -35,6 +35,7 @@ class Verb(NamedTuple):
 
 VERBS: Final = {
     "convert": Verb("convert", "Copy an image, made lazily loadable."),
+    "pull": Verb("pull", "Have containerd know an image, without its layers."),
     "mount": Verb("mount", "Mount an image, or list what is mounted."),
     "umount": Verb("umount", "Unmount images."),
     "fsid": Verb("fsid", "Make an image ready to be mounted by mount(8)."),
@@ -49,7 +50,7 @@ VERBS: Final = {
     "completion": Verb("completion", "Print a shell's completion script."),
 }
 
-ALIASES: Final = {"unmount": "umount"}
+ALIASES: Final = {"rpull": "pull", "unmount": "umount"}
 
 
 class LazyGroup(click.Group):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform as machine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -63,6 +63,7 @@ class ResolvedImage:
         manifest: the same, parsed.
         config_bytes: the config as it is, verified.
         config: the same, parsed.
+        indexes: what leads from the reference to the manifest, the outermost first.
     """
 
     top: Descriptor
@@ -71,6 +72,7 @@ class ResolvedImage:
     manifest: Manifest
     config_bytes: bytes
     config: ImageConfig
+    indexes: tuple[tuple[Descriptor, bytes], ...] = ()
 
 
 def parse_location(text: str) -> Location:
@@ -148,9 +150,12 @@ async def resolve_image(
     """
     top, data = await source.fetch_manifest(reference)
     descriptor, document = top, _parse(source, top, data)
+    indexes: list[tuple[Descriptor, bytes]] = []
     for _ in range(MAX_INDEX_DEPTH + 1):
         if isinstance(document, Manifest):
-            return await _complete(source, top, descriptor, (document, data), platform)
+            image = await _complete(source, top, descriptor, (document, data), platform)
+            return replace(image, indexes=tuple(indexes))
+        indexes.append((descriptor, data))
         chosen = choose_manifest(_name(source, descriptor), document, platform)
         descriptor, data = await source.fetch_manifest(chosen.digest)
         document = _parse(source, descriptor, data)

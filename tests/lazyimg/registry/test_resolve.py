@@ -156,6 +156,7 @@ class TestImages:
             assert image.manifest.layers == (describe(LAYER, OCI_LAYER),)
             assert Digest.of(image.config_bytes) == image.manifest.config.digest
             assert image.config.diff_ids == (Digest.of(b"tar"),)
+            assert image.indexes == ()
 
     async def test_index(self, images: Images) -> None:
         arm = await images.add_manifest(ARM64)
@@ -163,13 +164,18 @@ class TestImages:
         top = await images.add_index(on(arm, ARM64), on(amd, AMD64), tag="v1")
         image = await resolve_image(images.layout, "v1", AMD64)
         assert (image.top, image.descriptor) == (top, amd)
+        ((descriptor, data),) = image.indexes
+        assert (descriptor, Digest.of(data)) == (top, top.digest)
         assert image.config.platform == AMD64
 
     async def test_indexes_inside_each_other(self, images: Images) -> None:
         descriptor = await images.add_manifest(AMD64)
+        outer: list[Descriptor] = []
         for _ in range(4):
             descriptor = await images.add_index(on(descriptor, None))
-        assert (await resolve_image(images.layout, descriptor.digest, AMD64)).config.diff_ids
+            outer.insert(0, descriptor)
+        image = await resolve_image(images.layout, descriptor.digest, AMD64)
+        assert [index for index, _ in image.indexes] == outer
         descriptor = await images.add_index(on(descriptor, None))
         with pytest.raises(CorruptError, match="over 4 indexes inside each other"):
             await resolve_image(images.layout, descriptor.digest, AMD64)

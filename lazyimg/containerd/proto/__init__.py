@@ -1,0 +1,1 @@
+"""The messages of containerd's services; see containerd.proto."""
