@@ -193,8 +193,9 @@ class Mounts:
             try:
                 await self._take_off(mounted, lazy=lazy)
             except BaseException:
-                with _logged(directory):
-                    await asyncio.shield(self._note(directory, MountState.MOUNTED))
+                if directory in self._mounted:  # else it is unmounted, and not to come back
+                    with _logged(directory):
+                        await asyncio.shield(self._note(directory, MountState.MOUNTED))
                 raise
         return mounted
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -172,19 +174,29 @@ def _walk(top: Path) -> Iterator[os.stat_result]:
     while waiting:
         path = waiting.pop()
         try:
-            with os.scandir(path) as entries:
+            with _opened(path) as fd, os.scandir(fd) as entries:
                 for entry in entries:
                     try:
                         found = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
                     yield found
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except FileNotFoundError:
+                    if stat.S_ISDIR(found.st_mode):
+                        waiting.append(f"{path}/{entry.name}")
+        except (FileNotFoundError, NotADirectoryError):  # it has become something else
             continue
         except OSError as error:
             raise _failed(error, top) from error
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Open a directory, and not what a link leads to."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _failed(error: OSError, path: Path) -> StorageError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
+from lazyimg.images import mounts as images_mounts
 from tests.fakes.image_mounts import (
     FAILURE,
     ROOT,
@@ -461,6 +463,28 @@ async def test_scratch_directory_that_cannot_be_removed_does_not_keep_the_image(
     await mounts.unmount("/one", lazy=False)
     assert "cannot be removed: [Errno 1] Operation not permitted" in caplog.text
     assert host.points == []
+
+
+async def test_unmount_that_is_cancelled_when_it_has_come_about_stays_one(
+    mounts: Mounts, library: Library, host: FakeMounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def remove_slowly(_: Path) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait()
+
+    monkeypatch.setattr(images_mounts, "remove_scratch", remove_slowly)
+    await mounts.mount(image(), "/one", read_write=True)
+    going = asyncio.create_task(mounts.unmount("/one", lazy=False))
+    await begun.wait()
+    going.cancel()
+    await asyncio.wait([going])
+    go.set()
+    assert "/one" not in host.points
+    assert mounts.list() == []
+    assert recorded(library) == [("/one", "unmounting")]
 
 
 async def test_held_image_is_out_of_sight(mounts: Mounts, host: FakeMounts, root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import StorageError
-from lazyimg.snapshotter.directories import Directories
+from lazyimg.snapshotter.directories import Directories, _walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +87,27 @@ def test_usage_counts_inodes_once(directories: Directories) -> None:
     blocks = sum(path.lstat().st_blocks for path in (top, top / "a", top / "d", top / "d/link"))
     assert more == blocks * 512
     assert more - size >= 100_000
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_walk_while_a_directory_becomes_something_else(
+    directories: Directories, root: Path, *, link: bool
+) -> None:
+    """As a container may do meanwhile; a link would lead out of it."""
+    directories.make(7, None, writable=False)
+    changing = directories.upper(7) / "changing"
+    changing.mkdir()
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere/file").touch()
+    walk = _walk(directories.upper(7))
+    found = [next(walk).st_ino, next(walk).st_ino]
+    assert found == [directories.upper(7).stat().st_ino, changing.stat().st_ino]
+    changing.rmdir()
+    if link:
+        changing.symlink_to(root / "elsewhere")
+    else:
+        changing.touch()
+    assert list(walk) == []
 
 
 def test_usage_of_nothing(directories: Directories) -> None:
