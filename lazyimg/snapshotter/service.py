@@ -48,6 +48,9 @@ PAGE: Final = 200
 THREADS: Final = 8
 """For the disk's work: measuring a large directory must not hold up other calls."""
 
+MOUNTED_AT_ONCE: Final = 64
+"""Snapshots that a start mounts side by side: each may wait for a registry that is away."""
+
 
 class Snapshotter:
     """The snapshots of this node.
@@ -72,7 +75,16 @@ class Snapshotter:
             StorageError: the disk refuses.
         """
         await self._run(self._sweep)
-        for number, remote in (await self._run(self._shown)).items():
+        turns = asyncio.Semaphore(MOUNTED_AT_ONCE)
+        shown = await self._run(self._shown)
+        await asyncio.gather(
+            *(self._mount_again(remote, number, turns) for number, remote in shown.items())
+        )
+
+    async def _mount_again(
+        self, remote: RemoteLayer, number: int, turns: asyncio.Semaphore
+    ) -> None:
+        async with turns:
             try:
                 await self._images.mount(remote, number)
             except LazyimgError as error:  # the others are not to wait; its Mounts tries again

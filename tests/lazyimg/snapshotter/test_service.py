@@ -189,6 +189,27 @@ async def test_restart_mounts_again(root: Path) -> None:
     await second.close()
 
 
+async def test_restart_mounts_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that is away makes each of them wait."""
+    first = Snapshotter(root, FakeLazyImages("one", "two"))
+    for chain in ("one", "two"):
+        await first.prepare(f"container {chain}", await lazy(first, chain), {})
+    await first.close()
+    images = FakeLazyImages()
+    mount, all_begun = images.mount, asyncio.Barrier(2)
+
+    async def mount_together(layer: RemoteLayer, user: int) -> Path:
+        async with asyncio.timeout(10):
+            await all_begun.wait()
+        return await mount(layer, user)
+
+    monkeypatch.setattr(images, "mount", mount_together)
+    second = Snapshotter(root, images)
+    await second.start()
+    assert sorted(layer.chain for layer in images.mounted.values()) == ["one", "two"]
+    await second.close()
+
+
 async def test_restart_removes_what_no_record_knows(root: Path) -> None:
     (root / "snapshots/77/fs").mkdir(parents=True)
     snapshotter = Snapshotter(root, FakeLazyImages())
