@@ -8,7 +8,7 @@ the file goes, and the next read asks with a range again: a mirror that was cold
 A read far behind what has come asks earlier, every `RETRY`, since a host may be warm, or another
 machine, by then.
 
-While it is known that a host does this, the first request for a blob is a `Probe`: other reads of
+While it is known that a host does this, the first request for a blob is a probe: other reads of
 that blob wait for its status, so that the host is not made to send the same blob several times.
 Whatever the status, they all go on at once then; of a blob that was given in part, or that there
 is no room for, there is no probe. Other blobs never wait.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing, contextmanager
@@ -79,16 +80,60 @@ class Incoming:
         self.count = count
 
 
+class SpoolFile:
+    """A file without a name, made by the first write. Its methods are called in threads.
+
+    Who is cancelled does not wait for its thread: whatever comes after `close` does nothing, and
+    `close` waits for what has begun. Else a late thread would write to whichever file has the
+    number then. All raise OSError.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._closed = False
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Give a part of what was written."""
+        with self._lock:
+            return os.pread(self._fd, length, offset) if self._fd >= 0 else b""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data`."""
+        view = memoryview(data)
+        with self._lock:
+            while view and not self._closed:
+                written = os.pwrite(self._open(), view, offset)
+                offset += written
+                view = view[written:]
+
+    def _open(self) -> int:
+        if self._fd < 0:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                self._fd = os.dup(file.fileno())
+        return self._fd
+
+    def close(self) -> None:
+        """Give its space back."""
+        with self._lock:
+            self._closed = True
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
 class Spooled:
     """A blob in the spool, or on its way there.
 
     Args:
         incoming: where it comes from.
-        file: descriptor of the file that it goes to; closed by `close`.
+        file: that it goes to; closed by `close`.
         unused: called when it has failed, or nobody has read it for `IDLE`.
     """
 
-    def __init__(self, incoming: Incoming, file: int, unused: Callable[[], None]) -> None:
+    def __init__(self, incoming: Incoming, file: SpoolFile, unused: Callable[[], None]) -> None:
         self._incoming = incoming
         self._file = file
         self._unused = unused
@@ -122,7 +167,7 @@ class Spooled:
             self._timer.cancel()
         try:
             await self._wait_for(offset + length)
-            data = await asyncio.to_thread(os.pread, self._file, length, offset)
+            data = await asyncio.to_thread(self._file.read, offset, length)
         except OSError as error:
             raise _storage_error(self._incoming.what, error) from error
         finally:
@@ -175,7 +220,7 @@ class Spooled:
         return RegistryError(self._incoming.what, "is not received further", retryable=True)
 
     async def _write(self, data: bytes) -> None:
-        await asyncio.to_thread(_write_all, self._file, data, self._received)
+        await asyncio.to_thread(self._file.write, self._received, data)
         self._received += len(data)
         self._wake()
 
@@ -199,7 +244,7 @@ class Spooled:
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._left.wait()  # they fail at once, or read what is there
-        os.close(self._file)
+        await asyncio.to_thread(self._file.close)
 
 
 class Spool:
@@ -284,9 +329,6 @@ class Spool:
 
         Returns:
             None if there is no room: then the answer is still the caller's.
-
-        Raises:
-            StorageError: no file can be made.
         """
         self._ignorant[host] = self._clock() + REMEMBER
         self._free.pop(key, None)
@@ -298,21 +340,7 @@ class Spool:
             self._set_free(key)
             return None
         self._used += incoming.size
-        try:
-            file = await asyncio.to_thread(_make_file, self._directory)
-        except BaseException as error:
-            self._used -= incoming.size
-            await incoming.answer.aclose()
-            if isinstance(error, OSError):
-                raise _storage_error(str(self._directory), error) from error
-            raise
-        raced = self._blobs.get(key)
-        if raced is not None:  # somebody was faster
-            os.close(file)
-            self._used -= incoming.size
-            await incoming.answer.aclose()
-            return raced
-        blob = Spooled(incoming, file, lambda: self._drop(key, blob))
+        blob = Spooled(incoming, SpoolFile(self._directory), lambda: self._drop(key, blob))
         self._blobs[key], self._sizes[key] = blob, incoming.size
         self._due[key] = self._clock() + RETRY
         return blob
@@ -342,20 +370,6 @@ class Spool:
             self._drop(key, blob)
         if self._closing:
             await asyncio.wait(self._closing)
-
-
-def _make_file(directory: Path) -> int:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory) as file:
-        return os.dup(file.fileno())
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        offset += written
-        view = view[written:]
 
 
 def _storage_error(what: str, error: OSError) -> StorageError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +129,33 @@ async def test_blob_that_nobody_waits_for_any_more_is_received_no_further(
     assert answer.closed
 
 
+async def test_thread_that_is_late_writes_to_no_other_file(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun, go, pwrite = threading.Event(), threading.Event(), os.pwrite
+
+    def write_late(fd: int, data: bytes, offset: int) -> int:
+        begun.set()
+        assert go.wait(20)
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write_late)
+    answer = Answer()
+    await setup.start(answer)
+    answer.let()
+    await asyncio.to_thread(begun.wait, 20)
+    setup.spool.drop("blob")
+    while not answer.closed:  # noqa: ASYNC110 - nobody else is told
+        await asyncio.sleep(0)
+    await asyncio.wait(setup.spool._closing, timeout=0.01)  # the file, if it does not wait
+    others = [os.open(tmp_path / f"other{n}", os.O_RDWR | os.O_CREAT) for n in range(8)]
+    go.set()
+    await setup.settle()
+    assert [os.fstat(other).st_size for other in others] == [0] * 8
+    for other in others:
+        os.close(other)
+
+
 @pytest.mark.parametrize(
     ("failure", "kind", "text"),
     [
@@ -211,8 +240,10 @@ async def test_no_room(setup: Setup) -> None:
 async def test_directory_that_cannot_be_made(setup: Setup) -> None:
     setup.directory.write_text("a file")
     answer = Answer()
+    blob = await setup.start(answer)
+    answer.let()
     with pytest.raises(StorageError, match="cannot be spooled: File exists"):
-        await setup.start(answer)
+        await blob.read(0, 10)
     assert answer.closed
 
 
