@@ -29,7 +29,7 @@ Rules:
     cancelled while it waits for its turn or for the blob; once it decodes, it ends by itself.
   - When a reader's deadline passes, the flights it still waits for are forgotten: others may wait
     on, but a new fill starts anew. A reader without a deadline tries again until it can be filled
-    or is cancelled (`patience`), whatever fails.
+    or is cancelled (`patience`), whatever fails, as long as its sink is open and has a source.
   - A fill for another sink than the flight's waits for the flight to end, and then makes its own.
   - Readers go before what is fetched ahead of them, and that before prefetching; these two have
     only a share of memory and requests. A reader that joins what waits makes it urgent.

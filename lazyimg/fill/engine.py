@@ -213,7 +213,7 @@ class Engine:
                     wish = _Wish(sink, priority, deadline)
                     if on_demand and seconds is None:
                         filling = partial(self._fill_step, device, step, wish)
-                        await insist(f"device {name}", filling, lambda: self._closed)
+                        await insist(f"device {name}", filling, partial(self._is_over, device))
                     else:
                         await self._fill_step(device, step, wish)
         except Exception as error:
@@ -238,6 +238,10 @@ class Engine:
         if self._flights:
             await asyncio.wait([flight.task for flight in self._flights])
         await asyncio.to_thread(self._workers.close)
+
+    def _is_over(self, device: Device) -> bool:
+        """Tell whether nothing fills a device any more."""
+        return self._closed or not device.sources
 
     def _device(self, name: str) -> Device:
         try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import LazyimgError
+from lazyimg.errors import KernelError, LazyimgError
 from lazyimg.logs import Repeats
 
 if TYPE_CHECKING:
@@ -30,14 +30,17 @@ async def insist(
     Args:
         what: what the log calls it.
         operation: raises LazyimgError when it fails.
-        ended: tells whether nobody waits any more; then the failure is raised.
+        ended: tells whether trying again is of no use any more; then the failure is raised.
+
+    Raises:
+        KernelError: at once: the kernel has closed what was to be read, so nobody waits.
     """
     pause = FIRST_PAUSE
     while True:
         try:
             return await operation()
         except LazyimgError as error:
-            if ended():
+            if isinstance(error, KernelError) or ended():
                 raise
             more = _repeats.due((what, error.kind))
             if more is not None:

@@ -48,7 +48,7 @@ class Sink(Protocol):
         """Make `data` present at `offset`: both a multiple of `BLOCK_SIZE` long.
 
         Duties: when it returns, a reader can see the bytes; raise StorageError when the disk
-        is full or fails. `data` is not kept.
+        is full or fails, KernelError when nobody can read it any more. `data` is not kept.
         """
         ...
 

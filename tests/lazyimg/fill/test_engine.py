@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lazyimg.errors import (
     CorruptError,
+    KernelError,
     LazyimgError,
     NotFoundError,
     RegistryError,
@@ -403,6 +404,35 @@ async def test_read_that_tries_again_ends_with_the_engine(monkeypatch: pytest.Mo
     await engine.close()
     with pytest.raises(LazyimgError):
         await waiting
+
+
+async def test_read_that_tries_again_ends_with_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.001)
+    device = aligned_device(1)
+    blob = FaultyBlob(device.blob, ["away"] * 1000)
+    engine = Engine(limits=FillLimits(read_deadline=None))
+    engine.add_device(device.table, blob)
+    waiting = asyncio.create_task(engine.fill(device.name, 0, 8192, MemorySink()))
+    while len(blob.faults) > 995:  # noqa: ASYNC110 - until it has tried several times
+        await asyncio.sleep(0)
+    engine.remove_device(device.name)
+    with pytest.raises(LazyimgError):
+        await waiting
+    assert len(blob.faults) > 990
+    await engine.close()
+
+
+async def test_read_of_what_the_kernel_has_closed_does_not_try_again() -> None:
+    def closed(_offset: int, _length: int) -> None:
+        raise KernelError("object", "the kernel has closed this object meanwhile")
+
+    device = aligned_device(1)
+    engine = Engine(limits=FillLimits(read_deadline=None))
+    engine.add_device(device.table, MemoryBlob(device.blob))
+    with pytest.raises(KernelError):
+        await engine.fill(device.name, 0, 8192, MemorySink(fault=closed))
+    assert engine.counters.fetches == 1
+    await engine.close()
 
 
 async def test_registry_that_hangs_leaves_room_for_others() -> None:
