@@ -33,6 +33,7 @@ class Workers:
         self._threads: list[Thread] = []
         self._busy = 0  # jobs that wait or run; of the event loop
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._closed = False
 
     def submit(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -41,7 +42,12 @@ class Workers:
 
         Returns:
             What it gives or raises. When this is cancelled, the function is not called, or goes on.
+
+        Raises:
+            RuntimeError: `close` was called.
         """
+        if self._closed:
+            raise RuntimeError(f"{self._name}: the threads have ended")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -81,7 +87,11 @@ class Workers:
             job = self._jobs.get()
 
     def close(self) -> None:
-        """Wait until all that was submitted has ended, and end the threads. Blocks."""
+        """Wait until all that was submitted has ended, and end the threads. Blocks.
+
+        While it is called, nothing may be submitted.
+        """
+        self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

@@ -130,10 +130,10 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._writers.close()
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
-        self._writers.close()
         self._ending = True
         self._device.wake()
         self._thread.join()

@@ -34,6 +34,7 @@ class WriterPool:
         self, file: ObjectFile, name: str, space: CacheSpace, offset: int, data: memoryview
     ) -> None:
         """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
+        self._check_open(name)
         call = self._threads.submit(self.write, file, name, space, offset, [data])
         try:
             await asyncio.shield(call)
@@ -55,16 +56,22 @@ class WriterPool:
         """Write `parts` to `file` in this thread, as soon as a buffer is free."""
         buffer = self._buffers.get()
         try:
-            if self._closed:
-                raise KernelError(name, "is not written any more: the transport has stopped")
+            self._check_open(name)
             when_ready(lambda: file.write(offset, parts, buffer), name, space)
         finally:
             self._buffers.put(buffer)
 
-    def close(self) -> None:
-        """Wait for the writes in hand, refuse any more, and end the threads."""
+    def _check_open(self, name: str) -> None:
+        if self._closed:
+            raise KernelError(name, "is not written any more: the transport has stopped")
+
+    async def close(self) -> None:
+        """Refuse any more writes, wait for those in hand, and end the threads."""
+        self._closed = True  # in the event loop, so that nothing is given to threads that end
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
         self._threads.close()
-        self._closed = True
         for buffer in [self._buffers.get() for _ in range(WRITE_THREADS)]:
             self._buffers.put(buffer)
 

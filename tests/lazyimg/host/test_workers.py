@@ -79,6 +79,15 @@ async def test_close_waits_for_what_was_submitted() -> None:
     assert not threads()
 
 
+async def test_nothing_is_taken_after_the_end() -> None:
+    """Nobody would ever do it, and who submits it would wait for ever."""
+    workers = Workers(1, NAME)
+    await workers.submit(int)
+    await asyncio.to_thread(workers.close)
+    with pytest.raises(RuntimeError, match=f"^{NAME}: the threads have ended$"):
+        workers.submit(int)
+
+
 def test_job_that_ends_after_its_loop() -> None:
     workers, gate, ended = Workers(1, NAME), threading.Event(), list[int]()
 

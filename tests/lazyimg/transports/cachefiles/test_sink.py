@@ -17,7 +17,7 @@ from lazyimg.transports.cachefiles.sink import WRITE_THREADS, ObjectSink, Writer
 from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 BLOCK = 4096
@@ -50,10 +50,10 @@ class SlowFile(ObjectFile):
 
 
 @pytest.fixture
-def pool() -> Iterator[WriterPool]:
+async def pool() -> AsyncIterator[WriterPool]:
     pool = WriterPool()
     yield pool
-    pool.close()
+    await pool.close()
 
 
 def sink_of(file: ObjectFile, pool: WriterPool, directory: Path) -> ObjectSink:
@@ -87,7 +87,7 @@ async def test_stopping_waits_for_writes_of_other_threads_and_refuses_more(
             for number in range(2 * WRITE_THREADS)
         ]
         await asyncio.to_thread(file.full.wait)
-        await asyncio.to_thread(pool.close)
+        await pool.close()
         assert file.inside == 0
         results = [call.exception() for call in calls]
     written = os.pread(file.fd, 1 << 20, 0)
@@ -100,6 +100,14 @@ async def test_stopping_waits_for_writes_of_other_threads_and_refuses_more(
             assert not any(found)
     with pytest.raises(KernelError, match="the transport has stopped"):
         sink.write_now(0, block)
+
+
+async def test_nothing_is_written_after_the_end(pool: WriterPool, tmp_path: Path) -> None:
+    sink, block = sink_of(SlowFile(), pool, tmp_path), memoryview(bytes(BLOCK))
+    await sink.write(0, block)
+    await pool.close()
+    with pytest.raises(KernelError, match="^object: is not written any more: the transport has st"):
+        await sink.write(0, block)
 
 
 async def test_writes_go_on_together_but_not_too_many(pool: WriterPool, tmp_path: Path) -> None:
@@ -160,7 +168,7 @@ async def test_cancelled_write_that_fails(pool: WriterPool, tmp_path: Path) -> N
         await task
 
 
-def test_sinks_of_one_opening_are_the_same(pool: WriterPool, tmp_path: Path) -> None:
+async def test_sinks_of_one_opening_are_the_same(pool: WriterPool, tmp_path: Path) -> None:
     one, other = SlowFile(), SlowFile()
     assert sink_of(one, pool, tmp_path) == sink_of(one, pool, tmp_path)
     assert sink_of(one, pool, tmp_path) != sink_of(other, pool, tmp_path)
