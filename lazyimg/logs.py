@@ -179,17 +179,24 @@ class QueuedLines(logging.Handler):
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line; never waits for who reads it."""
-        line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        with self._changed:
-            if self._lost or len(self._lines) >= self._capacity:
-                self._lost += 1
-                return
-            self._lines.append(line)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        """Take a line; never waits for who reads it, and never breaks who logs."""
+        try:
+            line = self.format(record).encode(errors="backslashreplace") + b"\n"
+            with self._changed:
+                self._take(line)
+        except Exception:
+            self.handleError(record)
+
+    def _take(self, line: bytes) -> None:
+        if self._lost or len(self._lines) >= self._capacity:
+            self._lost += 1
+            return
+        self._lines.append(line)
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="log", daemon=True)
+            thread.start()  # else the next line tries again
+            self._thread = thread
+        self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until all lines are written, but not for long."""

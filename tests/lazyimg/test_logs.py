@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -231,6 +232,40 @@ def test_name_that_is_not_utf8(pipe: tuple[int, int]) -> None:
     handler.handle(record("caf\udce9"))
     handler.flush()
     assert os.read(pipe[0], 100) == b"caf\\udce9\n"
+
+
+class Wordless:
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_what_cannot_be_formatted_does_not_break_who_logs(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # as `configure_logs` has it
+    handler = QueuedLines(pipe[1])
+    handler.setFormatter(TextFormatter(journal=False))
+    handler.handle(record("a line", of=Wordless()))
+    handler.setFormatter(None)
+    handler.handle(record("next"))
+    handler.flush()
+    assert os.read(pipe[0], 100) == b"next\n"
+
+
+def test_no_thread_for_now(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    handler = QueuedLines(pipe[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        handler.handle(record("first"))
+    handler.handle(record("second"))
+    handler.flush()
+    assert os.read(pipe[0], 100) == b"first\nsecond\n"
 
 
 def test_process_with_a_full_standard_error_ends(pipe: tuple[int, int]) -> None:

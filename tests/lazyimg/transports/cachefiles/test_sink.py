@@ -106,7 +106,7 @@ async def test_nothing_is_written_after_the_end(pool: WriterPool, tmp_path: Path
     sink, block = sink_of(SlowFile(), pool, tmp_path), memoryview(bytes(BLOCK))
     await sink.write(0, block)
     await pool.close()
-    with pytest.raises(KernelError, match="^object: is not written any more: the transport has st"):
+    with pytest.raises(KernelError, match="the transport has stopped"):
         await sink.write(0, block)
 
 
