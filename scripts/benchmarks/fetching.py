@@ -76,7 +76,7 @@ async def _run(work: Path, reference: str, *, ahead: bool) -> float:
             await engine.fill(table.name, offset, min(REQUEST, table.size - offset), sink)
     used = _cpu() - before
     await engine.close()
-    writers.close()
+    await writers.close()
     file.close()
     await client.close()
     path.unlink()
