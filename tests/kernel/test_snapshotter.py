@@ -137,3 +137,29 @@ def test_container_on_layers_that_were_not_downloaded(
         containerd.ctr("--namespace", NAMESPACE, "leases", "delete", "--sync", LEASE)
         assert client.list() == []  # containerd has removed everything from below
         assert mounts_below(lazyimg.root / "mnt") == []
+
+
+def test_container_of_an_image_that_was_pulled_without_its_layers(
+    lazyimg: Lazyimg, registry: Registry, disk: Path
+) -> None:
+    image = f"{registry.address}/python:latest"
+    layers = json.loads(lazyimg.verb("inspect", "--raw", image))["layers"]
+    size = sum(layer["size"] for layer in layers)
+    with (
+        lazyimg.serving(),
+        tempfile.TemporaryDirectory(dir=disk) as directory,
+        containerd_over(lazyimg, Path(directory)) as (containerd, _),
+    ):
+        before = registry.counts.sent()
+        socket = Path(directory, "socket")
+        printed = json.loads(lazyimg.verb("pull", "--json", "--containerd", socket, image))
+        assert printed["layers"] == {"lazy": len(layers)}
+        assert registry.counts.sent() - before < size / 20
+        command = ("python3", "-c", PROGRAM)
+        ran = containerd.ctr("run", "--rm", "--snapshotter", "lazyimg", image, "test", *command)
+        assert ran == '"it runs"\n'
+        assert registry.counts.sent() - before < size / 4
+        containerd.ctr("image", "rm", "--sync", image)
+        listed = containerd.ctr("snapshots", "--snapshotter", "lazyimg", "ls")
+        assert listed.splitlines()[1:] == []
+        assert mounts_below(lazyimg.root / "mnt") == []
