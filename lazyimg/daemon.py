@@ -92,6 +92,8 @@ class LazyimgDaemon:
         _check_directory(request.directory)
         config = self._config
         needed = [Path(config.root), config.cache_directory, Path(config.address)]
+        if config.snapshotter.address:
+            needed.append(Path(config.snapshotter.address))
         await asyncio.to_thread(refuse_covering, request.directory, needed)
         image = await self._open(request)
         await self._mounts.mount(image, request.directory, read_write=request.read_write)

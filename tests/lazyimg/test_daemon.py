@@ -19,7 +19,7 @@ from lazyimg.api.messages import (
     PrefetchRequest,
     UnmountRequest,
 )
-from lazyimg.config import Config
+from lazyimg.config import Config, SnapshotterSettings
 from lazyimg.daemon import LazyimgDaemon
 from lazyimg.errors import (
     AccessDeniedError,
@@ -70,7 +70,10 @@ async def node(
 @pytest.fixture
 def daemon(node: Node) -> LazyimgDaemon:
     return LazyimgDaemon(
-        config=Config(root=str(node.root)),
+        config=Config(
+            root=str(node.root),
+            snapshotter=SnapshotterSettings(address="/srv/sockets/snapshotter.sock"),
+        ),
         images=node.images,
         mounts=node.mounts,
         prefetcher=node.prefetcher,
@@ -90,7 +93,7 @@ async def collect(
 
 
 async def test_mount_on_what_the_daemon_needs(node: Node, daemon: LazyimgDaemon) -> None:
-    for directory in ("/", "/etc", str(node.root), str(node.root / "mnt")):
+    for directory in ("/", "/etc", "/srv/sockets", str(node.root), str(node.root / "mnt")):
         with pytest.raises(UsageError, match=r"which the daemon needs itself"):
             await daemon.mount(MountRequest(reference=node.reference, directory=directory))
     assert node.host.points == []
