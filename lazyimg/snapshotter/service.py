@@ -269,9 +269,12 @@ class Snapshotter:
         return shown
 
     def _commit(self, key: str, wanted: NewSnapshot) -> int:
-        number = self._records.find(key).number
-        self._records.commit(key, wanted, self._directories.usage(number))
-        return number
+        snapshot = self._records.find(key)
+        usage = (0, 0)
+        if snapshot.kind is Kind.ACTIVE:  # the records refuse others
+            usage = self._directories.usage(snapshot.number)
+        self._records.commit(key, wanted, usage)
+        return snapshot.number
 
     def _usage(self, key: str) -> tuple[int, int]:
         snapshot = self._records.find(key)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import KernelError, NotFoundError, UsageError
-from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, Kind
+from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, Kind, WrongStateError
 from lazyimg.snapshotter.overlay import Mount
 from lazyimg.snapshotter.service import PAGE, Snapshotter
 from lazyimg_formats.containerd.filters import parse_filter
@@ -65,6 +65,12 @@ async def test_lazy_layer_is_there_at_once(
     assert await snapshotter.usage(key) == (0, 0)
     assert list((root / "snapshots").iterdir()) == []
     assert images.mounted == {}
+
+
+async def test_commit_of_a_lazy_layer(snapshotter: Snapshotter) -> None:
+    key = await lazy(snapshotter, "one")
+    with pytest.raises(WrongStateError, match=r"is committed; only active ones are committed$"):
+        await snapshotter.commit("layer", key, "", {})
 
 
 async def test_lazy_layer_is_asked_for_once(
