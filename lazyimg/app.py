@@ -214,7 +214,7 @@ class _Snapshots:
         from lazyimg.snapshotter.service import Snapshotter  # noqa: PLC0415
 
         remote = RemoteLayers(self._images, self._mounts, self._config.snapshotter.lazy)
-        root = Path(self._config.root) / "snapshotter"
+        root = self._config.snapshotter_directory
         self._snapshotter = Snapshotter(root, remote, list_options())
         stack.push_async_callback(self._snapshotter.close)
         return await remote.fsids(await self._snapshotter.remote_layers())

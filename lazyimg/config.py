@@ -379,6 +379,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Where the kernel keeps what was fetched."""
         return Path(self.cache) if self.cache else Path(self.root, "cache")
 
+    @property
+    def snapshotter_directory(self) -> Path:
+        """Where the snapshotter keeps its records, and what was unpacked."""
+        return Path(self.root, "snapshotter")
+
 
 class Setting(msgspec.Struct, frozen=True):
     """One setting's documentation.

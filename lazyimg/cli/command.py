@@ -43,6 +43,7 @@ VERBS: Final = {
     "inspect": Verb("inspect", "Show what an image, a mount or a file is."),
     "status": Verb("status", "Show the daemon and its mounts."),
     "doctor": Verb("doctor", "Check what this machine has and lacks."),
+    "setup": Verb("setup", "Set up what calls lazyimg, or runs it."),
     "serve": Verb("serve", "Run the daemon."),
     "login": Verb("login", "Keep a registry's credentials."),
     "logout": Verb("logout", "Forget a registry's credentials."),

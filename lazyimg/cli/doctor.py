@@ -28,10 +28,14 @@ def command(invocation: Invocation, *, output: str) -> int:
     have), with the remedy below it. The exit code is 0 if there is no NO.
     """
     from lazyimg.host.preflight import Machine, run_checks  # noqa: PLC0415  --help does without
+    from lazyimg.setup import findings  # noqa: PLC0415
 
     config = invocation.config()
     machine = Machine(config.cache_directory, stop_percent=config.cachefiles.bstop)
-    checks = run_checks(machine)
+    containerd = findings.check_containerd(
+        address=config.snapshotter.address, root=str(config.snapshotter_directory)
+    )
+    checks = [*run_checks(machine), containerd]
     if output == "json":
         print_json(checks)
     else:

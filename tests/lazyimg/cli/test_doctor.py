@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lazyimg.host import preflight
 from lazyimg.host.preflight import Check
+from lazyimg.setup import findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 GOOD = Check("root", ok=True, detail="user ID 0")
 WISH = Check("memory", ok=False, detail="10 MB", remedy="have more", needed=False)
+OTHER = Check("containerd", ok=True, detail="not installed", needed=False)
 LACK = Check("/dev/cachefiles", ok=False, detail="missing", remedy="word " * 20 + "end")
 
 
@@ -29,6 +31,7 @@ def find(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> list[Machine]:
         return list(checks)
 
     monkeypatch.setattr(preflight, "run_checks", run_checks)
+    monkeypatch.setattr(findings, "check_containerd", lambda **_: OTHER)
     return looked
 
 
@@ -38,9 +41,10 @@ def test_nothing_lacks(run: Callable[..., Result], monkeypatch: pytest.MonkeyPat
     result = run("doctor")
     assert result.code == 0
     assert result.out.splitlines() == [
-        "ok  root    user ID 0",
-        "--  memory  10 MB",
+        "ok  root        user ID 0",
+        "--  memory      10 MB",
         "      -> have more",
+        "ok  containerd  not installed",
     ]
     assert str(looked[0].cache_directory) == "/mnt/cache"
 
@@ -51,14 +55,38 @@ def test_something_lacks(run: Callable[..., Result], monkeypatch: pytest.MonkeyP
     assert result.code == 71
     assert "NO  /dev/cachefiles  missing\n      -> word word" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
-    assert result.out.endswith("end\n")
+    assert result.out.endswith("end\nok  containerd       not installed\n")
 
 
 def test_as_json(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     find(monkeypatch, GOOD)
     assert json.loads(run("doctor", "--json").out) == [
-        {"name": "root", "ok": True, "detail": "user ID 0", "remedy": "", "needed": True}
+        {"name": "root", "ok": True, "detail": "user ID 0", "remedy": "", "needed": True},
+        {
+            "name": "containerd",
+            "ok": True,
+            "detail": "not installed",
+            "remedy": "",
+            "needed": False,
+        },
     ]
+
+
+def test_containerd_is_asked_for_what_is_configured(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(monkeypatch, GOOD)
+    asked: list[dict[str, str]] = []
+
+    def check_containerd(**wanted: str) -> Check:
+        asked.append(wanted)
+        return OTHER
+
+    monkeypatch.setattr(findings, "check_containerd", check_containerd)
+    monkeypatch.setenv("LAZYIMG_SNAPSHOTTER_ADDRESS", "/run/x.sock")
+    monkeypatch.setenv("LAZYIMG_ROOT", "/srv")
+    assert run("doctor").code == 0
+    assert asked == [{"address": "/run/x.sock", "root": "/srv/snapshotter"}]
 
 
 def test_on_this_machine(run: Callable[..., Result]) -> None:
