@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
@@ -66,15 +67,23 @@ class BlobReads:
         key = (self, connection.endpoint.host, digest)
         async with AsyncExitStack() as held:
             blob = await self._find_or_take_turn(connection, held, wanted, key)
+            before, patience = 0 if blob is None else blob.received, _patience(connection, wanted)
             try:
-                async with asyncio.timeout(_patience(connection, wanted)):
+                async with asyncio.timeout(patience):
                     return await self._receive(connection, held, wanted, key, blob)
             except TimeoutError as error:
-                raise RegistryError(
-                    f"{self.name}@{digest}",
-                    f"{connection.endpoint.host} sends fewer than {MIN_RATE} bytes in a second",
-                    retryable=True,
-                ) from error
+                least = math.ceil(MIN_RATE * (patience or 0))
+                raise self._too_late(key, before + least) from error
+
+    def _too_late(self, key: _Key, least: int) -> RegistryError:
+        """Give the error for a read that has waited; `least`: bytes that must be in the spool."""
+        what, host = f"{self.name}@{key[2]}", key[1]
+        blob = self._spool.find(key)
+        if blob is not None and blob.received >= least:
+            return PassedOverError(what, "is on its way, but not as far", retryable=True)
+        return RegistryError(
+            what, f"{host} sends fewer than {MIN_RATE} bytes in a second", retryable=True
+        )
 
     async def _receive(
         self,
