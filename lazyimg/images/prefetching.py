@@ -162,11 +162,16 @@ class Prefetcher:
             return None
         reading = asyncio.create_task(read_byte(top / os.fsdecode(place[0]), place[1]))
         try:
-            return await self._transport.opened(device)
-        finally:
+            sink = await self._transport.opened(device)
             await asyncio.wait([reading])
-            if error := reading.exception():
+        except BaseException:
+            reading.cancel()
+            await asyncio.wait([reading])
+            raise
+        finally:
+            if not reading.cancelled() and (error := reading.exception()):
                 _log.warning("%s", error)
+        return sink
 
     def _fetched(self, devices: Iterable[str]) -> int:
         return sum(map(self._engine.fetched, devices))

@@ -229,6 +229,30 @@ async def test_device_of_a_mount_that_was_taken_over_is_opened_by_a_read(
     assert "read: failed on demand" in caplog.text
 
 
+async def test_read_that_opens_a_device_ends_with_its_prefetch(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await open_image(node)
+    late = LateTransport(node, monkeypatch)
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def read_for_ever(_: Path, __: int) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(prefetching, "read_byte", read_for_ever)
+    going = asyncio.create_task(node.prefetcher.prefetch(image, ["/lib/b.py"], ignore))
+    await begun.wait()
+    going.cancel()
+    await asyncio.wait([going], timeout=10)
+    assert ended.is_set()
+    assert going.cancelled()
+    assert not late.opening.is_set()
+
+
 async def test_device_of_a_mount_that_was_taken_over_of_which_nothing_is_missing(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
