@@ -167,7 +167,10 @@ async def _pull(
 
 def _remedy(name: str, address: str) -> str:
     table = f'[proxy_plugins.{name}] type = "snapshot" address = "{address or SNAPSHOTTER_SOCKET}"'
-    return f"add to /etc/containerd/config.toml: {table}; and restart containerd"
+    return (
+        f"add to /etc/containerd/config.toml: {table}; and restart containerd "
+        "(lazyimg setup containerd --apply --restart does both)"
+    )
 
 
 class _LayerProgress:

@@ -129,7 +129,8 @@ def test_no_such_snapshotter(
     assert result.err == (
         f"lazyimg: containerd at {tmp_path}/c.sock: has no snapshotter 'lazyimg'; "
         'add to /etc/containerd/config.toml: [proxy_plugins.lazyimg] type = "snapshot" '
-        f'address = "{address or "/run/lazyimg/snapshotter.sock"}"; and restart containerd\n'
+        f'address = "{address or "/run/lazyimg/snapshotter.sock"}"; and restart containerd '
+        "(lazyimg setup containerd --apply --restart does both)\n"
     )
 
 
