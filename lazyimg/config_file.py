@@ -88,17 +88,13 @@ def _file_values(
             data = stream.read(MAX_FILE_SIZE + 1)
         if len(data) > MAX_FILE_SIZE:
             raise ConfigurationError(str(path), f"over {MAX_FILE_SIZE} bytes")
-        import tomllib  # noqa: PLC0415  most machines have no file
-
-        document = tomllib.loads(data.decode())
+        document = _parse_toml(path, data)
     except FileNotFoundError as error:
         if named is None:
             return
         raise ConfigurationError(str(path), "does not exist") from error
     except OSError as error:
         raise ConfigurationError(str(path), f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(str(path), f"is not TOML: {error}") from error
     names = {name for name, _ in list_sections()}
     for key, value in document.items():
         if key not in names:
@@ -108,6 +104,17 @@ def _file_values(
         else:
             for inner, inner_value in value.items():
                 yield f"{key}.{inner}", inner_value, str(path)
+
+
+def _parse_toml(path: Path, data: bytes) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415  most machines have no file
+
+    try:
+        return tomllib.loads(data.decode())
+    except ValueError as error:
+        raise ConfigurationError(str(path), f"is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigurationError(str(path), "is not TOML: nested too deeply") from error
 
 
 def _from_text(setting: Setting, text: str) -> Any:

@@ -117,6 +117,8 @@ def test_whiteouts() -> None:
         (Entry(b".wh..wh..opq", Kind.REGULAR), [Entry(b"", Kind.OPAQUE)]),
         (Entry(b"null", Kind.CHARACTER), [Entry(b"null", Kind.CHARACTER)]),
         (Entry(b".wh..wh.aufs", Kind.REGULAR), []),
+        (Entry(b"d/a.wh.b", Kind.FIFO), [Entry(b"d/a.wh.b", Kind.FIFO)]),
+        (Entry(b".wh.d/f", Kind.FIFO), [Entry(b".wh.d/f", Kind.FIFO)]),
         (Entry(b".wh..wh.plnk/1.2", Kind.REGULAR), []),
         (Entry(b"d/.wh..wh.orph/x/y", Kind.DIRECTORY), []),
     ]

@@ -320,7 +320,8 @@ async def test_read_of_a_byte(child: Child) -> None:
 
 
 async def test_calls_are_known_and_their_process_is_kept(child: Child, tmp_path: Path) -> None:
-    child.then("print('{}', flush=True); sys.stdin.readline(); print('{}', flush=True)")
+    twice = "print('{}', flush=True); sys.stdin.readline(); print('{}', flush=True)"
+    child.then(f"{twice}; sys.stdin.read()")
     async with mounts.calls_known_by(tmp_path / "calls"):
         assert await mounts.wait_for_calls() is True
         await unmount(TARGET)
