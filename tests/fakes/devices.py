@@ -141,7 +141,7 @@ class MemoryBlob:
         reads: (offset, length) of every read that began.
         fault: called before a read answers; may raise.
         gate: a read answers only while it is set.
-        at_hand: `peek` gives it.
+        at_hand: `peek` gives it, each time in the same place.
         released: how often it was told that nobody reads.
         peeks: how often it was asked for what is at hand.
         mirrors: how often it says that reading again may help.
@@ -161,6 +161,7 @@ class MemoryBlob:
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.place = bytearray(len(self.data))
 
     async def read(self, offset: int, length: int) -> bytes:
         self.reads.append((offset, length))
@@ -169,9 +170,14 @@ class MemoryBlob:
         self.fault(offset, length)
         return self.data[offset : offset + length]
 
-    def peek(self, offset: int, length: int) -> bytes | None:
+    def peek(self, offset: int, length: int) -> memoryview | None:
         self.peeks += 1
-        return self.data[offset : offset + length] if self.at_hand else None
+        if not self.at_hand:
+            return None
+        found = self.data[offset : offset + length]
+        place = memoryview(self.place)[: len(found)]
+        place[:] = found
+        return place
 
     def release(self) -> None:
         self.released += 1

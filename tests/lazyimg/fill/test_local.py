@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,15 @@ def test_rest_of_a_span_is_given_along_or_kept() -> None:
     recent.drop_device(made.name)
     assert read(device_of(made), recent, 0, BLOCK_SIZE, 1 << 20) == made.content[:65_536]
     assert recent.size == 0
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_what_is_kept_stays_when_other_bytes_are_looked_for(codec: Codec) -> None:
+    made = make_device([SpanPlan(pattern(65_536, i), codec) for i in range(2)])
+    device, recent = device_of(made), RecentSpans(1 << 20)
+    assert read(device, recent, 0, BLOCK_SIZE) == made.content[:BLOCK_SIZE]
+    assert read(device, recent, 65_536, 65_536) == made.content[65_536:]
+    assert recent.get(made.name, 0) == made.content[:65_536]
 
 
 def test_damaged_bytes_are_not_given() -> None:
