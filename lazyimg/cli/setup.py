@@ -56,7 +56,7 @@ def set_up_systemd(**_: bool) -> None:
 @click.option(
     "--file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=CONTAINERD_FILE,
     help=f"containerd's configuration.  [{CONTAINERD_FILE}]",
 )

@@ -178,7 +178,9 @@ def settings_for(
             exports["enable_remote_snapshot_annotations"] = "true"
         found.append(Table((*plugin, "exports"), exports))
     cri: dict[str, str | bool] = {"snapshotter": NAME, "disable_snapshot_annotations": False}
-    found.append(Table(_CRI[configuration], cri))
+    # containerd 2 takes over the names of version 1 literally, not what was moved since
+    moved = configuration == 1 and assumed >= (2, 0, 0)
+    found.append(Table(_CRI[3 if moved else configuration], cri))
     if assumed >= TRANSFER_SINCE:
         ours, default = (
             {"platform": "linux", "snapshotter": name, "differ": "walking"}

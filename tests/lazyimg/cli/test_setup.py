@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import EACCES
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from tests.fakes.containerd_program import install_containerd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.lazyimg.cli.conftest import Result
 
@@ -238,6 +239,28 @@ def test_symbolic_link(run: Run, file: Path) -> None:
         78,
         "",
         f"lazyimg: {link}: is a symbolic link; name the file that it leads to: --file {file}\n",
+    )
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("action", ["--print", "--diff", "--apply"])
+def test_file_for_root_only(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    real = Path.open
+
+    def refuse(path: Path, mode: str) -> object:
+        if path == file:
+            raise PermissionError(EACCES, "Permission denied")
+        return real(path, mode)
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert set_up(run, file, action) == (
+        77,
+        "",
+        f"lazyimg: {file}: cannot be read: Permission denied; run it as root\n",
     )
 
 

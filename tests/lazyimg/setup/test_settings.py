@@ -116,6 +116,8 @@ def test_settings_of_1_7_before_exports() -> None:
 
 def test_settings_of_version_1() -> None:
     assert settings(1, (1, 6, 0))[1].path == ("plugins", "cri", "containerd")
+    assert settings(1, None)[2].path == ("plugins", "cri", "containerd")
+    assert settings(1, (2, 0, 0))[2].path == ("plugins", "io.containerd.cri.v1.images")
 
 
 @pytest.mark.parametrize("configuration", [3, 4])
