@@ -102,11 +102,11 @@ async def start_server(
     mask = os.umask(0o177)  # the socket is root's from its first moment
     try:
         server.add_insecure_port(f"unix:{path}")
-        await server.start()
     except RuntimeError as error:
         raise StorageError(str(path), f"cannot listen: {error}", "check the address") from error
     finally:
-        os.umask(mask)
+        os.umask(mask)  # before anybody else can make a file
+    await server.start()
     return server
 
 

@@ -80,6 +80,15 @@ async def test_socket_is_for_root_only(channel: grpc.aio.Channel, tmp_path: Path
     assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
 
 
+async def test_other_files_have_their_mode(snapshotter: Snapshotter, tmp_path: Path) -> None:
+    """What other tasks make while the server starts is not for its mask."""
+    made = tmp_path / "made"
+    asyncio.get_running_loop().call_soon(made.mkdir, 0o700)
+    server = await start_server(tmp_path / "socket", snapshotter)
+    await server.stop(None)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
 async def test_life_of_a_snapshot(channel: grpc.aio.Channel, tmp_path: Path) -> None:
     request = pb.PrepareSnapshotRequest(snapshotter="any", key="k", labels={"a": "b"})
     prepared = await call(channel, "Prepare", request, pb.PrepareSnapshotResponse)
