@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CUTS: Final = scaled(30, least=2)
-IMAGES: Final = {"one": 48 << 20, "two": 8 << 20}
+IMAGES: Final = {"one": 96 << 20, "two": 8 << 20}
 FILLING: Final = 25.0  # seconds until the cut, at most, after the mounts
 BOOT: Final = 300.0
 SEED: Final = 5
@@ -126,7 +126,9 @@ def test_power_cuts(tmp_path: Path) -> None:
         checked += [words[1:] for words in said if words[0] == "checked"]
         logging.getLogger(__name__).info("cut %d: %s", number, checked[-1:])
         for words in said:
-            if words[0] == "mounted":
+            if words[0] == "fresh":
+                synced.clear()
+            elif words[0] == "mounted":
                 synced.setdefault(words[1].strip(), [])
             elif words[0] == "synced":
                 synced[words[1]].append(words[2].strip())

@@ -6,6 +6,7 @@
 mounted). Lines on standard output, as they come true:
 
     checked READ FAILED    every byte that could be read without a registry was right
+    fresh                  all of it could be read: it was removed, so that there is more to fill
     mounted TAG
     synced TAG NAME        the file was read, and the disk synced afterwards
     lost TAG NAME WHAT     a synced file, of which this would have to be fetched again
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -39,8 +41,10 @@ def main() -> None:
     for tag in images:
         (disk / tag).mkdir(exist_ok=True)
     state = disk / "state"
-    if synced:
-        check(Lazyimg(state, OFFLINE), images, synced)
+    if synced and check(Lazyimg(state, OFFLINE), images, synced):
+        shutil.rmtree(state)
+        os.sync()
+        say("fresh")
     fill(Lazyimg(state), share, images)
 
 
@@ -49,8 +53,8 @@ def say(*words: object) -> None:
     print(*words, flush=True)  # noqa: T201 - for the host
 
 
-def check(lazyimg: Lazyimg, images: dict[str, Path], synced: dict[str, list[str]]) -> None:
-    """Read everything that was mounted, while nobody answers for the registry."""
+def check(lazyimg: Lazyimg, images: dict[str, Path], synced: dict[str, list[str]]) -> bool:
+    """Read everything that was mounted, while nobody answers; tell whether it is all there."""
     read = failed = 0
     with lazyimg.serving():
         lazyimg.status()
@@ -66,6 +70,7 @@ def check(lazyimg: Lazyimg, images: dict[str, Path], synced: dict[str, list[str]
                 read, failed = read + good, failed + bad
             lazyimg.unmount(lazyimg.root.parent / tag)
     say("checked", read, failed)
+    return not failed
 
 
 def compare(path: Path, reference: Path) -> tuple[int, int]:
