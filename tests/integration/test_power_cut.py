@@ -111,7 +111,7 @@ def test_power_cuts(tmp_path: Path) -> None:
             images[tag] = str(image.files)
     (tmp_path / "images.json").write_text(json.dumps(images))
     synced: dict[str, list[str]] = {}
-    checked = []
+    checked, kept = [], 0
     for number in range(CUTS + 1):
         (tmp_path / "synced.json").write_text(json.dumps(synced))
         with running_machine(tmp_path) as machine:
@@ -132,7 +132,8 @@ def test_power_cuts(tmp_path: Path) -> None:
                 synced.setdefault(words[1].strip(), [])
             elif words[0] == "synced":
                 synced[words[1]].append(words[2].strip())
-    logging.getLogger(__name__).info("checked: %s, synced: %s", checked, synced)
+                kept += 1
+    logging.getLogger(__name__).info("checked: %s, synced: %d", checked, kept)
     assert len(checked) == CUTS
-    assert any(synced.values())
-    assert int(checked[-1][0]) > 0
+    assert kept > 0
+    assert any(int(read) > 0 for read, _ in checked)
