@@ -49,7 +49,8 @@ class Machine:
 
     def _read(self, output: IO[str]) -> None:
         for line in output:
-            self._lines.put(line)
+            if line.endswith("\n"):  # else the power was cut in the middle of it
+                self._lines.put(line)
         self._lines.put("")
 
     def wait_for(self, word: str, count: int = 1) -> None:
