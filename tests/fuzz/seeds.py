@@ -256,6 +256,12 @@ def labels() -> list[bytes]:
     ]
 
 
+def containerd_configurations() -> list[bytes]:
+    plugin = b'[proxy_plugins.lazyimg]\ntype = "snapshot"\naddress = "/x"\n'
+    disabled = b'version = 3\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+    return [b"\n", plugin, disabled, b"# c\n[plugins.'a.b']\nx = 1.5 # y\n", b"containerd x v1.7.2"]
+
+
 def mount_tables() -> list[bytes]:
     plain = b"36 35 98:0 /mnt1 /mnt\\0402 rw master:1 - ext3 /dev/root rw,errors=continue\n"
     served = b"25 1 0:22 / / rw shared:1 shared:2 - erofs none ro,fsid=a,domain_id=lazyimg\n"

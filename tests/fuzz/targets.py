@@ -34,6 +34,8 @@ from lazyimg.images.merge import merge_layers
 from lazyimg.images.shown import ShownAccess
 from lazyimg.layers.locate import locate_index, name_format
 from lazyimg.registry.login import parse_registry
+from lazyimg.setup.edit import edit_configuration, parse_configuration
+from lazyimg.setup.settings import configuration_version, parse_version, settings_for
 from lazyimg.supervisor.messages import is_name, parse_notification
 from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
 from lazyimg_formats.containerd.filters import parse_filter
@@ -324,6 +326,21 @@ def run_labels(data: bytes) -> None:
     )
 
 
+def run_containerd_configuration(data: bytes) -> None:
+    """A configuration of containerd's, with the settings that it is given; and a version."""
+
+    def edit() -> None:
+        document = parse_configuration(text)
+        version = configuration_version(document, (2, 1, 0))
+        settings = settings_for(version, (2, 1, 0), address="/run/x", root="/var/x")
+        edited = edit_configuration(text, version, settings)
+        if edit_configuration(edited, version, settings) != edited:
+            raise AssertionError("settings that are there are put in again")
+
+    text = data.decode(errors="replace")
+    each(edit, lambda: parse_version(text), allowed=ConfigurationError)
+
+
 def run_mount_table(data: bytes) -> None:
     each(
         lambda: find_mount(parse_mount_table(data), "/a/b"),
@@ -400,6 +417,9 @@ TARGETS: Final = {
     "decompress": Target(run_decompress, seeds.compressed),
     "device-table": Target(run_device_table, seeds.device_tables),
     "documents": Target(run_documents, seeds.documents),
+    "containerd-configuration": Target(
+        run_containerd_configuration, seeds.containerd_configurations
+    ),
     "credentials": Target(registry_targets.run_credentials, seeds.credentials),
     "erofs": Target(run_erofs, seeds.erofs),
     "erofs-parts": Target(run_erofs_parts, seeds.erofs_parts),
