@@ -135,10 +135,9 @@ class Directories:
         except OSError as error:
             raise _failed(error, self._snapshots) from error
 
-    def wait_removed(self) -> None:
-        """Wait until everything that was discarded is removed."""
-        for future in list(self._removing.values()):
-            future.result()
+    def removing(self) -> list[Future[None]]:
+        """Give what ends when each thing is removed that was discarded. Does not block."""
+        return list(self._removing.values())
 
     def _set_aside(self, path: Path) -> None:
         aside = self._removed / f"{path.name}-{uuid4().hex}"

@@ -204,7 +204,9 @@ class Snapshotter:
     async def cleanup(self) -> None:
         """Remove what no record knows, and wait until it is removed."""
         await self._run(self._sweep)
-        await self._run(self._directories.wait_removed)
+        removing = [asyncio.wrap_future(one) for one in self._directories.removing()]
+        if removing:  # without a thread: others need them
+            await asyncio.wait(removing)
 
     async def _take_remote(self, wanted: NewSnapshot, chain: str) -> None:
         """Record a lazily loaded layer, and raise AlreadyExistsError, if there is one."""

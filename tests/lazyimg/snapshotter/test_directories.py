@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_what_lay_there_is_set_aside(directories: Directories, root: Path) -> No
     (root / "snapshots/7/fs/old").mkdir(parents=True)
     directories.make(7, None, writable=False)
     assert names(directories.upper(7)) == []
-    directories.wait_removed()
+    wait(directories.removing())
     assert names(root / "removed") == []
 
 
@@ -129,7 +130,7 @@ def test_discard(directories: Directories, root: Path) -> None:
     (directories.upper(7) / "file").write_text("x")
     directories.discard(7)
     assert names(root / "snapshots") == []
-    directories.wait_removed()
+    wait(directories.removing())
     assert names(root / "removed") == []
     directories.discard(7)  # there is nothing left to do
 
@@ -143,7 +144,7 @@ def test_sweep(root: Path) -> None:
     (root / "removed/9-half").mkdir()
     second = Directories(root)
     second.sweep({2})
-    second.wait_removed()
+    wait(second.removing())
     second.close()
     assert names(root / "snapshots") == ["2"]
     assert names(root / "removed") == []
@@ -160,7 +161,7 @@ def test_what_cannot_be_removed_is_said(
     directories.make(7, None, writable=False)
     monkeypatch.setattr("shutil.rmtree", refuse)
     directories.discard(7)
-    directories.wait_removed()
+    wait(directories.removing())
     assert "cannot be removed: Operation not permitted" in caplog.text
 
 

@@ -6,6 +6,8 @@ What a snapshotter owes containerd in general is tested by tests/containerd.
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from lazyimg.errors import KernelError, NotFoundError, UsageError
 from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, Kind, WrongStateError
 from lazyimg.snapshotter.overlay import Mount
-from lazyimg.snapshotter.service import PAGE, Snapshotter
+from lazyimg.snapshotter.service import PAGE, THREADS, Snapshotter
 from lazyimg_formats.containerd.filters import parse_filter
 from tests.fakes.lazy_images import FakeLazyImages
 
@@ -140,6 +142,34 @@ async def test_container_that_cannot_be_mounted_leaves_nothing(
     with pytest.raises(NotFoundError):
         await snapshotter.stat("container")
     assert list((root / "snapshots").iterdir()) == []
+
+
+async def test_cleanup_that_takes_long_holds_up_nobody(
+    snapshotter: Snapshotter, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    begun, go = asyncio.Event(), threading.Event()
+    loop, remove = asyncio.get_running_loop(), shutil.rmtree
+
+    def remove_slowly(path: Path) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait()
+        remove(path)
+
+    await snapshotter.prepare("key", "", {})
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    await snapshotter.remove("key")
+    cleanups = [asyncio.create_task(snapshotter.cleanup()) for _ in range(THREADS)]
+    await begun.wait()
+    try:
+        async with asyncio.timeout(10):
+            for _ in range(50):  # behind all that they do
+                with pytest.raises(NotFoundError):
+                    await snapshotter.stat("key")
+        assert not any(task.done() for task in cleanups)
+    finally:
+        go.set()
+    await asyncio.gather(*cleanups)
+    assert list((root / "removed").iterdir()) == []
 
 
 class SlowMount:
