@@ -92,7 +92,7 @@ async def test_pull_through_cache(tmp_path: Path, registry: Registry, mirror: Re
         assert manifest == MANIFEST
         await repository.prove_blob(BLOB)
         await read_many(repository)
-        await eventually(mirror.blob_path(str(BLOB.digest)).exists)
+        await eventually(lambda: has_stored(mirror))
     asked = registry.counts.blob_reads(str(BLOB.digest))
     assert all(exchange.range is None for exchange in asked)  # it has asked for the whole
     cold = len(mirror.counts.blob_reads(str(BLOB.digest)))
@@ -102,6 +102,12 @@ async def test_pull_through_cache(tmp_path: Path, registry: Registry, mirror: Re
     assert all(exchange.path.endswith(f"?ns={registry.address}") for exchange in seen(mirror))
     warm = mirror.counts.blob_reads(str(BLOB.digest))[cold:]
     assert [(exchange.status, exchange.sent) for exchange in warm] == [(206, 5000)] * len(READS)
+
+
+def has_stored(mirror: Registry) -> bool:
+    """Tell whether the mirror has the blob, and every other fetch of it has come to its end."""
+    uploads = mirror.storage / "docker/registry/v2/repositories/team/app/_uploads"
+    return mirror.blob_path(str(BLOB.digest)).exists() and not any(uploads.glob("*/data"))
 
 
 def seen(registry: Registry) -> list[Exchange]:
