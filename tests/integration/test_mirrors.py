@@ -148,7 +148,7 @@ async def test_mirror_ends_between_two_reads(tmp_path: Path, registry: Registry)
         )
         async with reading(tmp_path, registry, mirror.address) as repository:
             await read_many(repository)
-            await eventually(mirror.blob_path(str(BLOB.digest)).exists)
+            await eventually(lambda: has_stored(mirror))
             registry.counts.clear()
             await repository.read_blob(BLOB, 100, 1000)
             assert registry.counts.sent(str(BLOB.digest)) == 0
