@@ -69,6 +69,8 @@ class Readers:
             limits: `ahead` and `ahead_after`.
         """
         reader = self._find(start)
+        if reader.requests and reader.last == start:
+            return range(0)  # it was tried before, and failed
         reader.last = start
         reader.requests += 1
         reader.asked += stop - start
@@ -83,7 +85,7 @@ class Readers:
     def _find(self, start: int) -> _Reader:
         """Give who makes this request; it is the last one from now on."""
         for reader in reversed(self._readers):
-            if reader.last < start <= reader.end + MAX_GAP:
+            if reader.last <= start <= reader.end + MAX_GAP:
                 self._readers.remove(reader)
                 break
         else:

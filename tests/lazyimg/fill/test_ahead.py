@@ -120,6 +120,15 @@ def test_reader_that_asked_least_recently_is_forgotten() -> None:
     assert reading.ask(8, 12) is None
 
 
+def test_request_that_is_tried_again_displaces_nobody() -> None:
+    reading = Reading(blocks=100_000)
+    for start in (0, 4):
+        reading.ask(start, start + 4)
+    for _ in range(MAX_READERS + 1):
+        assert reading.ask(10_000, 10_004) is None
+    assert reading.ask(8, 12) == (12, 24)
+
+
 def test_nothing_past_the_end_of_the_file() -> None:
     reading = Reading(blocks=16)
     for start in (0, 4):
