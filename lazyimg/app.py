@@ -208,6 +208,8 @@ class _Snapshots:
         """Open the records; gives the fsids that snapshots need."""
         if not self._config.snapshotter.address:
             return set()
+        # Children of the daemon are started by exec, without gRPC; it need not watch over forks.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         await asyncio.to_thread(importlib.import_module, "lazyimg.snapshotter.grpc_server")
         from lazyimg.snapshotter.overlay import list_options  # noqa: PLC0415  readers come first
         from lazyimg.snapshotter.remote import RemoteLayers  # noqa: PLC0415

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -16,6 +17,18 @@ settings.register_profile(
     "lazyimg", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("lazyimg")
+
+# Signals are part of what is tested, and may be ignored where the tests were started (nohup, &).
+for number, handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
+# Tests of fork run beside tests of gRPC, in one process; see lazyimg.app for the daemon.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
