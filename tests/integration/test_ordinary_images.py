@@ -35,13 +35,15 @@ def images() -> DebianImages:
 
 @pytest.fixture(scope="module")
 def registry(images: DebianImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry that has two images, converted."""
+    """A registry that has these images, converted."""
     directory = tmp_path_factory.mktemp("registry")
     with running_registry(directory) as running:
         lazyimg = Lazyimg(directory / "nowhere")
         lazyimg.verb("convert", f"oci:{images.layout}:python", f"{running.address}/python:1")
         layout = nasty_tree().layout()
         lazyimg.verb("convert", f"oci:{layout}:nasty", f"{running.address}/nasty:1")
+        layout = nasty_tree().layout("unrepeated")
+        lazyimg.verb("convert", f"oci:{layout}:unrepeated", f"{running.address}/unrepeated:1")
         yield running
 
 
@@ -115,7 +117,7 @@ def test_later_podman_fetches_parts_of_the_layers(
 
 
 def test_later_podman_fetches_parts_of_the_nasty_image(registry: Registry, tmp_path: Path) -> None:
-    image = f"{registry.address}/nasty:1"
+    image = f"{registry.address}/unrepeated:1"
     podman = Podman(tmp_path / "podman", registry.address, later_root())
     identity, log = podman.pull(image)
     config, layers = manifest(image, tmp_path)
