@@ -9,19 +9,16 @@ Methods block for as long as a local transaction takes; the daemon calls them in
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lazyimg.errors import StorageError
+from lazyimg.host.database import Database
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
-    from pathlib import Path
+    import sqlite3
+    from collections.abc import Container, Mapping
 
 _STEPS: Final = (
     """
@@ -217,7 +214,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
     access: bytes
 
 
-class Library:
+class Library(Database):
     """The records in one file.
 
     Args:
@@ -227,53 +224,7 @@ class Library:
         StorageError: from every method, when the file cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute("PRAGMA foreign_keys = ON")
-                self._create()
-            except BaseException:
-                self._db.close()
-                raise
-        except sqlite3.Error as error:
-            raise StorageError(str(path), f"cannot be opened: {error}") from error
-
-    def _create(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if not 0 <= version <= len(_STEPS):
-            raise StorageError(
-                str(self._path),
-                f"has records of version {version}, this lazyimg knows {len(_STEPS)}",
-                "use the lazyimg that wrote them, or another root",
-            )
-        if version < len(_STEPS):
-            steps = "".join(_STEPS[version:])
-            self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {len(_STEPS)}; COMMIT;")
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:  # a full disk may have ended it already
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise StorageError(str(self._path), f"records: {error}") from error
+    steps = _STEPS
 
     def bootstraps(self) -> dict[str, int]:
         """Give all bootstraps: fsid -> size in bytes."""

@@ -6,13 +6,10 @@ Methods block for as long as a local transaction takes, and may be called from a
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from lazyimg.errors import StorageError
+from lazyimg.host.database import Database
 from lazyimg.snapshotter.lifecycle import (
     REF,
     Kind,
@@ -28,8 +25,8 @@ from lazyimg.snapshotter.lifecycle import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    import sqlite3
+    from collections.abc import Callable, Mapping, Sequence
 
 _STEPS: Final = (
     """
@@ -67,7 +64,7 @@ _SELECT: Final = (
 )
 
 
-class Records:
+class Records(Database):
     """The records in one file.
 
     Args:
@@ -77,53 +74,7 @@ class Records:
         StorageError: from every method, when the file cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute("PRAGMA foreign_keys = ON")
-                self._create()
-            except BaseException:
-                self._db.close()
-                raise
-        except sqlite3.Error as error:
-            raise StorageError(str(path), f"cannot be opened: {error}") from error
-
-    def _create(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if not 0 <= version <= len(_STEPS):
-            raise StorageError(
-                str(self._path),
-                f"has records of version {version}, this lazyimg knows {len(_STEPS)}",
-                "use the lazyimg that wrote them, or another root",
-            )
-        if version < len(_STEPS):
-            steps = "".join(_STEPS[version:])
-            self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {len(_STEPS)}; COMMIT;")
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:  # a full disk may have ended it already
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise StorageError(str(self._path), f"records: {error}") from error
+    steps = _STEPS
 
     def find(self, key: str) -> Snapshot:
         """Give a snapshot.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.fakes.host_mounts import FakeMounts
 
 READ_ONLY = Mounted(image(), "/one", None)
-READ_WRITE = Mounted(image(), "/one", Path("/root/scratch/s"))
+READ_WRITE = Mounted(image(), "/one", Path("/state/scratch/s"))
 
 
 def entry(fs_type: str, *super_options: str) -> MountEntry:
@@ -36,10 +36,10 @@ def test_record(mounted: Mounted, scratch: str) -> None:
         (READ_ONLY, entry("erofs", "ro", f"fsid={'a' * 64}"), True),
         (READ_ONLY, entry("erofs", "ro", f"fsid={'b' * 64}"), False),
         (READ_ONLY, entry("tmpfs", "rw"), False),
-        (READ_WRITE, entry("overlay", "upperdir=/root/scratch/s/upper"), True),
-        (READ_WRITE, entry("overlay", "upperdir=/root/scratch/t/upper"), False),
+        (READ_WRITE, entry("overlay", "upperdir=/state/scratch/s/upper"), True),
+        (READ_WRITE, entry("overlay", "upperdir=/state/scratch/t/upper"), False),
         (READ_WRITE, entry("overlay", "lowerdir=/a:/b"), False),
-        (READ_WRITE, entry("other", "upperdir=/root/scratch/s/upper"), False),
+        (READ_WRITE, entry("other", "upperdir=/state/scratch/s/upper"), False),
     ],
 )
 def test_entry_of_the_mount_table(mounted: Mounted, mount: MountEntry, *, ours: bool) -> None:

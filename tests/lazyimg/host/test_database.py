@@ -1,0 +1,97 @@
+"""A file of records: its versions, transactions that fail, files that are none."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from lazyimg.errors import StorageError
+from lazyimg.host.database import Database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class First(Database):
+    steps: ClassVar[tuple[str, ...]] = ("CREATE TABLE one (value INTEGER UNIQUE) STRICT;",)
+
+    def add(self, value: int) -> None:
+        with self._transaction(write=True) as db:
+            db.execute("INSERT INTO one VALUES (?)", (value,))
+
+    def add_and_fail(self, value: int) -> None:
+        with self._transaction(write=True) as db:
+            db.execute("INSERT INTO one VALUES (?)", (value,))
+            raise KeyError(value)
+
+    def values(self) -> list[int]:
+        with self._transaction(write=False) as db:
+            return [value for (value,) in db.execute("SELECT value FROM one ORDER BY value")]
+
+
+class Second(First):
+    steps = (*First.steps, "UPDATE one SET value = value + 100;")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.sqlite"
+
+
+def test_records_stay(path: Path) -> None:
+    first = First(path)
+    first.add(1)
+    first.close()
+    again = First(path)
+    assert again.values() == [1]
+    again.close()
+
+
+def test_each_step_is_taken_once(path: Path) -> None:
+    first = First(path)
+    first.add(1)
+    first.close()
+    for _ in range(2):
+        second = Second(path)
+        assert second.values() == [101]
+        second.close()
+
+
+def test_newer_records_are_refused(path: Path) -> None:
+    Second(path).close()
+    with pytest.raises(
+        StorageError,
+        match="has records of version 2, this lazyimg knows 1; use the lazyimg that wrote them",
+    ):
+        First(path)
+
+
+def test_what_fails_half_way_changes_nothing(path: Path) -> None:
+    first = First(path)
+    with pytest.raises(KeyError):
+        first.add_and_fail(1)
+    assert first.values() == []
+    first.add(2)
+    with pytest.raises(StorageError, match="records: UNIQUE constraint failed"):
+        first.add(2)
+    assert first.values() == [2]
+    first.close()
+
+
+def test_records_are_synced_and_readers_do_not_wait(path: Path) -> None:
+    first = First(path)
+    assert first._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert first._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert first.values() == []
+    other.close()
+    first.close()
+
+
+def test_no_database(path: Path) -> None:
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(StorageError, match="cannot be opened: file is not a database"):
+        First(path)
