@@ -42,6 +42,7 @@ class Flight:
         failed: what is wrong with each of the other ones.
         source: what it waits for; None while it waits for nothing, or works.
         fragments: device offset and bytes of what it has in blocks shared with its neighbours.
+        at_hand: what is asked before the device's sources.
         task: runs it; assigned right after it is made.
     """
 
@@ -54,6 +55,7 @@ class Flight:
     runs: Sequence[range] = ()
     failed: Mapping[int, LazyimgError] = field(default_factory=dict)
     fragments: dict[int, bytes] = field(default_factory=dict)
+    at_hand: Source | None = None
     source: Source | None = None
     task: asyncio.Task[None] = field(init=False)
 

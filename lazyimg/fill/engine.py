@@ -80,11 +80,12 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """Where a fill writes, how urgent it is, and when it gives up."""
+    """Where a fill writes, how urgent it is, when it gives up, and what it has at hand."""
 
     sink: Sink
     priority: Priority
     deadline: asyncio.Timeout
+    at_hand: Source | None = None
 
 
 class Engine:
@@ -184,6 +185,7 @@ class Engine:
         sink: Sink,
         *,
         priority: Priority = Priority.ON_DEMAND,
+        at_hand: Source | None = None,
     ) -> None:
         """Write a range of a device to `sink`; return when all of it is written.
 
@@ -196,6 +198,8 @@ class Engine:
             length: bytes, at least 1; the end is rounded up to a whole block.
             sink: where to write.
             priority: how urgent it is. Only `ON_DEMAND` is bound to the read deadline.
+            at_hand: is asked before the device's sources, which are asked for what it does not
+                give.
 
         Raises:
             LazyimgError: the range cannot be filled: NotFoundError without such a device,
@@ -210,7 +214,7 @@ class Engine:
             device = self._device(name)
             async with deadline:
                 for step in plan_steps(device.table, start, stop):
-                    wish = _Wish(sink, priority, deadline)
+                    wish = _Wish(sink, priority, deadline, at_hand)
                     if on_demand and seconds is None:
                         filling = partial(self._fill_step, device, step, wish)
                         await insist(f"device {name}", filling, partial(self._is_over, device))
@@ -271,7 +275,7 @@ class Engine:
         self.counters.joined += len(flights)
         for run in list(plan_runs(device.unclaimed(needed))):
             for spans in self._plan(device, run, wish.priority):
-                flights.append(self._launch(device, spans, wish.sink, wish.priority))
+                flights.append(self._launch(device, spans, wish.sink, wish.priority, wish.at_hand))
         return sorted(flights, key=lambda flight: flight.spans.start)
 
     def _fetch_ahead(self, device: Device, step: tuple[int, int], sink: Sink) -> None:
@@ -291,12 +295,20 @@ class Engine:
             run = widen_run(device.table, run, device.is_wanting, self.limits)
         return plan_groups(device.table, run, self.limits)
 
-    def _launch(self, device: Device, spans: range, sink: Sink, priority: Priority) -> Flight:
+    def _launch(
+        self,
+        device: Device,
+        spans: range,
+        sink: Sink,
+        priority: Priority,
+        at_hand: Source | None = None,
+    ) -> Flight:
         table = device.table
         ranges = plan_blob_ranges(table, spans, self.limits)
         decoded = sum(table.span_length(span) for span in spans)
         memory = sum(part.length for part in ranges) + decoded
-        flight = Flight(device, spans, sink, Ticket(priority, memory, place=device.place))
+        ticket = Ticket(priority, memory, place="" if at_hand else device.place)
+        flight = Flight(device, spans, sink, ticket, at_hand=at_hand)
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.add(flight)
         device.start(flight)
@@ -378,6 +390,8 @@ class Engine:
         table, spans = flight.device.table, flight.spans
         failed: dict[int, LazyimgError] = {}
         sources = flight.device.sources_to_ask()
+        if flight.at_hand is not None:
+            sources.insert(0, flight.at_hand)
         while sources:
             source = sources.pop(0)
             bad: Mapping[int, LazyimgError]

@@ -22,6 +22,7 @@ from lazyimg.errors import (
 from lazyimg.fill import engine as engine_module
 from lazyimg.fill import patience
 from lazyimg.fill.budget import Priority
+from lazyimg.fill.device import Source
 from lazyimg.fill.engine import Engine
 from lazyimg.limits import FillLimits
 from lazyimg_formats.device_table import BLOCK_SIZE, Codec
@@ -259,6 +260,28 @@ async def test_spans_that_one_source_has_damaged_come_from_another(engine: Engin
     await engine.fill(device.name, 0, 32_768, sink)
     assert (new.reads, old.reads) == ([(0, 32_768)], [(8192, 8192)])
     assert sink.data == device.content
+
+
+async def test_what_is_at_hand_is_asked_for_nothing_else(engine: Engine) -> None:
+    device, moved = aligned_device(4), aligned_device(4, shift=100)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    at_hand = Source(moved.table, MemoryBlob(moved.blob))
+    await engine.fill(device.name, 0, 16_384, sink, priority=Priority.BACKGROUND, at_hand=at_hand)
+    assert sink.data == device.content[:16_384]
+    assert blob.reads == []
+
+
+@pytest.mark.parametrize("fault", ["away", "corrupt", "short"])
+async def test_source_has_what_is_not_at_hand(engine: Engine, fault: str) -> None:
+    device = aligned_device(4)
+    blob, sink = MemoryBlob(device.blob), MemorySink()
+    engine.add_device(device.table, blob)
+    at_hand = Source(device.table, FaultyBlob(device.blob, [fault]))
+    await engine.fill(device.name, 0, 32_768, sink, at_hand=at_hand)
+    assert sink.data == device.content
+    await engine.fill(device.name, 0, 32_768, sink)  # it was for that fill only
+    assert len(at_hand.blob.reads) == 1  # type: ignore[attr-defined]
 
 
 async def test_blob_that_gives_too_little(engine: Engine) -> None:
