@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from lazyimg.errors import CorruptError, RegistryError, UsageError
+from lazyimg.errors import CorruptError, NotFoundError, RegistryError, UsageError
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
@@ -215,13 +215,36 @@ class Images:
         return Image(record.reference, record.digest, record.platform, chain)
 
     async def _known_part(self, location: Location, platform: Platform, depth: int) -> Image | None:
+        image = await self._recorded_part(location, platform, depth)
+        if image is None or not await asyncio.to_thread(self._is_whole, image.chain):
+            return None
+        return image
+
+    async def _recorded_part(
+        self, location: Location, platform: Platform, depth: int
+    ) -> Image | None:
         if not isinstance(location, RegistryLocation) or location.reference.digest is None:
             raise UsageError(str(location), "parts of an image are known by its digest only")
         digest = str(location.reference.digest)
         chain = await self.find_part(digest, depth)
-        if chain is None or not await asyncio.to_thread(self._is_whole, chain):
-            return None
-        return Image(str(location), digest, str(platform), chain)
+        return None if chain is None else Image(str(location), digest, str(platform), chain)
+
+    async def recorded(self, text: str, platform_text: str, depth: int) -> Image:
+        """Give the lowest layers of an image as they were made ready before; asks no registry.
+
+        Args:
+            text: a reference with the digest of a platform's manifest.
+            platform_text: as `open` takes it.
+            depth: how many layers.
+
+        Raises:
+            NotFoundError: they were not.
+        """
+        location, platform = _locate(text), parse_platform(platform_text)
+        image = await self._recorded_part(location, platform, depth)
+        if image is None:
+            raise NotFoundError(text, f"its lowest {depth} layers are not known here")
+        return image
 
     async def find_part(self, digest: str, depth: int) -> ChainRecord | None:
         """Give what was made of the lowest layers of an image, if it was.

@@ -25,6 +25,10 @@ Rules:
     between leaves a directory that no record knows, which the next start (or Cleanup) removes.
   - A number is never used again, so a directory that is being removed is in nobody's way: removing
     happens aside, by renaming first.
+  - Nobody waits for what is removed: containerd holds a lock while it calls Remove, so that a slow
+    unmount would hold up every Prepare. What was mounted for a snapshot is taken back once the
+    answer is given; Cleanup waits for it, for a while.
+  - What a process before this one mounted is mounted again from the records, without a registry.
   - What a caller is told is done is done: records are synced. Data that a container writes is as
     safe as the file system makes it, as with containerd's own snapshotters.
 

@@ -122,6 +122,7 @@ async def listen(path: Path, snapshotter: Snapshotter, stack: AsyncExitStack) ->
         raise StorageError(str(path.parent), f"cannot be made: {error.strerror}") from error
     begun: set[asyncio.Task[Any]] = set()
     server = await start_server(path, snapshotter, begun)
+    stack.push_async_callback(snapshotter.finish)
     stack.push_async_callback(_finish, begun)
     stack.push_async_callback(server.stop, STOP_GRACE)
 

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lazyimg.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INDEX: Final = Path("/sys/module/overlay/parameters/index")
 """Is there where overlayfs knows the option `index`."""
+
+
+_SPECIAL: Final = ":,\\"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,20 @@ def plan_mount(
         return Mount("bind", lowers[0], ("ro", "rbind"))
     options = () if upper is None else (f"workdir={work}", f"upperdir={upper}")
     return Mount("overlay", "overlay", (*options, f"lowerdir={':'.join(lowers)}", *extra))
+
+
+def check_root(root: Path) -> None:
+    """Raise ConfigurationError unless an overlay's options can name directories below this one.
+
+    The kernel has escapes for what means something there; containerd, which mounts, does not.
+    """
+    found = " and ".join(repr(one) for one in _SPECIAL if one in str(root))
+    if found:
+        raise ConfigurationError(
+            str(root),
+            f"has {found} in its path, which the options of an overlay cannot have",
+            "choose another --root",
+        )
 
 
 def list_options() -> tuple[str, ...]:

@@ -36,6 +36,16 @@ class LazyImages(Protocol):
         """
         ...
 
+    async def mount_again(self, layer: RemoteLayer, user: int) -> None:
+        """Mount layers for a snapshot that a process before this one mounted them for.
+
+        Asks no registry.
+
+        Raises:
+            LazyimgError: the kernel refuses, or it is not known what to mount.
+        """
+        ...
+
     async def release(self, user: int) -> None:
         """Take back what was mounted for a snapshot; nothing, if nothing was. Never raises."""
         ...

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from lazyimg.errors import LazyimgError, NotLazyError
 from lazyimg.layers.locate import locate_index
@@ -75,7 +76,7 @@ class RemoteLayers:
         self._repositories = tuple(repositories) or ("*",)
         self._known: OrderedDict[str, _Layers] = OrderedDict()
         self._users: dict[int, Image] = {}
-        self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._said = Repeats()
 
     async def find(
@@ -137,24 +138,33 @@ class RemoteLayers:
 
     async def mount(self, layer: RemoteLayer, user: int) -> Path:
         """Mount layers for a snapshot; see `ports.LazyImages`."""
-        async with self._locks[user]:
+        async with self._lock(user):
             image = self._users.get(user)
             if image is None:
                 image = await self._images.open(
                     layer.reference, layer.platform, Access(), layer.depth
                 )
-                path = await self._mounts.hold(image)
+                await self._mounts.hold(image)
                 self._users[user] = image
-                return path
         return self._mounts.path(image)
+
+    async def mount_again(self, layer: RemoteLayer, user: int) -> None:
+        """Mount layers as a process before this one did; see `ports.LazyImages`."""
+        async with self._lock(user):
+            image = await self._images.recorded(layer.reference, layer.platform, layer.depth)
+            await self._mounts.hold(image)
+            self._users[user] = image
+
+    def _lock(self, user: int) -> asyncio.Lock:
+        """Give the lock of a user, the same one to all who wait for it."""
+        return self._locks.setdefault(user, asyncio.Lock())
 
     async def release(self, user: int) -> None:
         """Take back what was mounted for a snapshot; see `ports.LazyImages`."""
-        async with self._locks[user]:
+        async with self._lock(user):
             image = self._users.pop(user, None)
             if image is not None:
                 await self._mounts.release(image)
-        self._locks.pop(user, None)  # two may have waited for it
 
     async def fsids(self, layers: Iterable[RemoteLayer]) -> set[str]:
         """Give the names of the images that show layers, as far as they were made."""

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from lazyimg.errors import LazyimgError, NotFoundError
+from lazyimg.errors import LazyimgError, NotFoundError, StorageError
 from lazyimg.snapshotter.directories import Directories
 from lazyimg.snapshotter.lifecycle import (
     REF,
@@ -26,7 +26,7 @@ from lazyimg.snapshotter.lifecycle import (
     missing,
     taken,
 )
-from lazyimg.snapshotter.overlay import plan_mount
+from lazyimg.snapshotter.overlay import check_root, plan_mount
 from lazyimg.snapshotter.records import Records
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ THREADS: Final = 8
 """For the disk's work: measuring a large directory must not hold up other calls."""
 
 MOUNTED_AT_ONCE: Final = 64
-"""Snapshots that a start mounts side by side: each may wait for a registry that is away."""
+"""Snapshots that a start mounts side by side."""
+
+RELEASE_WAIT: Final = 10.0
+"""Seconds that Cleanup, or the end, waits for the kernel to unmount what nobody needs."""
 
 
 class Snapshotter:
@@ -59,14 +62,21 @@ class Snapshotter:
         root: of the snapshotter.
         images: shows layers that were not downloaded.
         options: further mount options of each overlay.
+
+    Raises:
+        ConfigurationError: overlayfs cannot have directories below this root.
+        StorageError: the disk refuses.
     """
 
     def __init__(self, root: Path, images: LazyImages, options: Sequence[str] = ()) -> None:
+        for path in (root, root.resolve()):
+            check_root(path)
         self._directories = Directories(root)
         self._records = Records(root / "records.sqlite")
         self._images = images
         self._options = tuple(options)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="snapshots")
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Remove what no record knows, and mount again what snapshots need.
@@ -86,13 +96,20 @@ class Snapshotter:
     ) -> None:
         async with turns:
             try:
-                await self._images.mount(remote, number)
+                await self._images.mount_again(remote, number)
             except LazyimgError as error:  # the others are not to wait; its Mounts tries again
                 _log.error("snapshot %d: %s", number, error)
 
     async def remote_layers(self) -> list[RemoteLayer]:
         """Give what `start` will mount."""
         return list((await self._run(self._shown)).values())
+
+    async def finish(self) -> None:
+        """Unmount what nobody needs any more; what takes too long is left to the mounts' end."""
+        await self._released()
+        for task in self._releasing:
+            task.cancel()
+        await asyncio.gather(*self._releasing, return_exceptions=True)
 
     async def close(self) -> None:
         """End; mounts stay."""
@@ -146,20 +163,23 @@ class Snapshotter:
             LazyimgError: as `Records.commit`.
         """
         wanted = _wanted(Kind.COMMITTED, name, parent, labels)
-        number = await self._run(self._commit, key, wanted)
-        await self._images.release(number)
+        self._release_soon(await self._run(self._commit, key, wanted))
 
     async def remove(self, key: str) -> None:
-        """Remove a snapshot; its files go soon afterwards.
+        """Remove a snapshot; its files, and what is mounted for it, go soon afterwards.
 
         Raises:
             NotFoundError: there is none of this key.
             WrongStateError: others stand on it.
         """
         removed = await self._run(self._records.remove, key)
-        await self._images.release(removed.number)
-        if removed.remote is None:
+        if removed.remote is not None:
+            return
+        self._release_soon(removed.number)
+        try:
             await self._run(self._directories.discard, removed.number)
+        except StorageError as error:  # the next Cleanup or start tries again
+            _log.warning("snapshot %d is removed, but its files are not: %s", removed.number, error)
 
     async def stat(self, key: str) -> Snapshot:
         """Give a snapshot.
@@ -203,6 +223,7 @@ class Snapshotter:
 
     async def cleanup(self) -> None:
         """Remove what no record knows, and wait until it is removed."""
+        await self._released()
         await self._run(self._sweep)
         removing = [asyncio.wrap_future(one) for one in self._directories.removing()]
         if removing:  # without a thread: others need them
@@ -244,7 +265,7 @@ class Snapshotter:
         if remote is not None:
             lowers.append(str(await self._images.mount(remote, snapshot.number)))
             if not await self._run(self._is_mountable, snapshot):  # since it was read
-                await self._images.release(snapshot.number)
+                self._release_soon(snapshot.number)
                 raise missing(snapshot.key)
         upper, work = (
             str(path(snapshot.number)) for path in (self._directories.upper, self._directories.work)
@@ -252,6 +273,22 @@ class Snapshotter:
         if snapshot.kind is Kind.ACTIVE:
             return [plan_mount(lowers, upper, work, self._options)]
         return [plan_mount(lowers or [upper], None, None, self._options)]
+
+    def _release_soon(self, number: int) -> None:
+        """Take back what was mounted for a snapshot; the kernel may take its time for that."""
+        task = asyncio.create_task(self._images.release(number))
+        self._releasing.add(task)
+        task.add_done_callback(self._end_release)
+
+    def _end_release(self, task: asyncio.Task[None]) -> None:
+        self._releasing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("what was mounted for a snapshot is not taken back", exc_info=error)
+
+    async def _released(self) -> None:
+        """Wait until that is done, or takes too long."""
+        if self._releasing:
+            await asyncio.wait(self._releasing, timeout=RELEASE_WAIT)
 
     def _is_mountable(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot is still there, as what it was."""

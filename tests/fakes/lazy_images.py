@@ -42,5 +42,8 @@ class FakeLazyImages:
         self.mounted[user] = layer
         return Path("/mnt") / layer.chain
 
+    async def mount_again(self, layer: RemoteLayer, user: int) -> None:
+        await self.mount(layer, user)
+
     async def release(self, user: int) -> None:
         self.mounted.pop(user, None)

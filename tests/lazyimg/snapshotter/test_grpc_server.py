@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from lazyimg.snapshotter.lifecycle import RemoteLayer
+
 
 @pytest.fixture
 def images() -> FakeLazyImages:
@@ -167,8 +169,8 @@ async def test_failure_of_its_own(
     assert "ZeroDivisionError" in caplog.text
 
 
-class SlowRelease:
-    """Releases of a `FakeLazyImages` that wait.
+class SlowMount:
+    """Mounts of a `FakeLazyImages` that wait.
 
     Attributes:
         begun: set when one has begun.
@@ -182,35 +184,34 @@ class SlowRelease:
         self.go = asyncio.Event()
         self.done = asyncio.Event()
         self.error: Exception | None = None
-        self._release = images.release
-        monkeypatch.setattr(images, "release", self.release)
+        self._mount = images.mount
+        monkeypatch.setattr(images, "mount", self.mount)
 
-    async def release(self, user: int) -> None:
+    async def mount(self, layer: RemoteLayer, user: int) -> Path:
         self.begun.set()
         try:
             await self.go.wait()
             if self.error is not None:
                 raise self.error
-            await self._release(user)
+            return await self._mount(layer, user)
         finally:
             self.done.set()
 
 
-async def on_lazy_layer(snapshotter: Snapshotter) -> None:
-    """Make the active snapshot "k" on a lazy layer."""
+async def have_lazy_layer(snapshotter: Snapshotter) -> str:
+    """Have a lazy layer; give its key."""
     with pytest.raises(AlreadyExistsError):
         await snapshotter.prepare("extract", "", {REF: "one"})
     ((layer,),) = [page async for page in snapshotter.select([])]
-    await snapshotter.prepare("k", layer.key, {})
+    return layer.key
 
 
-async def abandon_remove(channel: grpc.aio.Channel, slow: SlowRelease) -> None:
-    removing = asyncio.create_task(
-        call(channel, "Remove", pb.RemoveSnapshotRequest(key="k"), Empty)
-    )
+async def abandon_prepare(channel: grpc.aio.Channel, layer: str, slow: SlowMount) -> None:
+    request = pb.PrepareSnapshotRequest(key="k", parent=layer)
+    preparing = asyncio.create_task(call(channel, "Prepare", request, pb.PrepareSnapshotResponse))
     await slow.begun.wait()
-    removing.cancel()
-    await asyncio.wait([removing])
+    preparing.cancel()
+    await asyncio.wait([preparing])
 
 
 async def served_after_all_before(channel: grpc.aio.Channel) -> None:
@@ -218,35 +219,33 @@ async def served_after_all_before(channel: grpc.aio.Channel) -> None:
     await refusal(channel, "Stat", pb.StatSnapshotRequest(key="none"))
 
 
-async def test_remove_is_finished_without_its_caller(
+async def test_prepare_is_finished_without_its_caller(
     channel: grpc.aio.Channel, snapshotter: Snapshotter, images: FakeLazyImages,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    await on_lazy_layer(snapshotter)
-    slow = SlowRelease(images, monkeypatch)
-    await abandon_remove(channel, slow)
+    layer = await have_lazy_layer(snapshotter)
+    slow = SlowMount(images, monkeypatch)
+    await abandon_prepare(channel, layer, slow)
     await served_after_all_before(channel)
     assert not slow.done.is_set()
     slow.go.set()
     await slow.done.wait()
-    assert images.mounted == {}
-    await call(channel, "Cleanup", pb.CleanupRequest(), Empty)
-    assert list((tmp_path / "root/snapshots").iterdir()) == []
+    assert list(images.mounted) == [(await snapshotter.stat("k")).number]
 
 
 async def test_failure_without_caller_is_logged(
     channel: grpc.aio.Channel, snapshotter: Snapshotter, images: FakeLazyImages,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    await on_lazy_layer(snapshotter)
-    slow = SlowRelease(images, monkeypatch)
+    layer = await have_lazy_layer(snapshotter)
+    slow = SlowMount(images, monkeypatch)
     slow.error = ZeroDivisionError()
-    await abandon_remove(channel, slow)
+    await abandon_prepare(channel, layer, slow)
     await served_after_all_before(channel)
     slow.go.set()
-    await slow.done.wait()
-    await served_after_all_before(channel)
-    assert "Remove failed" in caplog.text
+    async with asyncio.timeout(10):
+        while "Prepare failed" not in caplog.text:  # when what it had made is removed
+            await served_after_all_before(channel)
 
 
 @pytest.mark.parametrize("patient", [True, False])
@@ -254,19 +253,42 @@ async def test_stop_waits_for_what_goes_on_without_its_caller(
     snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path, *, patient: bool,
 ) -> None:  # fmt: skip
-    await on_lazy_layer(snapshotter)
-    slow = SlowRelease(images, monkeypatch)
+    layer = await have_lazy_layer(snapshotter)
+    slow = SlowMount(images, monkeypatch)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
         async with AsyncExitStack() as stack:
             await listen(tmp_path / "socket", snapshotter, stack)
-            await abandon_remove(channel, slow)
+            await abandon_prepare(channel, layer, slow)
             await served_after_all_before(channel)
             if patient:
                 asyncio.get_running_loop().call_soon(slow.go.set)
             else:
                 monkeypatch.setattr(grpc_server, "STOP_GRACE", 0.01)
         assert slow.done.is_set()
-    assert (images.mounted == {}) is patient
+    assert (images.mounted != {}) is patient
+
+
+async def test_stop_waits_for_what_is_unmounted(
+    snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    layer = await have_lazy_layer(snapshotter)
+    release, go = images.release, asyncio.Event()
+
+    async def release_slowly(user: int) -> None:
+        await go.wait()
+        await release(user)
+
+    monkeypatch.setattr(images, "release", release_slowly)
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
+        async with AsyncExitStack() as stack:
+            await listen(tmp_path / "socket", snapshotter, stack)
+            request = pb.PrepareSnapshotRequest(key="k", parent=layer)
+            await call(channel, "Prepare", request, pb.PrepareSnapshotResponse)
+            await call(channel, "Remove", pb.RemoveSnapshotRequest(key="k"), Empty)
+            assert images.mounted != {}
+            asyncio.get_running_loop().call_soon(go.set)
+        assert images.mounted == {}
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from lazyimg.errors import ConfigurationError
 from lazyimg.snapshotter import overlay
 from lazyimg.snapshotter.overlay import Mount, plan_mount
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -40,3 +38,10 @@ def test_options_of_this_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert overlay.list_options() == ()
     (tmp_path / "index").write_text("N")
     assert overlay.list_options() == ("index=off",)
+
+
+def test_root_that_no_option_can_name() -> None:
+    overlay.check_root(Path("/var/lib/a name=with-what.else"))
+    text = r"^/a:b,c: has ':' and ',' in its path, which the options of an overlay cannot have; "
+    with pytest.raises(ConfigurationError, match=text + r"choose another --root$"):
+        overlay.check_root(Path("/a:b,c"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lazyimg.errors import RegistryError
+from lazyimg.errors import NotFoundError, RegistryError
 from lazyimg.fill.engine import Engine
 from lazyimg.images import service
 from lazyimg.images.build import BuildReply, BuildRequest, build
@@ -242,6 +242,58 @@ async def test_released_twice_at_once(
 ) -> None:
     await remote.mount(node.add(layers).remote(1), 7)
     await asyncio.gather(remote.release(7), remote.release(7))
+    assert host.table == []
+
+
+async def test_released_while_two_mount(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whoever comes next waits for the same lock, so that nothing is mounted twice for one."""
+    layer = node.add(layers).remote(1)
+    await remote.mount(layer, 7)
+    open_image, opening, go = node.images.open, asyncio.Semaphore(0), asyncio.Event()
+
+    async def open_slowly(*arguments: Any) -> Any:
+        opening.release()
+        await go.wait()
+        return await open_image(*arguments)
+
+    monkeypatch.setattr(node.images, "open", open_slowly)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(remote.release(7))
+        group.create_task(remote.mount(layer, 7))
+        await opening.acquire()
+        group.create_task(remote.mount(layer, 7))
+        go.set()
+    await remote.release(7)
+    assert host.table == []
+
+
+async def test_mounted_again_without_a_registry(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    layer = node.add(layers).remote(2)
+    path = await remote.mount(layer, 7)
+    await remote.release(7)
+    asked = len(node.registry.asked)
+    following = remote_layers(node, host)
+    await following.mount_again(layer, 7)
+    assert host.points == [str(path)]
+    assert await following.mount(layer, 7) == path
+    assert len(node.registry.asked) == asked
+    await following.release(7)
+    assert host.table == []
+
+
+async def test_what_was_never_mounted_is_not_mounted_again(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    image = node.add(layers)
+    text = rf"^{image.reference}: its lowest 1 layers are not known here$"
+    with pytest.raises(NotFoundError, match=text):
+        await remote.mount_again(image.remote(1), 7)
+    await remote.release(7)
     assert host.table == []
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import KernelError, NotFoundError, UsageError
+from lazyimg.errors import ConfigurationError, KernelError, NotFoundError, UsageError
+from lazyimg.snapshotter import service
 from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, Kind, WrongStateError
 from lazyimg.snapshotter.overlay import Mount
 from lazyimg.snapshotter.service import PAGE, THREADS, Snapshotter
@@ -91,6 +92,7 @@ async def test_container_on_lazy_layers(snapshotter: Snapshotter, images: FakeLa
     number = (await snapshotter.stat("container")).number
     assert images.mounted[number].depth == 2
     await snapshotter.remove("container")
+    await snapshotter.cleanup()
     assert images.mounted == {}
 
 
@@ -106,6 +108,7 @@ async def test_layer_that_was_unpacked_on_lazy_ones(
     (mount,) = await snapshotter.prepare("extract other", base, {REF: "other"})
     upper = options(mount)["upperdir"]
     await snapshotter.commit("layer", "extract other", "", {})
+    await snapshotter.cleanup()
     assert images.mounted == {}
     (mount,) = await snapshotter.prepare("container", "layer", {})
     assert options(mount)["lowerdir"] == f"{upper}:/mnt/one"
@@ -207,7 +210,107 @@ async def test_snapshot_that_goes_while_it_is_mounted(
     slow.go.set()
     with pytest.raises(NotFoundError, match=r"^snapshot container: it does not exist$"):
         await mounting
+    await snapshotter.cleanup()
     assert images.mounted == {}
+
+
+class SlowRelease:
+    """Releases of a `FakeLazyImages` that wait, as an unmount of a busy kernel does.
+
+    Attributes:
+        begun: set when one has begun.
+        go: they wait for it.
+        error: raised instead.
+    """
+
+    def __init__(self, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self.error: Exception | None = None
+        self._release = images.release
+        monkeypatch.setattr(images, "release", self.release)
+
+    async def release(self, user: int) -> None:
+        self.begun.set()
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        await self._release(user)
+
+
+@pytest.mark.parametrize("end", ["remove", "commit"])
+async def test_unmount_that_takes_long_holds_up_nobody(
+    snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    one, two = await lazy(snapshotter, "one"), await lazy(snapshotter, "two")
+    await snapshotter.prepare("container", one, {})
+    slow = SlowRelease(images, monkeypatch)
+    async with asyncio.timeout(10):
+        if end == "remove":
+            await snapshotter.remove("container")
+        else:
+            await snapshotter.commit("layer", "container", "", {})
+        await slow.begun.wait()
+        told = await snapshotter.prepare("other", two, {})
+        assert await snapshotter.mounts("other") == told
+        assert (await snapshotter.stat("other")).kind is Kind.ACTIVE
+        await snapshotter.remove("other")
+    assert len(images.mounted) == 2
+    cleanup = asyncio.create_task(snapshotter.cleanup())
+    slow.go.set()
+    await cleanup
+    assert images.mounted == {}
+
+
+async def test_cleanup_waits_for_an_unmount_for_a_while(
+    snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await snapshotter.prepare("container", await lazy(snapshotter, "one"), {})
+    monkeypatch.setattr(service, "RELEASE_WAIT", 0.01)
+    SlowRelease(images, monkeypatch)
+    await snapshotter.remove("container")
+    await snapshotter.cleanup()
+    assert len(images.mounted) == 1
+    await snapshotter.finish()  # the end of the kernel's mounts follows
+
+
+async def test_unmount_that_fails_is_said(
+    snapshotter: Snapshotter, images: FakeLazyImages, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    await snapshotter.prepare("container", await lazy(snapshotter, "one"), {})
+    slow = SlowRelease(images, monkeypatch)
+    slow.error = ZeroDivisionError()
+    slow.go.set()
+    await snapshotter.remove("container")
+    await snapshotter.cleanup()
+    assert "what was mounted for a snapshot is not taken back" in caplog.text
+
+
+async def test_directory_that_cannot_be_removed_is_removed_later(
+    snapshotter: Snapshotter, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await snapshotter.prepare("key", "", {})
+    (root / "removed").rename(root / "elsewhere")
+    (root / "removed").write_text("")
+    await snapshotter.remove("key")
+    assert "snapshot 1 is removed, but its files are not: " in caplog.text
+    with pytest.raises(NotFoundError):
+        await snapshotter.stat("key")
+    (root / "removed").unlink()
+    (root / "elsewhere").rename(root / "removed")
+    await snapshotter.cleanup()
+    assert list((root / "snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b", "a\\b"])
+def test_root_that_no_overlay_can_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(name)
+    for root in (tmp_path / name, tmp_path / "link"):
+        with pytest.raises(ConfigurationError, match=r"choose another --root$"):
+            Snapshotter(root, FakeLazyImages())
+    assert list((tmp_path / name).iterdir()) == []
 
 
 async def test_restart_mounts_again(root: Path) -> None:
@@ -226,20 +329,19 @@ async def test_restart_mounts_again(root: Path) -> None:
 
 
 async def test_restart_mounts_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that is away makes each of them wait."""
     first = Snapshotter(root, FakeLazyImages("one", "two"))
     for chain in ("one", "two"):
         await first.prepare(f"container {chain}", await lazy(first, chain), {})
     await first.close()
     images = FakeLazyImages()
-    mount, all_begun = images.mount, asyncio.Barrier(2)
+    mount, all_begun = images.mount_again, asyncio.Barrier(2)
 
-    async def mount_together(layer: RemoteLayer, user: int) -> Path:
+    async def mount_together(layer: RemoteLayer, user: int) -> None:
         async with asyncio.timeout(10):
             await all_begun.wait()
-        return await mount(layer, user)
+        await mount(layer, user)
 
-    monkeypatch.setattr(images, "mount", mount_together)
+    monkeypatch.setattr(images, "mount_again", mount_together)
     second = Snapshotter(root, images)
     await second.start()
     assert sorted(layer.chain for layer in images.mounted.values()) == ["one", "two"]
