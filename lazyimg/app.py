@@ -190,6 +190,7 @@ async def start(
         transport=transport,
         manager=manager,
         client=registries.client,
+        snapshotter=snapshots.snapshotter,
     )
     await _listen(listener, daemon, stack)
     await snapshots.start(stack)
@@ -202,7 +203,7 @@ class _Snapshots:
         self._config = config
         self._images = images
         self._mounts = mounts
-        self._snapshotter: Snapshotter | None = None
+        self.snapshotter: Snapshotter | None = None
 
     async def open(self, stack: AsyncExitStack) -> set[str]:
         """Open the records; gives the fsids that snapshots need."""
@@ -217,18 +218,18 @@ class _Snapshots:
 
         remote = RemoteLayers(self._images, self._mounts, self._config.snapshotter.lazy)
         root = self._config.snapshotter_directory
-        self._snapshotter = Snapshotter(root, remote, list_options())
-        stack.push_async_callback(self._snapshotter.close)
-        return await remote.fsids(await self._snapshotter.remote_layers())
+        self.snapshotter = Snapshotter(root, remote, list_options())
+        stack.push_async_callback(self.snapshotter.close)
+        return await remote.fsids(await self.snapshotter.remote_layers())
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Mount what snapshots need, and answer containerd."""
-        if self._snapshotter is None:
+        if self.snapshotter is None:
             return
         from lazyimg.snapshotter.grpc_server import listen  # noqa: PLC0415  readers come first
 
-        await self._snapshotter.start()
-        await listen(Path(self._config.snapshotter.address), self._snapshotter, stack)
+        await self.snapshotter.start()
+        await listen(Path(self._config.snapshotter.address), self.snapshotter, stack)
 
 
 class _Registries:

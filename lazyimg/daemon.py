@@ -15,6 +15,7 @@ from lazyimg import __version__
 from lazyimg.api.messages import (
     ErrorReply,
     FsidReply,
+    HeldReport,
     ImageRequest,
     InspectReply,
     InspectRequest,
@@ -24,6 +25,7 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     RegistryReport,
+    SnapshotterReport,
     StatusReply,
     UnmountReply,
     UnmountRequest,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.service import Image, Images
     from lazyimg.registry.client import RegistryClient
+    from lazyimg.snapshotter.service import Snapshotter
     from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
 _log = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class LazyimgDaemon:
         transport: serves the kernel; asked what is present.
         manager: started this process.
         client: talks to registries; asked for its counters.
+        snapshotter: containerd's, if there is one; asked for what it has.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class LazyimgDaemon:
         transport: CachefilesTransport,
         manager: ServiceManager,
         client: RegistryClient,
+        snapshotter: Snapshotter | None = None,
     ) -> None:
         self._config = config
         self._images = images
@@ -85,6 +90,7 @@ class LazyimgDaemon:
         self._transport = transport
         self._manager = manager
         self._client = client
+        self._snapshotter = snapshotter
         self._started = time.monotonic()
 
     async def mount(self, request: MountRequest) -> MountReply:
@@ -222,6 +228,27 @@ class LazyimgDaemon:
                 )
                 for host, traffic in sorted(self._client.traffic().items())
             ],
+            snapshotter=await self._report_snapshotter(),
+        )
+
+    async def _report_snapshotter(self) -> SnapshotterReport | None:
+        if self._snapshotter is None:
+            return None
+        return SnapshotterReport(
+            images=[
+                HeldReport(
+                    name=held.name,
+                    digest=held.digest,
+                    lazy=held.lazy,
+                    unpacked=held.unpacked,
+                    containers=held.containers,
+                    reason=held.why.reason if held.why else "",
+                    problem=held.why.problem if held.why else "",
+                )
+                for held in await self._snapshotter.images()
+            ],
+            lazy=self._snapshotter.lazy,
+            unpacked=dict(self._snapshotter.unpacked),
         )
 
     async def _open(self, request: ImageRequest) -> Image:

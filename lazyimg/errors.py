@@ -64,10 +64,20 @@ class NoPlatformError(LazyimgError):
 
 
 class NotLazyError(LazyimgError):
-    """The image, or a layer of it, is in a format that cannot be loaded lazily."""
+    """The image, or a layer of it, cannot be loaded lazily.
+
+    Attributes:
+        reason: one word for why not; "format" where a layer's format is the reason.
+    """
 
     exit_code = 67
     kind = "not-lazy"
+
+    def __init__(
+        self, what: str, problem: str, remedy: str = "", *, reason: str = "format"
+    ) -> None:
+        super().__init__(what, problem, remedy)
+        self.reason = reason
 
 
 class CorruptError(LazyimgError):

@@ -216,10 +216,47 @@ class RegistryReport(msgspec.Struct, frozen=True, kw_only=True):
     rests: float
 
 
+class HeldReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The layers that containerd's snapshotter has for one image, without those it had before.
+
+    Attributes:
+        name: of the image, as containerd calls it; "" for all those that no label named.
+        digest: of its manifest; "" if that is not known.
+        lazy: layers that are loaded lazily.
+        unpacked: layers that were downloaded and unpacked.
+        containers: containers (active snapshots) on them.
+        reason: one word for why the first one that is unpacked is; "" if nobody wanted it lazy.
+        problem: the same in words.
+    """
+
+    name: str
+    digest: str
+    lazy: int
+    unpacked: int
+    containers: int
+    reason: str = ""
+    problem: str = ""
+
+
+class SnapshotterReport(msgspec.Struct, frozen=True, kw_only=True):
+    """containerd's snapshotter.
+
+    Attributes:
+        images: those that it has layers of.
+        lazy: layers that were loaded lazily, since the daemon's start.
+        unpacked: layers that were to be, and are unpacked, since then, by `HeldReport.reason`.
+    """
+
+    images: list[HeldReport]
+    lazy: int
+    unpacked: dict[str, int]
+
+
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests.
 
-    `failure` says why a read failed last; "" if none has.
+    `failure` says why a read failed last; "" if none has. Without a snapshotter, `snapshotter` is
+    null.
 
     `pid` is the process that answers; `supervisor` the one that starts it again, or 0 if there is
     none (any more), and `restarts` how often it has.
@@ -239,3 +276,4 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     fetched: int
     fetches: int
     registries: list[RegistryReport] = []
+    snapshotter: SnapshotterReport | None = None

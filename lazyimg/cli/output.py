@@ -39,11 +39,14 @@ def print_line(text: str) -> None:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a head; columns of numbers and sizes are aligned to the right."""
+    """Print rows under a head; columns of numbers and sizes are aligned to the right.
+
+    A cell of "" is none, and leaves a column what it is.
+    """
     rows = [[show(cell) for cell in row] for row in rows]
     columns = list(zip(head, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [bool(rows) and all(map(_NUMBER.fullmatch, column[1:])) for column in columns]
+    right = [all(map(_NUMBER.fullmatch, filter(None, column[1:]))) for column in columns]
     for row in (head, *rows):
         cells = (
             text.rjust(width) if to_right else text.ljust(width)

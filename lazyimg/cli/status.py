@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,11 +16,14 @@ from lazyimg.cli.output import (
     print_json,
     print_line,
     print_table,
+    short_digest,
 )
 
 if TYPE_CHECKING:
-    from lazyimg.api.messages import StatusReply
+    from lazyimg.api.messages import HeldReport, SnapshotterReport, StatusReply
     from lazyimg.cli.invocation import Invocation
+
+NOT_ASKED: Final = "pulled without saying for which image; `lazyimg pull` does"
 
 
 @click.command("status")
@@ -27,7 +31,11 @@ if TYPE_CHECKING:
 @common_options
 @pass_invocation
 def command(invocation: Invocation, *, output: str) -> None:
-    """Show the daemon and its mounts."""
+    """Show the daemon, its mounts, and which images containerd has lazily.
+
+    An image's layers are counted where they came first: the base that it shares with an image
+    pulled before is that one's.
+    """
     reply = invocation.client().status()
     if output == "json":
         print_json(reply)
@@ -44,14 +52,47 @@ def command(invocation: Invocation, *, output: str) -> None:
             *([("failed last", reply.failure)] if reply.failure else []),
             ("fetched", f"{format_size(reply.fetched)} in {reply.fetches} requests"),
             ("mounts", str(len(reply.mounts))),
+            *_describe_snapshotter(reply.snapshotter),
         ]
     )
     if reply.mounts:
         print_line("")
         print_mounts(reply.mounts)
+    if reply.snapshotter and reply.snapshotter.images:
+        print_line("")
+        _print_images(reply.snapshotter.images)
     if reply.registries:
         print_line("")
         _print_registries(reply)
+
+
+def _describe_snapshotter(report: SnapshotterReport | None) -> list[tuple[str, str]]:
+    if report is None:
+        return []
+    lazy, unpacked, containers = (
+        sum(getattr(one, name) for one in report.images)
+        for name in ("lazy", "unpacked", "containers")
+    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.unpacked.items()))
+    total = sum(report.unpacked.values())
+    return [
+        ("layers", f"{lazy} lazy, {unpacked} unpacked"),
+        ("since start", f"{report.lazy} lazy, {total} unpacked{reasons and f': {reasons}'}"),
+        ("containers", str(containers)),
+    ]
+
+
+def _print_images(images: list[HeldReport]) -> None:
+    names = Counter(one.name for one in images)
+    rows = []
+    for one in images:
+        name = one.name.removesuffix(f"@{one.digest}") or "(no name)"
+        if one.digest and (names[one.name] > 1 or name != one.name):
+            name = f"{name}@{short_digest(one.digest)}"
+        rows.append((str(one.lazy), str(one.unpacked), str(one.containers), name))
+        if one.unpacked:
+            rows.append(("", "", "", f"  {one.problem or NOT_ASKED}"))
+    print_table(("LAZY", "UNPACKED", "CONTAINERS", "IMAGE OF THESE LAYERS"), rows)
 
 
 def _print_registries(reply: StatusReply) -> None:

@@ -17,6 +17,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError, UsageError
+from lazyimg_formats.containerd.labels import parse_image_labels
+from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +75,44 @@ class RemoteLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Why a layer that could have been loaded lazily is unpacked as usual.
+
+    Attributes:
+        name: of the image that it was pulled for, as labels say it; "" if they do not.
+        digest: of the image's manifest; "" if that is not known.
+        reason: one word, to count by.
+        problem: what is wrong, in a few words.
+    """
+
+    name: str
+    digest: str
+    reason: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldImage:
+    """The layers on this node that were made for one image, without those that were there before.
+
+    Attributes:
+        name: as `Unpacked`; "" for all images that no label named.
+        digest: likewise.
+        lazy: how many of the layers are loaded lazily.
+        unpacked: how many are unpacked.
+        containers: active snapshots that stand on one of them.
+        why: what led to the first one that is unpacked; None: none is, or nobody asked for it.
+    """
+
+    name: str
+    digest: str
+    lazy: int
+    unpacked: int
+    containers: int
+    why: Unpacked | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One snapshot.
 
@@ -110,6 +150,20 @@ class NewSnapshot:
     parent: str
     labels: Mapping[str, str]
     now: int
+
+
+def name_image(labels: Mapping[str, str]) -> tuple[str, str]:
+    """Give the name and the manifest's digest of the image that labels name; "" where they do not.
+
+    Raises nothing: labels may say anything.
+    """
+    try:
+        named = parse_image_labels(labels)
+    except FormatError:
+        named = None
+    if named is None:
+        return "", ""
+    return named.reference, str(named.manifest or "")
 
 
 def check_key(key: str, what: str = "a snapshot") -> None:

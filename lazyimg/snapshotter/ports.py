@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lazyimg.snapshotter.lifecycle import RemoteLayer
+    from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 
 
 class LazyImages(Protocol):
@@ -16,10 +16,10 @@ class LazyImages(Protocol):
 
     async def find(
         self, chain: str, labels: Mapping[str, str], below: RemoteLayer | None
-    ) -> RemoteLayer | None:
-        """Give what shows a chain of layers; None when it is to be unpacked as usual.
+    ) -> RemoteLayer | Unpacked:
+        """Give what shows a chain of layers, or why its uppermost layer is to be unpacked as usual.
 
-        Never raises for an image's or a registry's sake: it says why, and the layer is unpacked.
+        Never raises for an image's or a registry's sake: it logs why, and the layer is unpacked.
 
         Args:
             chain: the chain ID of a layer and those below it.

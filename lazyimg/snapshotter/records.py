@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 from lazyimg.host.database import Database
 from lazyimg.snapshotter.lifecycle import (
     REF,
+    HeldImage,
     Kind,
     NewSnapshot,
     RemoteLayer,
     Snapshot,
+    Unpacked,
     check_commit,
     check_new,
     check_remove,
     missing,
+    name_image,
     taken,
     update_labels,
 )
@@ -52,6 +55,15 @@ CREATE TABLE remote (            -- what a snapshot without a directory shows
     depth INTEGER NOT NULL       -- how many of the image's layers
 ) STRICT;
 """,
+    """
+CREATE TABLE unpacked (          -- why a snapshot is none of those that show without a directory
+    number INTEGER PRIMARY KEY REFERENCES snapshot (number) ON DELETE CASCADE,
+    name TEXT NOT NULL,          -- of the image, as labels say it
+    digest TEXT NOT NULL,        -- of its manifest
+    reason TEXT NOT NULL,        -- one word
+    problem TEXT NOT NULL
+) STRICT;
+""",
 )
 """What makes each version of the records from the one before; the first from nothing."""
 
@@ -62,6 +74,19 @@ _SELECT: Final = (
     " LEFT JOIN snapshot AS below ON below.number = snapshot.parent"
     " LEFT JOIN remote ON remote.number = snapshot.number "
 )
+
+_KINDS: Final = {"active": Kind.ACTIVE, "committed": Kind.COMMITTED}
+
+_IMAGES: Final = """
+SELECT reference, labels, name, digest, reason, problem, count(*),
+    sum((SELECT count(*) FROM snapshot AS upper
+         WHERE upper.parent = snapshot.number AND upper.kind = :active AND upper.ref IS NULL)),
+    min(snapshot.number)         -- what is not grouped by is that one's (SQLite: bare columns)
+FROM snapshot LEFT JOIN remote USING (number) LEFT JOIN unpacked USING (number)
+WHERE kind = :committed GROUP BY reference, name, digest
+ORDER BY reference IS NULL, min(snapshot.number)
+"""
+"""Committed snapshots by image. What has a label `ref` and is active becomes the next layer."""
 
 
 class Records(Database):
@@ -126,11 +151,22 @@ class Records(Database):
             rows = db.execute(f"{_SELECT} WHERE snapshot.kind != ?", (Kind.COMMITTED,)).fetchall()
         return [_snapshot(row) for row in rows]
 
-    def create(self, wanted: NewSnapshot, make: Callable[[list[Snapshot]], None]) -> list[Snapshot]:
+    def images(self) -> list[HeldImage]:
+        """Give the images that committed snapshots were made for, those with lazy layers first."""
+        with self._transaction(write=False) as db:
+            return _gather(db.execute(_IMAGES, _KINDS).fetchall())
+
+    def create(
+        self,
+        wanted: NewSnapshot,
+        make: Callable[[list[Snapshot]], None],
+        unpacked: Unpacked | None = None,
+    ) -> list[Snapshot]:
         """Record a new active snapshot or view.
 
         Args:
             wanted: the new one.
+            unpacked: why it is not lazy; None: nobody asked for that.
             make: makes its directory, given what is returned here; when it raises, nothing is
                 recorded.
 
@@ -142,6 +178,14 @@ class Records(Database):
         """
         with self._transaction(write=True) as db:
             created, below = _insert(db, wanted)
+            if unpacked is not None:
+                db.execute(
+                    "INSERT INTO unpacked VALUES (?, ?, ?, ?, ?)",
+                    (
+                        created.number, unpacked.name, unpacked.digest, unpacked.reason,
+                        unpacked.problem,
+                    ),
+                )  # fmt: skip
             ancestry = [created, *(_ancestry(db, below) if below else ())]
             make(ancestry)
         return ancestry
@@ -231,6 +275,29 @@ class Records(Database):
                 (json.dumps(dict(changed.labels)), changed.labels.get(REF), now, changed.number),
             )
         return changed
+
+
+def _gather(rows: list[tuple[Any, ...]]) -> list[HeldImage]:
+    """Put the lazy and the unpacked layers of each image together."""
+    held: dict[tuple[str, str], HeldImage] = {}
+    digests: dict[str, str] = {}  # for layers whose labels do not say it
+    for reference, labels, *unpacked, count, containers, _ in rows:
+        why = None if unpacked[0] is None else Unpacked(*unpacked)
+        name, digest = (why.name, why.digest) if why else ("", "")
+        if reference is not None:
+            repository, _, digest = reference.rpartition("@")
+            name = name_image(json.loads(labels))[0] or repository
+            digests[name] = digest
+        key = (name, digest or digests.get(name, ""))
+        one = held.get(key, HeldImage(*key, 0, 0, 0, None))
+        held[key] = HeldImage(
+            *key,
+            one.lazy + (0 if reference is None else count),
+            one.unpacked + (count if reference is None else 0),
+            one.containers + containers,
+            one.why or why,
+        )
+    return list(held.values())
 
 
 def _insert(db: sqlite3.Connection, wanted: NewSnapshot) -> tuple[Snapshot, Snapshot | None]:

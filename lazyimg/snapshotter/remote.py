@@ -4,14 +4,14 @@ A Prepare's labels name an image. Its manifest and config are asked for once; th
 the config's diff IDs give the chain that the Prepare is for, and each layer up to it can be loaded
 lazily. What is shown for a container is one merged EROFS image of exactly these layers.
 
-Why an image, or a layer of it, is unpacked as usual is said once in the log, and counted.
+Why an image, from some layer on, is unpacked as usual is said once in the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,7 @@ from lazyimg.layers.locate import locate_index
 from lazyimg.logs import Repeats
 from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import parse_location, parse_platform
-from lazyimg.snapshotter.lifecycle import RemoteLayer
+from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked, name_image
 from lazyimg_formats.containerd.labels import parse_image_labels
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.chain import chain_ids
@@ -44,6 +44,13 @@ KEPT: Final = 64
 NO_LABELS: Final = "no label names the image"
 """Why a layer is unpacked that was pulled without saying for which image."""
 
+QUIET: Final = 3600.0
+"""Seconds for which it is not said again why an image is unpacked."""
+
+REFUSED: Final = "the configuration does not let it be loaded lazily"
+
+ORDER: Final = "its layer does not follow the one below it"
+
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
@@ -62,54 +69,49 @@ class RemoteLayers:
         mounts: mounts them.
         repositories: patterns of the repositories (with registry) that may be loaded lazily;
             none: all of them.
-
-    Attributes:
-        unpacked: how many layers were left to containerd, for each reason.
-        lazy: how many were not.
     """
 
     def __init__(self, images: Images, mounts: Mounts, repositories: Sequence[str]) -> None:
-        self.unpacked: Counter[str] = Counter()
-        self.lazy = 0
         self._images = images
         self._mounts = mounts
         self._repositories = tuple(repositories) or ("*",)
         self._known: OrderedDict[str, _Layers] = OrderedDict()
         self._users: dict[int, Image] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
-        self._said = Repeats()
+        self._said = Repeats(QUIET)
 
     async def find(
         self, chain: str, labels: Mapping[str, str], below: RemoteLayer | None
-    ) -> RemoteLayer | None:
-        """Give what shows a chain of layers; see `ports.LazyImages`."""
+    ) -> RemoteLayer | Unpacked:
+        """Give what shows a chain of layers, or why not; see `ports.LazyImages`."""
         try:
-            found = await self._find(chain, labels)
+            return await self._find(chain, labels, below.depth if below else 0)
         except (LazyimgError, FormatError) as error:
-            reason = error.kind if isinstance(error, LazyimgError) else "labels"
-            self._leave(chain, reason, str(error))
-            return None
-        if found.depth != (below.depth if below else 0) + 1:
-            self._leave(chain, "order", "it does not follow the layer below it")
-            return None
-        self.lazy += 1
-        return found
+            why = _explain(labels, error)
+            more = self._said.due((why.name or chain, why.digest, why.reason))
+            if more is not None:
+                _log.info("from layer %s on it is unpacked as usual: %s%s", chain, error, more)
+            return why
 
-    async def _find(self, chain: str, labels: Mapping[str, str]) -> RemoteLayer:
+    async def _find(self, chain: str, labels: Mapping[str, str], below: int) -> RemoteLayer:
         named = parse_image_labels(labels)
         if named is None:
-            raise NotLazyError(chain, NO_LABELS)
+            raise NotLazyError(chain, NO_LABELS, reason="no-labels")
         location = parse_location(named.reference)
         if not isinstance(location, RegistryLocation):
-            raise NotLazyError(named.reference, "is in no registry")
+            raise NotLazyError(named.reference, "is in no registry", reason="no-registry")
         name = location.reference.name
         if not any(fnmatchcase(name, pattern) for pattern in self._repositories):
-            raise NotLazyError(name, "the configuration does not let it be loaded lazily")
+            raise NotLazyError(name, REFUSED, reason="configuration")
         text = str(location) if named.manifest is None else f"{name}@{named.manifest}"
         image = await self._layers(text, name)
         if chain not in image.chains:
-            raise NotLazyError(image.reference, f"has no layers that make the chain {chain}")
+            raise NotLazyError(
+                image.reference, f"has no layers that make the chain {chain}", reason="chain"
+            )
         depth = image.chains.index(chain) + 1
+        if depth != below + 1:
+            raise NotLazyError(image.reference, ORDER, reason="order")
         count = len(image.layers)
         for number, layer in enumerate(image.layers[:depth], 1):
             locate_index(layer, f"{image.reference}: layer {number} of {count}")
@@ -129,12 +131,6 @@ class RemoteLayers:
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         return known
-
-    def _leave(self, chain: str, reason: str, text: str) -> None:
-        self.unpacked[reason] += 1
-        more = self._said.due((text,))
-        if more is not None:
-            _log.info("layer %s is unpacked as usual: %s%s", chain, text, more)
 
     async def mount(self, layer: RemoteLayer, user: int) -> Path:
         """Mount layers for a snapshot; see `ports.LazyImages`."""
@@ -175,3 +171,11 @@ class RemoteLayers:
             if chain is not None:
                 found.add(chain.fsid)
         return found
+
+
+def _explain(labels: Mapping[str, str], error: LazyimgError | FormatError) -> Unpacked:
+    name, digest = name_image(labels)
+    if isinstance(error, FormatError):
+        return Unpacked(name, digest, "labels", str(error))
+    reason = error.reason if isinstance(error, NotLazyError) else error.kind
+    return Unpacked(name, digest, reason, error.problem)

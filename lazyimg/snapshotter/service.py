@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -20,10 +21,12 @@ from lazyimg.snapshotter.lifecycle import (
     Kind,
     NewSnapshot,
     Snapshot,
+    Unpacked,
     check_key,
     check_labels,
     check_mounts,
     missing,
+    name_image,
     taken,
 )
 from lazyimg.snapshotter.overlay import check_root, plan_mount
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from lazyimg.snapshotter.lifecycle import RemoteLayer
+    from lazyimg.snapshotter.lifecycle import HeldImage, RemoteLayer
     from lazyimg.snapshotter.overlay import Mount
     from lazyimg.snapshotter.ports import LazyImages
     from lazyimg_formats.containerd.filters import Filter
@@ -54,6 +57,9 @@ MOUNTED_AT_ONCE: Final = 64
 RELEASE_WAIT: Final = 10.0
 """Seconds that Cleanup, or the end, waits for the kernel to unmount what nobody needs."""
 
+BELOW: Final = "the layer below it is unpacked"
+"""Why a layer is: what was unpacked has no lazily loaded layers on top."""
+
 
 class Snapshotter:
     """The snapshots of this node.
@@ -63,6 +69,10 @@ class Snapshotter:
         images: shows layers that were not downloaded.
         options: further mount options of each overlay.
 
+    Attributes:
+        lazy: how many layers were loaded lazily since the start.
+        unpacked: how many were to be, and are unpacked, for each reason.
+
     Raises:
         ConfigurationError: overlayfs cannot have directories below this root.
         StorageError: the disk refuses.
@@ -71,6 +81,8 @@ class Snapshotter:
     def __init__(self, root: Path, images: LazyImages, options: Sequence[str] = ()) -> None:
         for path in (root, root.resolve()):
             check_root(path)
+        self.lazy = 0
+        self.unpacked: Counter[str] = Counter()
         self._directories = Directories(root)
         self._records = Records(root / "records.sqlite")
         self._images = images
@@ -127,9 +139,11 @@ class Snapshotter:
         """
         wanted = _wanted(Kind.ACTIVE, key, parent, labels)
         chain = labels.get(REF)
-        if chain:
-            await self._take_remote(wanted, chain)
-        return await self._create(wanted)
+        unpacked = await self._take_remote(wanted, chain) if chain else None
+        mounts = await self._create(wanted, unpacked)
+        if unpacked is not None:
+            self.unpacked[unpacked.reason] += 1
+        return mounts
 
     async def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         """Make a view, and give what to mount to read it.
@@ -213,6 +227,10 @@ class Snapshotter:
             if chosen:
                 yield chosen
 
+    async def images(self) -> list[HeldImage]:
+        """Give the images that layers are there for."""
+        return await self._run(self._records.images)
+
     async def usage(self, key: str) -> tuple[int, int]:
         """Give a snapshot's bytes on the disk and inodes, without those below it.
 
@@ -229,23 +247,23 @@ class Snapshotter:
         if removing:  # without a thread: others need them
             await asyncio.wait(removing)
 
-    async def _take_remote(self, wanted: NewSnapshot, chain: str) -> None:
-        """Record a lazily loaded layer, and raise AlreadyExistsError, if there is one."""
+    async def _take_remote(self, wanted: NewSnapshot, chain: str) -> Unpacked:
+        """Record a lazily loaded layer, and raise AlreadyExistsError; or say why there is none."""
         below = await self._run(self._records.find, wanted.parent) if wanted.parent else None
         if below is not None and below.remote is None:
-            return  # what was unpacked has no lazily loaded layers on top
+            return Unpacked(*name_image(wanted.labels), "below", BELOW)
         if await self._run(self._records.find_ref, chain, wanted.parent) is None:
             under = below.remote if below else None
-            remote = await self._images.find(chain, wanted.labels, under)
-            if remote is None:
-                return
-            await self._run(self._records.add_remote, _remote_snapshot(wanted, chain), remote)
+            found = await self._images.find(chain, wanted.labels, under)
+            if isinstance(found, Unpacked):
+                return found
+            await self._run(self._records.add_remote, _remote_snapshot(wanted, chain), found)
+            self.lazy += 1
         raise taken(chain)
 
-    async def _create(self, wanted: NewSnapshot) -> list[Mount]:
-        ancestry = await self._run(
-            self._records.create, wanted, partial(self._make, wanted.kind is Kind.ACTIVE)
-        )
+    async def _create(self, wanted: NewSnapshot, unpacked: Unpacked | None = None) -> list[Mount]:
+        make = partial(self._make, wanted.kind is Kind.ACTIVE)
+        ancestry = await self._run(self._records.create, wanted, make, unpacked)
         try:
             return await self._mount(ancestry)
         except BaseException:

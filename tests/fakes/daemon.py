@@ -22,6 +22,7 @@ from lazyimg.api.messages import (
     PrefetchEvent,
     PrefetchRequest,
     RegistryReport,
+    SnapshotterReport,
     StatusReply,
     UnmountReply,
     UnmountRequest,
@@ -54,6 +55,7 @@ class FakeDaemon:
         restarts: likewise.
         registries: likewise.
         failure: likewise.
+        snapshotter: likewise.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,7 @@ class FakeDaemon:
         self.restarts = 3
         self.registries: list[RegistryReport] = []
         self.failure = ""
+        self.snapshotter: SnapshotterReport | None = None
 
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount IMAGE."""
@@ -153,6 +156,7 @@ class FakeDaemon:
             fetches=30,
             registries=self.registries,
             failure=self.failure,
+            snapshotter=self.snapshotter,
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import KernelError
-from lazyimg.snapshotter.lifecycle import RemoteLayer
+from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,10 +30,10 @@ class FakeLazyImages:
 
     async def find(
         self, chain: str, labels: Mapping[str, str], below: RemoteLayer | None
-    ) -> RemoteLayer | None:
+    ) -> RemoteLayer | Unpacked:
         self.asked.append(chain)
         if chain not in self.chains:
-            return None
+            return Unpacked("image", "", "format", "cannot be loaded lazily")
         return RemoteLayer(chain, "image", "linux/amd64", 1 + (below.depth if below else 0))
 
     async def mount(self, layer: RemoteLayer, user: int) -> Path:

@@ -13,10 +13,12 @@ import pytest
 from lazyimg import __version__
 from lazyimg.api.messages import (
     Access,
+    HeldReport,
     ImageRequest,
     InspectRequest,
     MountRequest,
     PrefetchRequest,
+    SnapshotterReport,
     UnmountRequest,
 )
 from lazyimg.config import Config, SnapshotterSettings
@@ -34,10 +36,13 @@ from lazyimg.host.service_manager import ServiceManager
 from lazyimg.images.mounted import Mounted
 from lazyimg.registry.ports import Access as RegistryAccess
 from lazyimg.registry.resolve import local_platform
+from lazyimg.snapshotter.lifecycle import REF
+from lazyimg.snapshotter.service import Snapshotter
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.devices import MemorySink
 from tests.fakes.gzip_layer import make_layer
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
+from tests.fakes.lazy_images import FakeLazyImages
 from tests.fakes.node import Node, run_node
 
 if TYPE_CHECKING:
@@ -69,6 +74,10 @@ async def node(
 
 @pytest.fixture
 def daemon(node: Node) -> LazyimgDaemon:
+    return make_daemon(node)
+
+
+def make_daemon(node: Node, snapshotter: Snapshotter | None = None) -> LazyimgDaemon:
     return LazyimgDaemon(
         config=Config(
             root=str(node.root),
@@ -81,6 +90,7 @@ def daemon(node: Node) -> LazyimgDaemon:
         transport=node.transport,  # type: ignore[arg-type]
         manager=ServiceManager({"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "3"}),
         client=node.client,
+        snapshotter=snapshotter,
     )
 
 
@@ -338,3 +348,30 @@ async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:
     assert registry.received > len(NOISE)
     assert registry.requests > 3
     assert (registry.failures, registry.rests) == (0, 0.0)
+    assert status.snapshotter is None
+
+
+async def test_status_of_the_snapshotter(node: Node, tmp_path: Path) -> None:
+    snapshotter = Snapshotter(tmp_path / "snapshotter", FakeLazyImages())
+    with pytest.raises(NotFoundError):
+        await snapshotter.prepare("extract", "none", {REF: "chain"})
+    await snapshotter.prepare("extract", "", {REF: "chain"})
+    await snapshotter.commit("chain", "extract", "", {})
+    await snapshotter.prepare("container", "chain", {})
+    status = await make_daemon(node, snapshotter).status()
+    assert status.snapshotter == SnapshotterReport(
+        images=[
+            HeldReport(
+                name="image",
+                digest="",
+                lazy=0,
+                unpacked=1,
+                containers=1,
+                reason="format",
+                problem="cannot be loaded lazily",
+            )
+        ],
+        lazy=0,
+        unpacked={"format": 1},
+    )
+    await snapshotter.close()

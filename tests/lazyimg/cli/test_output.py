@@ -74,6 +74,11 @@ def test_table_aligns_numbers_to_the_right(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
+def test_cell_without_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("SIZE", "NAME"), [("1.0 kB", "a"), ("", "b")])
+    assert capsys.readouterr().out.splitlines() == ["  SIZE  NAME", "1.0 kB  a", "        b"]
+
+
 def test_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("NAME", "SIZE"), [])
     assert capsys.readouterr().out == "NAME  SIZE\n"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.api.messages import RegistryReport
-from tests.fakes.daemon import IMAGE
+from lazyimg.api.messages import HeldReport, RegistryReport, SnapshotterReport
+from tests.fakes.daemon import DIGEST, IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +77,69 @@ def test_registries(run: Callable[..., Result], daemon: FakeDaemon) -> None:
         "registry.test        30       0       0 B",
     ]
     assert json.loads(run("status", "--json").out)["registries"][0]["host"] == "mirror:5000"
+
+
+def test_snapshotter_without_images(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    daemon.snapshotter = SnapshotterReport(images=[], lazy=0, unpacked={})
+    assert run("status").out.splitlines()[8:] == [
+        "layers      0 lazy, 0 unpacked",
+        "since start 0 lazy, 0 unpacked",
+        "containers  0",
+    ]
+
+
+def test_images_of_containerd(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    other = "sha256:" + "e" * 64
+    problem = "a layer of format gzip cannot be loaded lazily"
+    daemon.snapshotter = SnapshotterReport(
+        images=[
+            held("reg/lazy:1", DIGEST, lazy=5, containers=12),
+            held("reg/mixed:1", DIGEST, lazy=3, unpacked=2, reason="format", problem=problem),
+            held("reg/mixed:1", other, lazy=2),
+            held(f"reg/digest@{other}", other, lazy=1),
+            held("", unpacked=17, containers=3),
+        ],
+        lazy=4,
+        unpacked={"registry": 2, "below": 7},
+    )
+    assert run("status").out.splitlines()[8:] == [
+        "layers      11 lazy, 19 unpacked",
+        "since start 4 lazy, 9 unpacked: 7 below, 2 registry",
+        "containers  15",
+        "",
+        "LAZY  UNPACKED  CONTAINERS  IMAGE OF THESE LAYERS",
+        "   5         0          12  reg/lazy:1",
+        "   3         2           0  reg/mixed:1@sha256:dddddddddddd",
+        f"                              {problem}",
+        "   2         0           0  reg/mixed:1@sha256:eeeeeeeeeeee",
+        "   1         0           0  reg/digest@sha256:eeeeeeeeeeee",
+        "   0        17           3  (no name)",
+        "                              pulled without saying for which image; `lazyimg pull` does",
+    ]
+    report = json.loads(run("status", "--json").out)["snapshotter"]
+    assert report["unpacked"] == {"registry": 2, "below": 7}
+    assert report["images"][1]["reason"] == "format"
+
+
+def held(
+    name: str,
+    digest: str = "",
+    *,
+    lazy: int = 0,
+    unpacked: int = 0,
+    containers: int = 0,
+    reason: str = "",
+    problem: str = "",
+) -> HeldReport:
+    return HeldReport(
+        name=name,
+        digest=digest,
+        lazy=lazy,
+        unpacked=unpacked,
+        containers=containers,
+        reason=reason,
+        problem=problem,
+    )
 
 
 def test_no_daemon(run: Callable[..., Result]) -> None:

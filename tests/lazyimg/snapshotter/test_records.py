@@ -11,13 +11,17 @@ from lazyimg.errors import NotFoundError, StorageError
 from lazyimg.snapshotter.lifecycle import (
     REF,
     AlreadyExistsError,
+    HeldImage,
     Kind,
     NewSnapshot,
     RemoteLayer,
     Snapshot,
+    Unpacked,
     WrongStateError,
 )
 from lazyimg.snapshotter.records import Records
+from lazyimg_formats.containerd.labels import serialize_image_labels
+from lazyimg_formats.oci.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,12 +221,74 @@ def test_mountable(records: Records) -> None:
     assert [one.key for one in records.mountable()] == ["active", "view"]
 
 
+def add_remote(records: Records, depth: int, parent: str = "", name: str = "app:1") -> str:
+    labels = serialize_image_labels(name, Digest.of(b"app"), Digest.of(b"layer"))
+    remote = RemoteLayer(f"chain {depth}", f"app@{Digest.of(b'app')}", "linux/amd64", depth)
+    wanted = NewSnapshot(Kind.COMMITTED, f"remote {depth}", parent, {**labels, REF: "x"}, 5)
+    return records.add_remote(wanted, remote).key
+
+
+def unpack(records: Records, key: str, parent: str, why: Unpacked) -> None:
+    wanted = NewSnapshot(Kind.ACTIVE, f"extract {key}", parent, {REF: "x"}, 5)
+    records.create(wanted, lambda _: None, why)
+    commit(records, f"extract {key}", key)
+
+
+def test_images_of_layers(records: Records) -> None:
+    digest = str(Digest.of(b"app"))
+    top = add_remote(records, 2, add_remote(records, 1))
+    why = Unpacked("app:1", digest, "format", "no index")
+    unpack(records, "3", top, why)
+    unpack(records, "4", "3", Unpacked("app:1", "", "below", "the layer below it is unpacked"))
+    other = Unpacked("other:1", "", "registry", "is away")
+    unpack(records, "5", "", other)
+    unpack(records, "6", "", Unpacked("", "", "no-labels", "no label names the image"))
+    layer(records, "7")
+    for key, parent in (("a", top), ("b", "4"), ("c", "4"), ("d", "7")):
+        create(records, key, parent)
+    create(records, "extract 8", "5", **{REF: "chain"})  # is no container
+    make(records, Kind.VIEW, "view", "5")
+    assert records.images() == [
+        HeldImage("app:1", digest, 2, 2, 3, why),
+        HeldImage("other:1", "", 0, 1, 0, other),
+        HeldImage("", "", 0, 2, 1, Unpacked("", "", "no-labels", "no label names the image")),
+    ]
+    for key in ("b", "c", "4", "3"):
+        records.remove(key)
+    assert records.images()[0] == HeldImage("app:1", digest, 2, 0, 1, None)
+
+
+def test_image_whose_labels_are_gone(records: Records) -> None:
+    records.update(add_remote(records, 1), {}, [], 6)
+    assert records.images() == [HeldImage("app", str(Digest.of(b"app")), 1, 0, 0, None)]
+
+
+def test_why_a_layer_is_unpacked_stays(path: Path) -> None:
+    why = Unpacked("app:1", "", "format", "no index")
+    records = Records(path)
+    unpack(records, "layer", "", why)
+    records.close()
+    again = Records(path)
+    assert again.images() == [HeldImage("app:1", "", 0, 1, 0, why)]
+    again.close()
+
+
+def test_records_of_the_version_before(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.executescript(f"{Records.steps[0]} PRAGMA user_version = 1;")
+        db.execute("INSERT INTO snapshot VALUES (1, 'layer', NULL, 3, '{}', NULL, 5, 5, 0, 0)")
+    db.close()
+    records = Records(path)
+    assert records.images() == [HeldImage("", "", 0, 1, 0, None)]
+    records.close()
+
+
 def test_newer_records_are_refused(path: Path) -> None:
     Records(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StorageError, match="has records of version 99, this lazyimg knows 1; use"):
+    with pytest.raises(StorageError, match="has records of version 99, this lazyimg knows 2; use"):
         Records(path)
 
 

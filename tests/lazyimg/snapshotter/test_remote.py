@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,7 @@ from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import local_platform, open_source
 from lazyimg.registry.retry import RetryPolicy
-from lazyimg.snapshotter.lifecycle import RemoteLayer
+from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 from lazyimg.snapshotter.remote import KEPT, RemoteLayers
 from lazyimg_formats.containerd.labels import REFERENCE, serialize_image_labels
 from lazyimg_formats.oci.chain import chain_ids
@@ -138,7 +139,6 @@ async def test_layers_of_an_image(
     first = await remote.find(image.chains[0], image.labels[0], None)
     assert first == image.remote(1)
     assert await remote.find(image.chains[1], image.labels[1], first) == image.remote(2)
-    assert (remote.lazy, sum(remote.unpacked.values())) == (2, 0)
     manifests = [one for one in node.registry.asked if "/manifests/" in one.path]
     assert len(manifests) == 1
 
@@ -150,26 +150,47 @@ async def test_manifest_that_no_label_names(
     assert await remote.find(image.chains[0], {REFERENCE: image.tagged}, None) == image.remote(1)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
 @pytest.mark.parametrize(
-    ("labels", "reason", "text"),
+    ("labels", "why", "text"),
     [
-        ({}, "not-lazy", "no label names the image"),
-        ({REFERENCE: "oci:/layout:1"}, "not-lazy", "oci:/layout:1: is in no registry"),
-        ({REFERENCE: "?"}, "bad-reference", "?"),
+        (
+            {},
+            Unpacked("", "", "no-labels", "no label names the image"),
+            "sha256:chain: no label names the image",
+        ),
+        (
+            {REFERENCE: "oci:/layout:1"},
+            Unpacked("oci:/layout:1", "", "no-registry", "is in no registry"),
+            "oci:/layout:1: is in no registry",
+        ),
     ],
 )
 async def test_image_that_nobody_can_find(
     remote: RemoteLayers,
     caplog: pytest.LogCaptureFixture,
     labels: dict[str, str],
-    reason: str,
+    why: Unpacked,
     text: str,
 ) -> None:
-    caplog.set_level("INFO")
-    assert await remote.find("sha256:chain", labels, None) is None
-    assert remote.unpacked == {reason: 1}
-    assert "layer sha256:chain is unpacked as usual: " in caplog.text
-    assert text in caplog.text
+    caplog.set_level("INFO", "lazyimg.snapshotter")
+    assert await remote.find("sha256:chain", labels, None) == why
+    assert said(caplog) == [f"from layer sha256:chain on it is unpacked as usual: {text}"]
+
+
+async def reason(
+    remote: RemoteLayers, chain: str, labels: dict[str, str], below: RemoteLayer | None = None
+) -> str:
+    found = await remote.find(chain, labels, below)
+    assert isinstance(found, Unpacked)
+    return found.reason
+
+
+async def test_name_that_is_none(remote: RemoteLayers) -> None:
+    assert await reason(remote, "sha256:chain", {REFERENCE: "?"}) == "bad-reference"
 
 
 async def test_labels_that_make_no_sense(
@@ -177,27 +198,62 @@ async def test_labels_that_make_no_sense(
 ) -> None:
     image = node.add(layers)
     labels = image.labels[0] | {name: "x" for name in image.labels[0] if "manifest" in name}
-    assert await remote.find(image.chains[0], labels, None) is None
-    assert remote.unpacked == {"labels": 1}
+    assert await reason(remote, image.chains[0], labels) == "labels"
 
 
 async def test_chain_of_another_image(
-    remote: RemoteLayers, node: Node, layers: list[LazyLayer], caplog: pytest.LogCaptureFixture
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
 ) -> None:
-    caplog.set_level("INFO")
     image = node.add(layers)
-    for _ in range(2):
-        assert await remote.find("sha256:other", image.labels[0], None) is None
-    assert remote.unpacked == {"not-lazy": 2}
-    assert caplog.text.count("has no layers that make the chain sha256:other") == 1
+    assert await remote.find("sha256:other", image.labels[0], None) == Unpacked(
+        image.tagged, str(image.digest), "chain", "has no layers that make the chain sha256:other"
+    )
 
 
 async def test_layer_that_does_not_follow_the_one_below(
     remote: RemoteLayers, node: Node, layers: list[LazyLayer]
 ) -> None:
     image = node.add(layers)
-    assert await remote.find(image.chains[1], image.labels[1], None) is None
-    assert remote.unpacked == {"order": 1}
+    assert await reason(remote, image.chains[1], image.labels[1]) == "order"
+
+
+class PlainLayer(LazyLayer):
+    """A layer that says nothing of its table of contents."""
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return replace(super().descriptor, annotations={})
+
+
+async def test_layer_of_another_format(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    image = node.add([PlainLayer(layers[0].blob, layers[0].diff_id, layers[0].toc)])
+    found = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(found, Unpacked)
+    assert (found.name, found.digest) == (image.tagged, str(image.digest))
+    assert found.reason == "format"
+    assert found.problem == "a layer of format zstd cannot be loaded lazily, only zstd:chunked"
+
+
+async def test_reason_is_said_once_for_each_image(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lazyimg.snapshotter")
+    image = node.add(layers)
+    for labels in image.labels * 2:
+        await remote.find("sha256:other", labels, None)
+    assert len(said(caplog)) == 1
+    node.registry.fail("reset", path="/", times=1000)
+    for chain in ("sha256:one", "sha256:two"):
+        for _ in range(2):
+            await remote.find(chain, {REFERENCE: f"{node.registry.host}/away:1"}, None)
+            await remote.find(chain, {}, None)
+    assert [text.partition(": ")[0] for text in said(caplog)[1:]] == [
+        "from layer sha256:one on it is unpacked as usual",  # the registry
+        "from layer sha256:one on it is unpacked as usual",  # no labels: each layer by itself
+        "from layer sha256:two on it is unpacked as usual",
+    ]
 
 
 async def test_registry_that_is_away(
@@ -205,8 +261,7 @@ async def test_registry_that_is_away(
 ) -> None:
     image = node.add(layers)
     node.registry.fail("reset", path="/", times=1000)
-    assert await remote.find(image.chains[0], image.labels[0], None) is None
-    assert remote.unpacked == {"registry": 1}
+    assert await reason(remote, image.chains[0], image.labels[0]) == "registry"
 
 
 async def test_repositories_that_may_be_lazy(
@@ -214,9 +269,9 @@ async def test_repositories_that_may_be_lazy(
 ) -> None:
     image = node.add(layers)
     some = remote_layers(node, host, "other.test/*", "*/app")
-    assert await some.find(image.chains[0], image.labels[0], None) is not None
+    assert await some.find(image.chains[0], image.labels[0], None) == image.remote(1)
     none = remote_layers(node, host, "other.test/*")
-    assert await none.find(image.chains[0], image.labels[0], None) is None
+    assert await reason(none, image.chains[0], image.labels[0]) == "configuration"
 
 
 async def test_mounted_for_several_snapshots(

@@ -14,7 +14,13 @@ import pytest
 
 from lazyimg.errors import ConfigurationError, KernelError, NotFoundError, UsageError
 from lazyimg.snapshotter import service
-from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, Kind, WrongStateError
+from lazyimg.snapshotter.lifecycle import (
+    REF,
+    AlreadyExistsError,
+    Kind,
+    Unpacked,
+    WrongStateError,
+)
 from lazyimg.snapshotter.overlay import Mount
 from lazyimg.snapshotter.service import PAGE, THREADS, Snapshotter
 from lazyimg_formats.containerd.filters import parse_filter
@@ -122,6 +128,24 @@ async def test_no_lazy_layer_on_one_that_was_unpacked(
     (mount,) = await snapshotter.prepare("extract two", "layer", {REF: "two"})
     assert mount.type == "overlay"
     assert images.asked == []
+
+
+async def test_what_is_lazy_and_what_is_not_is_counted(
+    snapshotter: Snapshotter, images: FakeLazyImages
+) -> None:
+    base = await lazy(snapshotter, "two", await lazy(snapshotter, "one"))
+    labels = {"containerd.io/snapshot/cri.image-ref": "image"}
+    for chain in ("other", "upper"):
+        await snapshotter.prepare(f"extract {chain}", base, {**labels, REF: chain})
+        with pytest.raises(AlreadyExistsError):
+            await snapshotter.prepare(f"extract {chain}", base, {**labels, REF: chain})
+        await snapshotter.commit(chain, f"extract {chain}", "", {})
+        base = chain
+    await snapshotter.prepare("container", base, {})
+    assert (snapshotter.lazy, snapshotter.unpacked) == (2, {"format": 1, "below": 1})
+    held = {one.name: one for one in await snapshotter.images()}
+    assert (held["image"].unpacked, held["image"].containers) == (2, 1)
+    assert held["image"].why == Unpacked("image", "", "format", "cannot be loaded lazily")
 
 
 async def test_lazy_layer_on_a_parent_that_is_missing(snapshotter: Snapshotter) -> None:
