@@ -334,6 +334,11 @@ class LayerBuilder:
             self._columns.add_extent(device_offset, length, piece.span, inner)
             offset, left, inner = offset + length, left - length, inner + length
 
+    def take(self) -> list[Entry]:
+        """Give the entries that were added since the last call; they are not kept."""
+        entries, self._entries = self._entries, []
+        return entries
+
     def finish(self) -> LayerIndex:
         """Give the index of everything that was added."""
         if self._zero_bits:

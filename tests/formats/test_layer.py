@@ -424,3 +424,11 @@ def test_anything_gives_an_index_or_format_error(
         return
     for entry in index.entries:
         assert normalize_path(entry.path) == entry.path
+
+
+def test_entries_that_were_taken_are_not_kept() -> None:
+    builder = LayerBuilder()
+    builder.add(Entry(b"./a/", Kind.DIRECTORY))
+    assert builder.take() == [Entry(b"a", Kind.DIRECTORY)]
+    builder.add(Entry(b"b", Kind.FIFO))
+    assert builder.finish().entries == [Entry(b"b", Kind.FIFO)]

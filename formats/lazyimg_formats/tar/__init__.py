@@ -12,6 +12,7 @@ layers with it: where two readers of tar differ, an image must mean here what it
     follows means nothing.
   - Kinds that containerd refuses to unpack (volume labels, continuations, ...) are refused.
 
-`header` one block, `pax` records, `sparse` maps, `scanner` the archive, `writer` the way back.
+`header` one block, `pax` records, `sparse` maps, `scanner` the archive, `writer` the way back,
+`comparison` an archive against an index of it.
 Everything raises FormatError only.
 """
