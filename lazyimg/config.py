@@ -362,7 +362,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     domain_id: Annotated[
         str,
         Meta(
-            pattern="^[A-Za-z0-9._-]{1,63}$",
+            # Newer kernels name a mount by 36 characters of domain and fsid: these must differ.
+            pattern="^[A-Za-z0-9._-]{1,16}$",
             description="The domain in which mounted images share devices.",
         ),
     ] = "lazyimg"
@@ -419,7 +420,8 @@ class Setting(msgspec.Struct, frozen=True):
         if self.unit == "proxy":
             return '"", "none", or a URL such as "http://HOST:PORT"'
         if pattern:
-            return "letters, digits, '.', '_' and '-', at most 63"
+            most = pattern.rpartition(",")[2].removesuffix("}$")
+            return f"letters, digits, '.', '_' and '-', at most {most}"
         if get_origin(base) is list:
             return _QUANTITY_WORDS[self.unit] if self.unit else "a list of hosts"
         return _QUANTITY_WORDS[self.unit] + _limits_text(meta, self.unit)

@@ -215,7 +215,11 @@ async def mount_table() -> list[MountEntry]:
 
 
 async def superblocks() -> list[tuple[str, str]]:
-    """Give (domain, fsid) of each EROFS file system that the kernel keeps, mounted or not."""
+    """Give (domain, fsid) of each EROFS file system that the kernel keeps, mounted or not.
+
+    The kernel names them "DOMAIN,FSID" there. Some, such as 6.12, keep the first 36 characters
+    only (`s_sysfs_name` in include/linux/fs.h): then the fsid is cut short.
+    """
     try:
         names = await asyncio.to_thread(os.listdir, SUPERBLOCKS)
     except FileNotFoundError:

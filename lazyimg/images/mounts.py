@@ -89,12 +89,15 @@ class Mounts:
         return list(self._mounted.values())
 
     async def dead(self) -> set[str]:
-        """Give the fsids of mounts that died with their daemon, and that somebody is in."""
-        return {
-            fsid
+        """Give the fsids of what is mounted that somebody is also in a dead mount of."""
+        dead = tuple(
+            fsid  # or its beginning
             for domain, fsid in await host.superblocks()
             if domain != self.domain_id and is_domain_of(domain, self._domain_id)
-        }
+        )
+        every = {mounted.image.chain.fsid for mounted in self._mounted.values()}
+        every |= {lost.mounted.image.chain.fsid for lost in self.lost()}
+        return {fsid for fsid in every if fsid.startswith(dead)}
 
     async def reconcile(self) -> None:
         """Forget the mounts that somebody else has unmounted.

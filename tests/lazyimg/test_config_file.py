@@ -109,7 +109,18 @@ def test_environment_of_each_kind(file: Path) -> None:
         ('cache = "x"', '\'cache\': expected an absolute path, or "", got "x"'),
         (
             'domain_id = "a b"',
-            "'domain_id': expected letters, digits, '.', '_' and '-', at most 63, got \"a b\"",
+            "'domain_id': expected letters, digits, '.', '_' and '-', at most 16, got \"a b\"",
+        ),
+        (
+            'domain_id = "seventeen-letters"',
+            (
+                "'domain_id': expected letters, digits, '.', '_' and '-', at most 16, got"
+                ' "seventeen-letters"'
+            ),
+        ),
+        (
+            '[cachefiles]\ntag = ""',
+            "'cachefiles.tag': expected letters, digits, '.', '_' and '-', at most 63, got \"\"",
         ),
         (
             '[log]\nlevel = "loud"',

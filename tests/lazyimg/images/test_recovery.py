@@ -295,8 +295,10 @@ async def test_dead_mount_that_is_in_use_is_made_again_in_another_domain(
     assert recorded(library) == [("/one", "mounted")]
     assert (mounts.domain_id, cache.domains) == ("lazyimg-2", ["lazyimg-2"])
     assert await mounts.dead() == {"a" * 64}
-    host.detached = [("other", "b" * 64), ("lazyimg", "c" * 64), ("lazyimg-2", "a" * 64)]
-    assert await mounts.dead() == {"c" * 64}
+    host.detached = [("lazyimg", "a" * 28)]  # as some kernels cut it short
+    assert await mounts.dead() == {"a" * 64}
+    host.detached = [("other", "a" * 64), ("lazyimg", "c" * 64), ("lazyimg-2", "a" * 64)]
+    assert await mounts.dead() == set()
 
 
 @pytest.mark.parametrize(
