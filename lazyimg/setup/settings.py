@@ -26,6 +26,9 @@ NAME: Final = "lazyimg"
 EXPORTS_SINCE: Final = (1, 7, 16)
 """containerd that knows `exports` of a proxy plugin."""
 
+UNPACK_SINCE: Final = (2, 0, 0)
+"""containerd whose clients pull through the transfer service, unless they are told not to."""
+
 TRANSFER_SINCE: Final = (2, 1, 0)
 """containerd whose transfer service tells a snapshotter what is pulled."""
 
@@ -34,9 +37,10 @@ NEWEST_CONFIGURATION: Final = 4
 _CRI: Final = {
     1: ("plugins", "cri", "containerd"),
     2: ("plugins", "io.containerd.grpc.v1.cri", "containerd"),
-    3: ("plugins", "io.containerd.cri.v1.images"),
-    4: ("plugins", "io.containerd.cri.v1.images"),
 }
+_CRI_IMAGES: Final = ("plugins", "io.containerd.cri.v1.images")
+"""CRI's table since version 3."""
+
 _UNPACK: Final = ("plugins", "io.containerd.transfer.v1.local", "unpack_config")
 _VERSION: Final = re.compile(r"containerd \S+ v?([0-9]{1,6})\.([0-9]{1,6})(?:\.([0-9]{1,6}))?")
 
@@ -178,16 +182,28 @@ def settings_for(
             exports["enable_remote_snapshot_annotations"] = "true"
         found.append(Table((*plugin, "exports"), exports))
     cri: dict[str, str | bool] = {"snapshotter": NAME, "disable_snapshot_annotations": False}
-    # containerd 2 takes over the names of version 1 literally, not what was moved since
-    moved = configuration == 1 and assumed >= (2, 0, 0)
-    found.append(Table(_CRI[3 if moved else configuration], cri))
-    if assumed >= TRANSFER_SINCE:
+    found.extend(Table(path, cri) for path in _cri_tables(configuration, containerd))
+    if assumed >= UNPACK_SINCE:
         ours, default = (
             {"platform": "linux", "snapshotter": name, "differ": "walking"}
             for name in (NAME, "overlayfs")
         )
         found.append(Entries(_UNPACK, ours, (default,)))
     return tuple(found)
+
+
+def _cri_tables(configuration: int, containerd: Version | None) -> list[tuple[str, ...]]:
+    """Give the tables in which CRI finds its snapshotter.
+
+    containerd 2 takes over the names of version 1 literally. Of version 2 it moves the lines to the
+    newer table, and only if the older one has runtimes of its own; so they stand in both.
+    """
+    if configuration > 2:
+        return [_CRI_IMAGES]
+    new = containerd is None or containerd >= (2, 0, 0)
+    if configuration == 1:
+        return [_CRI_IMAGES if containerd and new else _CRI[1]]
+    return [_CRI[2], _CRI_IMAGES] if new else [_CRI[2]]
 
 
 def missing_lines(document: Mapping[str, Any], settings: Settings) -> list[str]:

@@ -100,11 +100,22 @@ def test_settings_of_1_6() -> None:
     assert settings(2, (1, 6, 20)) == (PLUGIN_TABLE, Table(cri, CRI))
 
 
-@pytest.mark.parametrize("containerd", [(1, 7, 16), (1, 7, 34), (2, 0, 11), None])
-def test_settings_with_exports(containerd: Version | None) -> None:
+@pytest.mark.parametrize("containerd", [(1, 7, 16), (1, 7, 34)])
+def test_settings_with_exports(containerd: Version) -> None:
     cri = ("plugins", "io.containerd.grpc.v1.cri", "containerd")
     exports = Table((*PLUGIN, "exports"), {"root": ROOT})
     assert settings(2, containerd) == (PLUGIN_TABLE, exports, Table(cri, CRI))
+
+
+@pytest.mark.parametrize("containerd", [(2, 0, 11), (2, 4, 0), None])
+def test_settings_of_version_2_in_containerd_2_have_both_tables_of_cri(
+    containerd: Version | None,
+) -> None:
+    tables = settings(2, containerd)[2:4]
+    assert tables == (
+        Table(("plugins", "io.containerd.grpc.v1.cri", "containerd"), CRI),
+        Table(("plugins", "io.containerd.cri.v1.images"), CRI),
+    )
 
 
 def test_settings_of_1_7_before_exports() -> None:
@@ -136,10 +147,10 @@ def test_settings_of_2_1(configuration: int, containerd: Version | None) -> None
     )
 
 
-def test_settings_of_2_0_have_no_transfer_service() -> None:
-    exports = settings(3, (2, 0, 5))[1]
+def test_transfer_service_of_2_0_unpacks_and_says_nothing() -> None:
+    _, exports, _, unpack = settings(3, (2, 0, 5))
     assert exports.values == {"root": ROOT}
-    assert len(settings(3, (2, 0, 5))) == 3
+    assert unpack.values["snapshotter"] == "lazyimg"
 
 
 TABLE = Table(("a", "b.c"), {"on": True, "name": "x"})
