@@ -34,18 +34,35 @@ async def serve(root: Path, socket: Path) -> None:
     print("ready", flush=True)  # noqa: T201
     await stop.wait()
     await server.stop(None)
+    await snapshotter.finish()
     await snapshotter.close()
+
+
+def start_snapshotter(root: Path, socket: Path) -> subprocess.Popen[str]:
+    """Start the service; it does not answer yet."""
+    module = "tests.real.snapshotter_process"
+    command = [sys.executable, "-m", module, str(root), str(socket)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> None:
+    """Wait until it answers; fails if it ends."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill it, and wait until it is gone."""
+    with process:
+        process.kill()
 
 
 @contextmanager
 def running_snapshotter(root: Path, socket: Path) -> Iterator[subprocess.Popen[str]]:
     """Run the service until the block ends; a process that was killed is no failure."""
-    module = "tests.real.snapshotter_process"
-    command = [sys.executable, "-m", module, str(root), str(socket)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with start_snapshotter(root, socket) as process:
         try:
+            wait_until_ready(process)
             yield process
         finally:
             process.terminate()
