@@ -21,6 +21,7 @@ On disk, below ROOT; every file is named by its content, written aside, synced a
     tables/<sha256>         device tables, named by the digest of the index they were made from
     domain                  the EROFS domain in use, once it was not the first one
     library.sqlite          records (`library`): names, images, layers, sources of devices, mounts
+    library.reserve         room for a start when the disk is full
     calls                   locked by each child that mounts, for as long as it lives
     mnt/<fsid>              the one kernel mount of an image; users' directories are bind mounts
     scratch/<id>            upper and work directories of read-write mounts

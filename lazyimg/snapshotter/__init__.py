@@ -34,6 +34,7 @@ Rules:
 
 On disk, below ROOT/snapshotter:
     records.sqlite
+    records.reserve             room for the removal of a record when the disk is full
     snapshots/<number>/fs       what was written: the upper directory, later a lower one
     snapshots/<number>/work     of an active snapshot, for overlayfs
     removed/<number>            on its way out

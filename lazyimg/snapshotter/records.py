@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from lazyimg.host.database import Database
@@ -244,12 +245,15 @@ class Records(Database):
             )  # fmt: skip
 
     def remove(self, key: str) -> Snapshot:
-        """Forget a snapshot, and give what it was.
+        """Forget a snapshot, on a full disk as well, and give what it was.
 
         Raises:
             NotFoundError: there is none of this key.
             WrongStateError: others stand on it.
         """
+        return self._even_when_full(partial(self._remove, key))
+
+    def _remove(self, key: str) -> Snapshot:
         with self._transaction(write=True) as db:
             snapshot = _require(db, key)
             child = db.execute(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from lazyimg.api.messages import MountRequest, UnmountRequest
 from tests.fakes.api_client import ApiClient
 from tests.real.docker_registry import running_registry
+from tests.real.held import look_at, settled
 from tests.real.lazyimg_process import Lazyimg
 from tests.real.plain_image import PlainImage, make_plain_image
 from tests.real.readers import running_readers
@@ -26,22 +26,6 @@ READS: Final = scaled(10_000)
 WARMING: Final = 6  # cycles until pools of threads and caches have their size
 THREADS: Final = 40  # of all pools together
 GROWTH: Final = 10 << 20  # bytes of resident memory
-SETTLING: Final = 30.0  # seconds for connections and threads to end
-
-
-class Held(NamedTuple):
-    """What a process holds."""
-
-    fds: list[str]
-    mounts: int
-    directories: int
-    threads: int
-    resident: int
-
-    @property
-    def lasting(self) -> tuple[list[str], int, int]:
-        """What must be the same again; threads come and stay, up to the size of their pools."""
-        return self.fds, self.mounts, self.directories
 
 
 @pytest.fixture
@@ -54,44 +38,15 @@ def image(disk: Path) -> Iterator[tuple[str, PlainImage]]:
             yield reference, image
 
 
-def look_at(pid: int, root: Path) -> Held:
-    """Return what a process and its directory hold now."""
-    process = Path("/proc", str(pid))
-    fds = sorted(filter(None, map(read_link, process.joinpath("fd").iterdir())))
-    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
-    directories = [path for name in ("mnt", "scratch") for path in (root / name).iterdir()]
-    return Held(
-        # Connections to the registry are kept for the next request, and end by themselves.
-        [name for name in fds if not name.startswith("socket:")],
-        len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        len(directories),
-        int(status["Threads"]),
-        int(status["VmRSS"].split()[0]) << 10,
-    )
-
-
-def read_link(path: Path) -> str:
-    """Return what a descriptor is; "" when it is gone."""
-    try:
-        return str(path.readlink())
-    except FileNotFoundError:
-        return ""
-
-
 def worker_of(lazyimg: Lazyimg) -> int:
     """Return the process that does the work."""
     pid: int = lazyimg.status()["pid"]
     return pid
 
 
-def settled(pid: int, root: Path, before: Held) -> Held:
-    """Return what is held when nothing more ends, or `before` is reached."""
-    end = time.monotonic() + SETTLING
-    while True:
-        now = look_at(pid, root)
-        if now.lasting == before.lasting or time.monotonic() > end:
-            return now
-        time.sleep(0.5)
+def directories(lazyimg: Lazyimg) -> list[Path]:
+    """Return those in which mounting makes others."""
+    return [lazyimg.root / name for name in ("mnt", "scratch")]
 
 
 async def cycle(lazyimg: Lazyimg, reference: str, target: Path, number: int) -> None:
@@ -117,10 +72,10 @@ async def test_mounts_leak_nothing(
         pid = worker_of(lazyimg)
         for number in range(WARMING):
             await cycle(lazyimg, image[0], target, number)
-        before = look_at(pid, lazyimg.root)
+        before = look_at(pid, *directories(lazyimg))
         for number in range(CYCLES):
             await cycle(lazyimg, image[0], target, number)
-        after = settled(pid, lazyimg.root, before)
+        after = settled(pid, before, *directories(lazyimg))
         assert after.lasting == before.lasting
         assert after.threads <= THREADS
         logging.getLogger(__name__).info("%s, then %s", before, after)
@@ -138,9 +93,9 @@ def test_reads_leak_nothing(
         lazyimg.verb("mount", image[0], target)
         pid = worker_of(lazyimg)
         read(target, image[1], max(50, READS // 20))
-        before = look_at(pid, lazyimg.root)
+        before = look_at(pid, *directories(lazyimg))
         read(target, image[1], READS)
-        after = settled(pid, lazyimg.root, before)
+        after = settled(pid, before, *directories(lazyimg))
         assert after.lasting == before.lasting
         assert after.threads <= THREADS
         logging.getLogger(__name__).info("%s, then %s", before, after)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from lazyimg.errors import StorageError
-from lazyimg.host.database import Database
+from lazyimg.host.database import RESERVE, Database
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -25,6 +28,15 @@ class First(Database):
         with self._transaction(write=True) as db:
             db.execute("INSERT INTO one VALUES (?)", (value,))
             raise KeyError(value)
+
+    def remove(self, answers: Iterator[int | StorageError]) -> int:
+        def call() -> int:
+            answer = next(answers)
+            if isinstance(answer, StorageError):
+                raise answer
+            return answer
+
+        return self._even_when_full(call)
 
     def values(self) -> list[int]:
         with self._transaction(write=False) as db:
@@ -95,3 +107,59 @@ def test_no_database(path: Path) -> None:
     path.write_bytes(b"no database" * 100)
     with pytest.raises(StorageError, match="cannot be opened: file is not a database"):
         First(path)
+
+
+FULL = StorageError("disk", "is full")
+
+
+def reserve(path: Path) -> int:
+    """Give how much of the disk is kept, in bytes."""
+    file = path.with_suffix(".reserve")
+    return file.stat().st_blocks * 512 if file.exists() else 0
+
+
+def no_room(_fd: int, _offset: int, _length: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_room_for_what_removes(path: Path) -> None:
+    first = First(path)
+    assert reserve(path) >= RESERVE
+
+    def answers() -> Iterator[int | StorageError]:
+        yield FULL
+        yield reserve(path)
+
+    assert first.remove(answers()) == 0
+    assert reserve(path) >= RESERVE
+    with pytest.raises(StorageError, match="is full"):
+        first.remove(iter([FULL, FULL]))
+    assert reserve(path) >= RESERVE
+    first.close()
+
+
+def test_no_room_for_the_reserve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = First(path)
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", no_room)
+        assert first.remove(iter([FULL, 1])) == 1
+        assert not path.with_suffix(".reserve").exists()
+        with pytest.raises(StorageError, match="is full"):
+            first.remove(iter([FULL, 2]))
+    assert first.remove(iter([3])) == 3
+    assert reserve(path) >= RESERVE
+    first.close()
+
+
+def test_room_for_a_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    First(path).close()
+    connect = sqlite3.connect
+
+    def connect_if_there_is_room(*arguments: object, **options: object) -> sqlite3.Connection:
+        if reserve(path):
+            raise sqlite3.OperationalError("disk I/O error")
+        return connect(*arguments, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_if_there_is_room)
+    First(path).close()
+    assert reserve(path) >= RESERVE
