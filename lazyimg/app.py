@@ -35,17 +35,21 @@ from lazyimg.host.user import require_root
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
+from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import Library
 from lazyimg.images.shown import ShownAccess
 from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazyimg.config import Config, RegistrySettings
     from lazyimg.daemon import LazyimgDaemon
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.service import Images
+    from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg.snapshotter.service import Snapshotter
@@ -62,6 +66,9 @@ CONTROL: Final = "cachefiles"
 
 SHOWN: Final = "shown"
 """The name under which it keeps the file of memory with users' names and passwords."""
+
+GIVEN: Final = "given"
+"""The name under which it keeps the file of memory with the credentials of pulls."""
 
 LISTENER: Final = "api"
 """The name under which it keeps the socket of the API."""
@@ -142,7 +149,8 @@ async def start(
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
 
-    registries = _Registries(config.registry, root / "spool", config.fill.read_deadline)
+    given = _keep_given(config, manager, stack)
+    registries = _Registries(config.registry, root / "spool", config.fill.read_deadline, given.find)
     stack.push_async_callback(registries.close)
     engine = Engine(limits=config.fill.limits(), memory=HeapMemory())
     stack.push_async_callback(engine.close)
@@ -194,6 +202,30 @@ async def start(
     )
     await _listen(listener, daemon, stack)
     await snapshots.start(stack)
+    await _pass_pulls_on(config, given, stack)
+
+
+def _keep_given(config: Config, manager: ServiceManager, stack: AsyncExitStack) -> GivenCredentials:
+    """Give what keeps the credentials of pulls, those that are known among them."""
+    was_given = GIVEN in manager.names
+    given = GivenCredentials(config.image_service.keep, manager.take(GIVEN))
+    stack.callback(given.close)
+    if config.image_service.address:  # otherwise it stays empty
+        if not was_given:
+            manager.keep(GIVEN, given.fd)
+        stack.callback(manager.forget, GIVEN)
+    return given
+
+
+async def _pass_pulls_on(config: Config, given: GivenCredentials, stack: AsyncExitStack) -> None:
+    """Answer the kubelet, if the configuration says so."""
+    settings = config.image_service
+    if not settings.address:
+        return
+    await asyncio.to_thread(importlib.import_module, "lazyimg.imageservice.proxy")
+    from lazyimg.imageservice.proxy import listen  # noqa: PLC0415  readers come first
+
+    await listen(Path(settings.address), Path(settings.containerd), given, stack)
 
 
 class _Snapshots:
@@ -235,8 +267,15 @@ class _Snapshots:
 class _Registries:
     """Opens images and blobs. What that needs is imported by `start`; until then, callers wait."""
 
-    def __init__(self, settings: RegistrySettings, spool: Path, patience: float | None) -> None:
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        spool: Path,
+        patience: float | None,
+        given: Callable[[str], Credential | None],
+    ) -> None:
         self._settings = settings
+        self._given = given
         self._patience = patience
         self._spool = spool
         self._client: asyncio.Future[RegistryClient] = asyncio.get_running_loop().create_future()
@@ -245,7 +284,9 @@ class _Registries:
         await asyncio.to_thread(importlib.import_module, "lazyimg.registry.settings")
         from lazyimg.registry.settings import make_client  # noqa: PLC0415  readers come first
 
-        client = make_client(self._settings, spool=self._spool, patience=self._patience)
+        client = make_client(
+            self._settings, spool=self._spool, patience=self._patience, given=self._given
+        )
         self._client.set_result(client)
 
     @property

@@ -343,6 +343,35 @@ class SnapshotterSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = []
 
 
+class ImageServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The image service that the kubelet may call instead of containerd's.
+
+    It passes every call on, and has lazily loaded images read with the credentials of their pulls.
+    """
+
+    address: Annotated[
+        str,
+        Meta(
+            description="The unix socket for the kubelet, such as /run/lazyimg/images.sock. Empty: "
+            "there is none.",
+            extra=_PATH,
+        ),
+    ] = ""
+    containerd: Annotated[
+        str,
+        Meta(pattern="^/", description="containerd's socket.", extra=_PATH),
+    ] = "/run/containerd/containerd.sock"
+    keep: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=8784 * 3600,
+            description="How long the credentials of a pull are kept after it, in memory only.",
+            extra=_DURATION,
+        ),
+    ] = 720 * 3600.0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -374,6 +403,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     mount: MountSettings = MountSettings()
     build: BuildSettings = BuildSettings()
     snapshotter: SnapshotterSettings = SnapshotterSettings()
+    image_service: ImageServiceSettings = ImageServiceSettings()
 
     @property
     def cache_directory(self) -> Path:

@@ -17,6 +17,7 @@ class _Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
     insecure: bool = False
     ca_file: str = ""
     hosts_dir: str = ""
+    node: bool = False
 
 
 def serialize_access(access: Access) -> bytes:
@@ -24,7 +25,7 @@ def serialize_access(access: Access) -> bytes:
     return msgspec.json.encode(
         _Recorded(
             str(access.authfile or ""), access.plain_http, access.insecure,
-            str(access.ca_file or ""), str(access.hosts_dir or ""),
+            str(access.ca_file or ""), str(access.hosts_dir or ""), access.node,
         )
     )  # fmt: skip
 
@@ -42,4 +43,5 @@ def parse_access(data: bytes) -> Access:
         insecure=recorded.insecure,
         ca_file=Path(recorded.ca_file) if recorded.ca_file else None,
         hosts_dir=Path(recorded.hosts_dir) if recorded.hosts_dir else None,
+        node=recorded.node,
     )

@@ -15,7 +15,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from lazyimg.errors import CorruptError, NotFoundError, RegistryError, UsageError
+from lazyimg.errors import (
+    AccessDeniedError,
+    CorruptError,
+    NotFoundError,
+    RegistryError,
+    UsageError,
+)
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
@@ -159,7 +165,7 @@ class Images:
         if known is not None and pinned and await self._is_proven(source, known):
             return known
         kept = KeptConfigs(source, self._root / "content")
-        resolved = await _resolve(kept, wanted, platform, known)
+        resolved = await _resolve(kept, wanted, platform, known, node=access.node)
         if isinstance(resolved, Image):
             if isinstance(source, ProvingSource):
                 await self._proofs.require(source, _blobs(resolved))
@@ -387,18 +393,28 @@ def _locate(text: str) -> Location:
 
 
 async def _resolve(
-    source: ImageSource, wanted: Digest | str, platform: Platform, known: Image | None
+    source: ImageSource,
+    wanted: Digest | str,
+    platform: Platform,
+    known: Image | None,
+    *,
+    node: bool = False,
 ) -> ResolvedImage | Image:
-    """Ask the registry; `known` when there is one and the registry is away or too slow."""
+    """Ask the registry; `known` when there is one and the registry is away or too slow.
+
+    For the `node` also when it refuses: what containerd was told is there stays there.
+    """
     try:
         async with asyncio.timeout(RESOLVE_DEADLINE if known else None):
             return await resolve_image(source, wanted, platform)
-    except (RegistryError, TimeoutError) as error:
-        if known is None:
+    except (RegistryError, TimeoutError, AccessDeniedError) as error:
+        denied = isinstance(error, AccessDeniedError)
+        if known is None or (denied and not node):
             raise
         _log.warning(
-            "%s: the registry does not answer (%s); using %s, known from before",
-            known.reference, error or "too slow", known.digest,
+            "%s: the registry %s (%s); using %s, known from before",
+            known.reference, "refuses" if denied else "does not answer", error or "too slow",
+            known.digest,
         )  # fmt: skip
         return known
 

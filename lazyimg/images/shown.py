@@ -1,27 +1,21 @@
 """Names and passwords that users gave for one image: in memory, never on disk.
 
-They are needed for as long as the image is read, and by the process that follows one that died. So
-they are kept in a file of memory (memfd_create(2)), which the service manager holds for the next
-process. It is a list of JSON lines, each valid from then on; a line that a process could not finish
-writing is left out.
+They are needed for as long as the image is read, and by the process that follows one that died:
+they are JSON, in lines of memory.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from lazyimg.errors import StorageError
+from lazyimg.host.memory_lines import MemoryLines
 from lazyimg.images.access import parse_access, serialize_access
 
 if TYPE_CHECKING:
     from lazyimg.registry.ports import Access
-
-MAX_SIZE: Final = 1 << 20
-"""Bytes; then what is not valid any more is left out."""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -37,20 +31,19 @@ class ShownAccess:
     Args:
         fd: of the file that a process before this one has kept; owned from now on. None: a new one.
 
+    Attributes:
+        fd: of the file.
+
     Raises:
         StorageError: from every method, when there is no memory.
     """
 
     def __init__(self, fd: int | None = None) -> None:
         self._known: dict[str, Access] = {}
-        try:
-            self.fd = os.memfd_create("lazyimg-shown", os.MFD_CLOEXEC) if fd is None else fd
-            data = os.pread(self.fd, os.fstat(self.fd).st_size, 0)
-        except OSError as error:
-            raise _failure(error) from error
-        for text in data.split(b"\n")[:-1]:
+        self._lines = MemoryLines("lazyimg-shown", fd)
+        self.fd = self._lines.fd
+        for text in self._lines.read():
             self._read(text)
-        self._end = data.rfind(b"\n") + 1
 
     def _read(self, text: bytes) -> None:
         try:
@@ -77,32 +70,16 @@ class ShownAccess:
         if before == self._known.get(repository):
             return
         line = _serialize(repository, access)
-        try:
-            if self._end + len(line) > MAX_SIZE:
-                self._rewrite()
-            else:
-                os.pwrite(self.fd, line, self._end)
-                self._end += len(line)
-        except OSError as error:
-            raise _failure(error) from error
-
-    def _rewrite(self) -> None:
-        data = b"".join(_serialize(name, access) for name, access in self._known.items())
-        os.pwrite(self.fd, data, 0)
-        os.ftruncate(self.fd, len(data))
-        self._end = len(data)
+        if self._lines.has_room(line):
+            self._lines.add(line)
+        else:
+            self._lines.replace(_serialize(name, known) for name, known in self._known.items())
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.fd)
+        self._lines.close()
 
 
 def _serialize(repository: str, access: Access) -> bytes:
     recorded = msgspec.Raw(serialize_access(access))
-    return (
-        msgspec.json.encode(_Line(repository, access.username, access.password, recorded)) + b"\n"
-    )
-
-
-def _failure(error: OSError) -> StorageError:
-    return StorageError("credentials", f"cannot be kept in memory: {error.strerror}")
+    return msgspec.json.encode(_Line(repository, access.username, access.password, recorded))

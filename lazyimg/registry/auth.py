@@ -50,11 +50,19 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A user's name and password, or an identity token that stands for both."""
+    """A user's name and password, or a token that stands for both.
+
+    Attributes:
+        username: with `password`.
+        password: see `username`.
+        identity_token: an authorization service gives tokens for it.
+        registry_token: is shown to the registry as it is.
+    """
 
     username: str = ""
     password: str = field(default="", repr=False)
     identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
 
     @property
     def basic(self) -> str:
@@ -199,6 +207,8 @@ class Authenticator:
 
     async def _fetch(self, challenge: Challenge, scopes: tuple[str, ...]) -> tuple[str, float]:
         credential = await self._find_credential()
+        if credential is not None and credential.registry_token:
+            return f"Bearer {credential.registry_token}", float("inf")
         if challenge.scheme == "bearer":
             return await self._fetch_token(challenge, scopes, credential)
         if credential is None or not credential.username:

@@ -5,8 +5,9 @@
         descriptor, data = await repository.fetch_manifest(reference.target)
 
 Repositories of one client and one access share tokens and redirects; those of another access
-never do. They are forgotten when nobody uses them any more, but for those asked for last. What is
-known of a host's health is shared by all.
+never do; nor do those that were asked for while another credential was given for the repository.
+They are forgotten when nobody uses them any more, but for those asked for last. What is known of a
+host's health is shared by all.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from lazyimg.registry.turns import Turns
 from lazyimg.registry.upload import DEFAULT_CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from lazyimg.registry.auth import Credential
@@ -59,6 +60,7 @@ class RegistryClient:
         proxies: ProxyRules | None = None,
         mirror_timeout: float | None = None,
         spool: tuple[Path, int] | None = None,
+        given: Callable[[str], Credential | None] = lambda _repository: None,
     ) -> None:
         """Open nothing yet.
 
@@ -72,6 +74,7 @@ class RegistryClient:
                 limits say for every host.
             spool: directory for blobs of hosts that send whole ones, and how many bytes it may
                 have; None: what was not asked for is passed over.
+            given: gives what was given for a repository, for accesses of the node.
         """
         self._transport = Transport(limits or TransportLimits(), proxies)
         self._policy = policy or RetryPolicy()
@@ -79,12 +82,13 @@ class RegistryClient:
         self._chunk_size = chunk_size
         self._mirror_timeout = mirror_timeout
         self._spool = Spool(*(spool or (None, 0)))
+        self._given = given
         self._health = Health(time.monotonic)
         self._turns: dict[str, Turns] = {}
         self._traffic: dict[str, Traffic] = {}
-        self._repositories: WeakValueDictionary[tuple[str, Access], Repository] = (
-            WeakValueDictionary()
-        )
+        self._repositories: WeakValueDictionary[
+            tuple[str, Access, Credential | None], Repository
+        ] = WeakValueDictionary()
         self._recent: deque[Repository] = deque(maxlen=MAX_UNUSED)
 
     async def __aenter__(self) -> Self:
@@ -100,7 +104,7 @@ class RegistryClient:
 
     def repository(self, reference: Reference, access: Access = Access()) -> Repository:  # noqa: B008 - frozen
         """Give the repository of a reference; its tag and digest do not matter. Asks nobody."""
-        key = (reference.name, access)
+        key = (reference.name, access, self._find_given(reference.name, access))
         repository = self._repositories.get(key)
         if repository is None:
             endpoints = Endpoints(
@@ -125,15 +129,19 @@ class RegistryClient:
         """Give the seconds for which a host is not asked because it failed; 0: it is."""
         return self._health.cools(host)
 
+    def _find_given(self, name: str, access: Access) -> Credential | None:
+        return self._given(name) if access.node and not access.username else None
+
     def _connect(self, reference: Reference, access: Access, endpoint: Endpoint) -> Connection:
         if endpoint.is_own:
             name, shown = reference.name, access
         else:  # what was given for the registry is not shown to others
             name = f"{endpoint.host}/{reference.repository}"
-            shown = replace(access, username="", password="")
+            shown = replace(access, username="", password="", node=False)
 
         async def find() -> Credential | None:
-            return await find_credential(name, shown, self._environ)
+            given = self._find_given(name, shown)
+            return given or await find_credential(name, shown, self._environ)
 
         host, limits = endpoint.host, self._transport.limits
         if host not in self._turns:
@@ -146,4 +154,5 @@ class RegistryClient:
             self._policy,
             traffic=self._traffic.setdefault(host, Traffic()),
             turns=self._turns[host],
+            node=access.node,
         )

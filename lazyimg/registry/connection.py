@@ -61,6 +61,15 @@ MAX_ERROR_BODY: Final = 1 << 16
 TOKEN_USER: Final = "<token>"  # noqa: S105 - as credential helpers have it
 """What the holder of an identity token is called."""
 
+NODE_USER: Final = "<node>"
+"""What whoever had containerd pull is called: once they have, the node has the image."""
+
+NODE_REMEDY: Final = (
+    "have it pulled again through lazyimg's image service, which keeps a pull's credentials for a"
+    " while, or put some into the file of registry.authfile"
+)
+"""What to do when containerd's images cannot be read."""
+
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -75,6 +84,7 @@ class Connection:
         policy: of tries.
         traffic: counts what goes over it.
         turns: limits the reads at this host.
+        node: see `Access`.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class Connection:
         *,
         traffic: Traffic | None = None,
         turns: Turns | None = None,
+        node: bool = False,
     ) -> None:
         limits = transport.limits
         self.reference = reference
@@ -95,6 +106,7 @@ class Connection:
         self.traffic = traffic or Traffic()
         self.turns = turns or Turns(limits.connections_per_host, limits.bytes_per_host)
         self._policy = policy
+        self._node = node
         self._find_credential = find_credential
         self._root = endpoint.root
         self._finding_root = asyncio.Lock()
@@ -111,6 +123,8 @@ class Connection:
         Raises:
             ConfigurationError: the credential cannot be read.
         """
+        if self._node:
+            return NODE_USER
         credential = await self._find_credential()
         return "" if credential is None else credential.username or TOKEN_USER
 
@@ -174,11 +188,16 @@ class Connection:
             RegistryError: any other status, or no answer.
         """
         with self.traffic.request():
-            async with self._open(
-                method, url, what=what, expect=expect, scopes=scopes,
-                headers=headers, data=data, follow=follow,
-            ) as response:  # fmt: skip
-                yield response
+            try:
+                async with self._open(
+                    method, url, what=what, expect=expect, scopes=scopes,
+                    headers=headers, data=data, follow=follow,
+                ) as response:  # fmt: skip
+                    yield response
+            except AccessDeniedError as error:
+                if self._node:
+                    raise AccessDeniedError(error.what, error.problem, NODE_REMEDY) from error
+                raise
 
     @asynccontextmanager
     async def _open(

@@ -25,6 +25,8 @@ class Access:
         insecure: do not verify certificates.
         ca_file: further root certificates (PEM).
         hosts_dir: directory of hosts.toml files, as containerd has them; None: there are none.
+        node: for what containerd asks for: a credential that came with one of its pulls counts
+            before any file, and whoever it was, the node may read the image from then on.
     """
 
     authfile: Path | None = None
@@ -34,6 +36,7 @@ class Access:
     insecure: bool = False
     ca_file: Path | None = None
     hosts_dir: Path | None = None
+    node: bool = False
 
     def __repr__(self) -> str:
         """Leave the password out: this may reach a log."""

@@ -14,9 +14,10 @@ from lazyimg.registry.transport import Transport, TransportLimits
 from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lazyimg.config import RegistrySettings
+    from lazyimg.registry.auth import Credential
     from lazyimg.registry.ports import Access
     from lazyimg_formats.oci.reference import Location, Reference
 
@@ -65,6 +66,7 @@ def make_client(
     *,
     spool: Path | None = None,
     patience: float | None = None,
+    given: Callable[[str], Credential | None] = lambda _repository: None,
 ) -> RegistryClient:
     """Give a client as the settings, and the process's environment, have it.
 
@@ -73,6 +75,7 @@ def make_client(
         environ: the process's by default.
         spool: directory for blobs of hosts that send whole ones.
         patience: see `retry_policy`.
+        given: see `RegistryClient`.
 
     Raises:
         ConfigurationError: the settings' proxy is none.
@@ -85,6 +88,7 @@ def make_client(
         proxies=proxy_rules(settings, variables),
         mirror_timeout=settings.mirror_timeout,
         spool=None if spool is None else (spool, settings.spool),
+        given=given,
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -27,6 +26,7 @@ from lazyimg.errors import (
     StorageError,
     UsageError,
 )
+from lazyimg.host.sockets import make_socket_directory, start_for_root
 from lazyimg.snapshotter.lifecycle import AlreadyExistsError, WrongStateError
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from lazyimg_formats.containerd.filters import parse_filter
@@ -99,14 +99,7 @@ async def start_server(
     )
     handler = make_handler(snapshotter, set() if begun is None else begun)
     server.add_generic_rpc_handlers((handler,))
-    mask = os.umask(0o177)  # the socket is root's from its first moment
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        raise StorageError(str(path), f"cannot listen: {error}", "check the address") from error
-    finally:
-        os.umask(mask)  # before anybody else can make a file
-    await server.start()
+    await start_for_root(server, path)
     return server
 
 
@@ -116,10 +109,7 @@ async def listen(path: Path, snapshotter: Snapshotter, stack: AsyncExitStack) ->
     Raises:
         StorageError: there can be no socket.
     """
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(str(path.parent), f"cannot be made: {error.strerror}") from error
+    make_socket_directory(path)
     begun: set[asyncio.Task[Any]] = set()
     server = await start_server(path, snapshotter, begun)
     stack.push_async_callback(snapshotter.finish)

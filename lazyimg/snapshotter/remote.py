@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 KEPT: Final = 64
 """Images whose layers are remembered, so that the next Prepare asks nobody."""
 
+NODE: Final = Access(node=True)
+"""Who may read is for containerd to say, and what it was shown is used."""
+
 NO_LABELS: Final = "no label names the image"
 """Why a layer is unpacked that was pulled without saying for which image."""
 
@@ -120,7 +123,7 @@ class RemoteLayers:
     async def _layers(self, text: str, name: str) -> _Layers:
         known = self._known.get(text)
         if known is None:
-            resolved = await self._images.resolve(text, Access())
+            resolved = await self._images.resolve(text, NODE)
             known = _Layers(
                 f"{name}@{resolved.descriptor.digest}",
                 resolved.manifest.layers,
@@ -137,9 +140,7 @@ class RemoteLayers:
         async with self._lock(user):
             image = self._users.get(user)
             if image is None:
-                image = await self._images.open(
-                    layer.reference, layer.platform, Access(), layer.depth
-                )
+                image = await self._images.open(layer.reference, layer.platform, NODE, layer.depth)
                 await self._mounts.hold(image)
                 self._users[user] = image
         return self._mounts.path(image)

@@ -12,6 +12,7 @@ DECLARATIONS = {"__init__.py", "__main__.py", "layout.py", "ports.py"}  # nothin
 EXEMPT = {
     Path("lazyimg/api/messages.py"),  # declares structs only
     Path("lazyimg/containerd/proto/containerd_pb2.py"),  # generated
+    Path("lazyimg/imageservice/proto/images_pb2.py"),  # generated
     Path("lazyimg/snapshotter/proto/snapshots_pb2.py"),  # generated
 }
 

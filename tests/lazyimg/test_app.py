@@ -15,12 +15,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import msgspec
 import pytest
 
 from lazyimg import app
 from lazyimg.api.messages import Access, ImageRequest, MountRequest, PrefetchRequest
-from lazyimg.config import CachefilesSettings, Config, RegistrySettings, SnapshotterSettings
+from lazyimg.config import (
+    CachefilesSettings,
+    Config,
+    ImageServiceSettings,
+    RegistrySettings,
+    SnapshotterSettings,
+)
 from lazyimg.errors import (
     DaemonUnavailableError,
     InUseError,
@@ -32,6 +39,7 @@ from lazyimg.errors import (
 )
 from lazyimg.host import service_manager
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import (
     ChainRecord,
     ImageRecord,
@@ -40,6 +48,7 @@ from lazyimg.images.library import (
     MountState,
 )
 from lazyimg.images.shown import ShownAccess
+from lazyimg.registry.auth import Credential
 from lazyimg.transports.cachefiles.space import CacheLimits
 from tests.fakes.api_client import ApiClient
 from tests.fakes.host_mounts import FakeMounts
@@ -187,6 +196,23 @@ async def test_snapshotter_answers_where_the_configuration_says(
     assert not address.exists()
     async with start(config):
         assert not address.exists()
+
+
+@pytest.mark.usefixtures("started")
+async def test_image_service_answers_where_the_configuration_says(
+    config: Config, tmp_path: Path
+) -> None:
+    settings = ImageServiceSettings(
+        address=str(tmp_path / "kubelet" / "sock"), containerd=str(tmp_path / "none")
+    )
+    async with start(msgspec.structs.replace(config, image_service=settings)):
+        async with grpc.aio.insecure_channel(f"unix:{settings.address}") as channel:
+            call: Any = channel.unary_unary("/runtime.v1.ImageService/ListImages")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"")
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "none" in str(caught.value.details())
+    assert not Path(settings.address).exists()
 
 
 async def test_restart_knows_images_and_their_sources(
@@ -692,3 +718,35 @@ async def test_credentials_outlive_a_process_that_died(
         kept.close()
         manager.receive()
         assert manager.kept == {}
+
+
+async def test_credentials_of_pulls_outlive_a_process_that_died(
+    config: Config,
+    started: Started,
+    manager: Manager,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[GivenCredentials] = []
+
+    def make(lifetime: float, fd: int | None) -> GivenCredentials:
+        made.append(GivenCredentials(lifetime, fd))
+        return made[-1]
+
+    monkeypatch.setattr(app, "GivenCredentials", make)
+    settings = ImageServiceSettings(address=str(tmp_path / "images"), keep=100.0)
+    config = msgspec.structs.replace(config, image_service=settings)
+    credential = Credential("user", "never-on-disk")
+    async with AsyncExitStack() as stack:
+        await app.start(config, stack, manager.next())
+        made[0].end(made[0].begin("reg.test/app", credential), pulled=True)
+        manager.receive()
+        left = os.dup(manager.kept["given"])
+    manager.receive()
+    assert manager.kept == {}
+    manager.kept["given"] = left
+    async with AsyncExitStack() as stack:
+        await app.start(config, stack, manager.next())
+        assert made[1].find("reg.test/app") == credential
+        manager.receive()
+        assert os.path.sameopenfile(manager.kept["given"], left)

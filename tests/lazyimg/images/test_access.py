@@ -20,6 +20,7 @@ EVERYTHING = Access(
     insecure=True,
     ca_file=Path("/etc/ca.pem"),
     hosts_dir=Path("/etc/hosts.d"),
+    node=True,
 )
 
 
@@ -38,6 +39,7 @@ def test_name_and_password_are_not_recorded() -> None:
         insecure=True,
         ca_file=Path("/etc/ca.pem"),
         hosts_dir=Path("/etc/hosts.d"),
+        node=True,
     )
 
 

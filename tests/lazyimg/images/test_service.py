@@ -27,6 +27,7 @@ from lazyimg.images.service import Image, Images
 from lazyimg.images.shown import ShownAccess
 from lazyimg.layers.locate import IndexLocation
 from lazyimg.limits import FillLimits
+from lazyimg.registry.auth import Credential
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import local_platform, open_source, parse_location
@@ -446,6 +447,7 @@ async def test_description_while_the_registry_is_away(node: Node, layers: list[L
 
 ALICE = Access(username="alice", password="a")
 BOB = Access(username="bob", password="b")
+NODE = Access(node=True)
 
 
 def make_private(registry: FakeRegistry, layers: list[LazyLayer]) -> None:
@@ -497,6 +499,27 @@ async def test_without_the_registry_each_uses_what_he_was_seen_to_read(
     for access in (BOB, NO_ACCESS):
         with pytest.raises(AccessDeniedError, match="has not been seen to read the image"):
             await node.open(access=access)
+
+
+async def test_what_the_node_was_seen_to_read_stays_though_its_credentials_are_gone(
+    node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_private(node.registry, layers)
+    name = f"{node.registry.host}/app"
+    given = {name: Credential("alice", "a")}
+    monkeypatch.setattr(node.client, "_given", given.get)
+    found = await node.images.resolve(f"{name}:1", NODE)
+    fixed = f"{name}@{found.descriptor.digest}"
+    part = await node.images.open(fixed, "", NODE, 1)
+    given.clear()
+    assert await node.images.open(fixed, "", NODE, 1) == part
+    monkeypatch.setattr(proofs, "PROOF_LIFETIME", 0.0)
+    assert await node.images.open(fixed, "", NODE, 1) == part
+    for access in (BOB, NO_ACCESS):  # others have to show what they may
+        with pytest.raises(AccessDeniedError):
+            await node.images.open(fixed, "", access, 1)
+    with pytest.raises(AccessDeniedError):  # the node, too, for what it has not got
+        await node.images.open(fixed, "", NODE, 2)
 
 
 async def test_digest_that_is_known_is_asked_about_again_in_time(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import StorageError
-from lazyimg.images import shown as shown_module
+from lazyimg.host import memory_lines
 from lazyimg.images.shown import ShownAccess
 from lazyimg.registry.ports import Access
 
@@ -98,7 +98,7 @@ def test_line_that_is_none(shown: ShownAccess, line: bytes) -> None:
 
 
 def test_file_has_a_limit(shown: ShownAccess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown_module, "MAX_SIZE", 2000)
+    monkeypatch.setattr(memory_lines, "MAX_SIZE", 2000)
     shown.note("reg/first", ALICE)
     for number in range(100):
         shown.note("reg/app", Access(username="alice", password=str(number)))

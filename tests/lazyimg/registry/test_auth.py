@@ -148,6 +148,16 @@ async def test_token_for_a_user() -> None:
     assert setup.service.asked == [("https://auth.example/token", asked, credential.basic)]
 
 
+@pytest.mark.parametrize("challenge", [BASIC, BEARER])
+async def test_registry_token_is_shown_as_it_is(challenge: Challenge) -> None:
+    credential = Credential("me", "secret", "identity", "registry")
+    setup = Setup(credential)
+    assert await setup.renew(challenge) == "Bearer registry"
+    assert await setup.authenticator.header(PULL) == "Bearer registry"
+    assert setup.service.asked == []
+    assert "registry" not in repr(credential)
+
+
 async def test_identity_token_is_posted() -> None:
     setup = Setup(Credential(identity_token="identity"))
     setup.service.reply = {"access_token": "a1"}

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import AccessDeniedError
+from lazyimg.registry.auth import Credential
 from lazyimg.registry.client import MAX_UNUSED, RegistryClient
 from lazyimg.registry.ports import Access
 from lazyimg_formats.oci.reference import parse_reference
-from tests.fakes.registry import run_registry
+from tests.fakes.registry import name_mirrors, run_registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +79,81 @@ async def test_credentials_of_the_environment(tmp_path: Path) -> None:
         async with RegistryClient(environ={"DOCKER_CONFIG": str(tmp_path)}) as client:
             repository = client.repository(parse_reference(f"{registry.host}/a/b"))
             assert await repository.read_blob(blob, 0, 4) == b"data"
+
+
+NODE = Access(node=True)
+
+
+async def test_what_was_given_is_for_the_node_only(tmp_path: Path) -> None:
+    given: dict[str, Credential] = {}
+    async with (
+        run_registry() as registry,
+        RegistryClient(environ={"DOCKER_CONFIG": str(tmp_path)}, given=given.get) as client,
+    ):
+        registry.auth, registry.users = "basic", {"me": "secret", "file": "f"}
+        blob = registry.add_blob("a/b", b"data")
+        reference = parse_reference(f"{registry.host}/a/b:1")
+        given[reference.name] = Credential("me", "secret")
+        assert await client.repository(reference, NODE).read_blob(blob, 0, 4) == b"data"
+        wrong = Access(username="me", password="wrong", node=True)
+        for access in (Access(), wrong):
+            with pytest.raises(AccessDeniedError):
+                await client.repository(reference, access).read_blob(blob, 0, 4)
+        auth = base64.b64encode(b"file:f").decode()
+        config = {"auths": {registry.host: {"auth": auth}}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        given[reference.name] = Credential("me", "wrong")
+        with pytest.raises(AccessDeniedError):  # it counts before any file
+            await client.repository(reference, NODE).read_blob(blob, 0, 4)
+        given.clear()
+        assert await client.repository(reference, NODE).read_blob(blob, 0, 4) == b"data"
+
+
+async def test_what_is_given_later_is_used_and_earlier_tokens_serve_nobody_else() -> None:
+    given: dict[str, Credential] = {}
+    async with run_registry() as registry, RegistryClient(environ={}, given=given.get) as client:
+        registry.auth, registry.users = "token", {"me": "secret"}
+        blob = registry.add_blob("a/b", b"data")
+        reference = parse_reference(f"{registry.host}/a/b:1")
+        given[reference.name] = Credential("me", "secret")
+        first = client.repository(reference, NODE)
+        assert await first.read_blob(blob, 0, 4) == b"data"
+        given[reference.name] = Credential("me", "wrong")
+        second = client.repository(reference, NODE)
+        assert second is not first
+        with pytest.raises(AccessDeniedError):
+            await second.read_blob(blob, 0, 4)
+        registry.expire_tokens()
+        with pytest.raises(
+            AccessDeniedError, match="; have it pulled again through lazyimg's image service, which"
+        ):
+            await first.read_blob(blob, 0, 4)
+        given[reference.name] = Credential("me", "secret")
+        assert await first.read_blob(blob, 0, 4) == b"data"
+
+
+async def test_what_was_given_is_not_shown_to_mirrors(tmp_path: Path) -> None:
+    async with run_registry() as registry, run_registry() as mirror:
+        for one in (registry, mirror):
+            one.auth, one.users = "basic", {"me": "secret"}
+            blob = one.add_blob("a/b", b"data")
+        name_mirrors(tmp_path, registry.host, mirror.host)
+        reference = parse_reference(f"{registry.host}/a/b:1")
+        given = {reference.name: Credential("me", "secret")}
+        async with RegistryClient(environ={}, given=given.get) as client:
+            repository = client.repository(reference, Access(node=True, hosts_dir=tmp_path))
+            assert await repository.read_blob(blob, 0, 4) == b"data"
+        assert mirror.asked
+        assert not any(asked.authorized for asked in mirror.asked)
+
+
+async def test_node_is_one_user() -> None:
+    given: dict[str, Credential] = {}
+    async with RegistryClient(environ={}, given=given.get) as client:
+        reference = parse_reference("localhost:1/a/b")
+        assert await client.repository(reference, NODE).user() == "<node>"
+        given[reference.name] = Credential("me", "secret")
+        assert await client.repository(reference, NODE).user() == "<node>"
 
 
 def test_password_is_not_shown() -> None:

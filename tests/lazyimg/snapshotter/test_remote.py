@@ -11,6 +11,7 @@ import pytest
 from lazyimg.errors import NotFoundError, RegistryError
 from lazyimg.fill.engine import Engine
 from lazyimg.images import service
+from lazyimg.images.access import parse_access
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
@@ -18,7 +19,9 @@ from lazyimg.images.mounts import Mounts
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
 from lazyimg.limits import FillLimits
+from lazyimg.registry.auth import Credential
 from lazyimg.registry.client import RegistryClient
+from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import local_platform, open_source
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.images.library import SourceRecord
-    from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg.registry.ports import ImageSource
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.documents import Descriptor
     from lazyimg_formats.oci.reference import Location
@@ -152,6 +155,32 @@ async def test_manifest_that_no_label_names(
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
+
+
+async def test_image_is_read_with_what_came_with_its_pull(
+    remote: RemoteLayers,
+    node: Node,
+    layers: list[LazyLayer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    node.registry.auth, node.registry.users = "basic", {"alice": "a"}
+    image = node.add(layers)
+    refused = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(refused, Unpacked)
+    assert refused.reason == "access-denied"
+    assert "have it pulled again through lazyimg's image service" in caplog.messages[-1]
+    given = {f"{node.registry.host}/app": Credential("alice", "a")}
+    monkeypatch.setattr(node.client, "_given", given.get)
+    layer = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(layer, RemoteLayer)
+    path = await remote.mount(layer, 1)
+    chain = await node.images.find_part(str(image.digest), 1)
+    assert chain is not None
+    assert path == node.root / "mnt" / chain.fsid
+    sources = node.library.sources(chain.layers[0].device)
+    assert [parse_access(one.access) for one in sources] == [Access(node=True)]
 
 
 @pytest.mark.parametrize(
