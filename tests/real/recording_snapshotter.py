@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from lazyimg.snapshotter.lifecycle import RemoteLayer
+    from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 
 
 class Recording(NamedTuple):
@@ -40,7 +40,7 @@ class RecordingImages(FakeLazyImages):
 
     async def find(
         self, chain: str, labels: Mapping[str, str], below: RemoteLayer | None
-    ) -> RemoteLayer | None:
+    ) -> RemoteLayer | Unpacked:
         self.labels.append(dict(labels))
         if parse_image_labels(labels) is not None:
             self.chains.add(chain)
