@@ -1,0 +1,154 @@
+"""Containers of lazily loaded servers, below the real containerd, beside its own overlayfs.
+
+The same image is pulled lazily and run, then pulled and unpacked as usual and run: what is printed,
+and what the servers answer, must be equal. By default for python and nginx; for redis and java as
+well with LAZYIMG_TEST_SCALE=1.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.real.debian_images import debian_images
+from tests.real.docker_registry import Registry, running_registry
+from tests.real.lazy_node import LAZY, Node, running_node
+from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.scale import scaled
+from tests.real.server_images import SERVERS, server_images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TAGS: Final = ["python", "nginx", *SERVERS][: scaled(4, least=2)]
+ORDINARY: Final = "overlayfs"
+
+PYTHON: Final = """
+import asyncio, http.client, json, os, sqlite3, ssl, sys, zoneinfo
+async def answer():
+    await asyncio.sleep(0)
+    return {"ssl": ssl.OPENSSL_VERSION, "sqlite": sqlite3.sqlite_version, "python": sys.version}
+print(json.dumps(asyncio.run(answer())), http.client.responses[418])
+print(sum(path.endswith(".py") for path in sorted(os.listdir(os.path.dirname(os.__file__)))))
+"""
+NGINX: Final = (  # not all kernels have IPv6
+    "sed -i '/listen \\[::\\]/d' /etc/nginx/sites-enabled/default && nginx -t"
+    " && exec nginx -g 'daemon off; error_log stderr notice;'"
+)
+JAVA: Final = (
+    "java -XshowSettings:all -version && echo",
+    "keytool -list -cacerts -storepass changeit",
+)
+
+
+@pytest.fixture(scope="module")
+def registry(disk: Path) -> Iterator[Registry]:
+    """A registry that has the images, converted."""
+    layouts = {tag: server_images() if tag in SERVERS else debian_images().layout for tag in TAGS}
+    with (
+        tempfile.TemporaryDirectory(dir=disk) as directory,
+        running_registry(Path(directory)) as running,
+    ):
+        lazyimg = Lazyimg(disk / "nowhere")
+        for tag, layout in layouts.items():
+            lazyimg.verb("convert", f"oci:{layout}:{tag}", f"{running.address}/{tag}")
+        yield running
+
+
+@pytest.fixture
+def node(disk: Path) -> Iterator[Node]:
+    """A node without images, gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        with running_node(Path(directory)) as running:
+            yield running
+        assert mounts_below(Path(directory)) == []
+
+
+def image_of(registry: Registry, tag: str) -> str:
+    return f"{registry.address}/{tag}:latest"
+
+
+def compressed_size(node: Node, image: str) -> int:
+    layers = json.loads(node.lazyimg.verb("inspect", "--raw", image))["layers"]
+    return sum(layer["size"] for layer in layers)
+
+
+def use_python(node: Node, image: str, snapshotter: str) -> str:
+    return node.run(image, "python3", "-c", PYTHON, snapshotter=snapshotter)
+
+
+def use_java(node: Node, image: str, snapshotter: str) -> str:
+    return node.run(image, "sh", "-c", " && ".join(JAVA), snapshotter=snapshotter)
+
+
+def use_nginx(node: Node, image: str, snapshotter: str) -> str:
+    """Give what its test of the configuration says, and its answer to a request, but the date."""
+    with serving(node, image, snapshotter, "start worker process ", "sh", "-c", NGINX) as said:
+        with urllib.request.urlopen("http://127.0.0.1/", timeout=30) as answer:
+            headers = {name: value for name, value in answer.headers.items() if name != "Date"}
+            page = answer.read().decode()
+        tested = [line for line in said if line.startswith("nginx: ")]
+    return f"{tested}\n{answer.status} {headers}\n{page}"
+
+
+def use_redis(node: Node, image: str, snapshotter: str) -> str:
+    """Give its answers, one for each command."""
+    command = ["redis-server", "--bind", "127.0.0.1", "--dir", "/tmp", "--save", ""]  # noqa: S108
+    with (
+        serving(node, image, snapshotter, "Ready to accept connections", *command),
+        socket.create_connection(("127.0.0.1", 6379), 30) as connection,
+        connection.makefile("rb") as answers,
+    ):
+        connection.sendall(b"PING\r\nSET key value\r\nGET key\r\nSAVE\r\nDBSIZE\r\nLOLWUT\r\n")
+        lines = [answers.readline().decode() for _ in range(6)]
+        size = int(lines.pop().split("$")[-1]) if lines[-1].startswith("$") else 0
+        return "".join(lines) + answers.read(size).decode()
+
+
+@contextmanager
+def serving(
+    node: Node, image: str, snapshotter: str, ready: str, *command: str
+) -> Iterator[list[str]]:
+    """Run a server in this machine's network until the block ends; give the lines up to `ready`."""
+    options = ("--rm", "--net-host")
+    with node.start(image, *command, snapshotter=snapshotter, options=options) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        for line in process.stdout:
+            said.append(line)
+            if ready in line:
+                break
+        else:
+            pytest.fail("".join(said))
+        yield said
+        node.containerd.ctr("task", "kill", "--signal", "SIGTERM", "test")
+        process.communicate(timeout=60)
+
+
+USES: Final[dict[str, Callable[[Node, str, str], str]]] = {
+    "python": use_python, "nginx": use_nginx, "redis": use_redis, "java": use_java,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_server_says_what_it_says_on_overlayfs(registry: Registry, node: Node, tag: str) -> None:
+    image = image_of(registry, tag)
+    size = compressed_size(node, image)
+    before = registry.counts.sent()
+    assert node.pull(image).keys() == {"lazy"}
+    assert registry.counts.sent() - before < 100_000
+    lazily = USES[tag](node, image, LAZY)
+    fetched = registry.counts.sent() - before
+    assert fetched < size / 4
+    assert USES[tag](node, image, LAZY) == lazily
+    assert registry.counts.sent() - before - fetched < size / 50  # no two runs read quite the same
+    node.containerd.ctr("image", "pull", "--plain-http", "--snapshotter", ORDINARY, image)
+    assert USES[tag](node, image, ORDINARY) == lazily
+    print(f"{tag}: {fetched / 1e6:.1f} of {size / 1e6:.1f} MB")  # noqa: T201 - with -s

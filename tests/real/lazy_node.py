@@ -1,0 +1,105 @@
+"""A node as its users have it: the daemon with its snapshotter, and the real containerd over it.
+
+with running_node(directory) as node:
+node.pull(reference)                                # lazily
+node.run(reference, "python3", "-c", "print(1)")
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from tests.real.containerd import Containerd, running_containerd
+from tests.real.lazyimg_process import Lazyimg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+LAZY: Final = "lazyimg"
+"""The snapshotter that loads lazily."""
+
+PROXY_PLUGIN: Final = """
+[proxy_plugins.lazyimg]
+type = "snapshot"
+address = "{address}"
+"""
+LIMIT: Final = 120.0
+"""Seconds that a container may take."""
+
+
+class Node(NamedTuple):
+    """A running daemon and a running containerd."""
+
+    lazyimg: Lazyimg
+    containerd: Containerd
+
+    def pull(self, image: str) -> dict[str, int]:
+        """Pull an image lazily; give how many of its layers became what."""
+        socket = self.containerd.directory / "socket"
+        printed = self.lazyimg.verb("pull", "--json", "--containerd", socket, image)
+        layers: dict[str, int] = json.loads(printed)["layers"]
+        return layers
+
+    def run(
+        self,
+        image: str,
+        *command: str,
+        snapshotter: str = LAZY,
+        name: str = "test",
+        options: Sequence[str] = ("--rm",),
+    ) -> str:
+        """Run a container to its end, which must be a good one; give all that it prints."""
+        with self.start(
+            image, *command, snapshotter=snapshotter, name=name, options=options
+        ) as process:
+            printed, _ = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, printed
+        return printed
+
+    def start(
+        self,
+        image: str,
+        *command: str,
+        snapshotter: str = LAZY,
+        name: str = "test",
+        options: Sequence[str] = ("--rm",),
+    ) -> subprocess.Popen[str]:
+        """Start a container; what it prints comes out of `stdout`."""
+        more = ("--cgroup", "", "--snapshotter", snapshotter)  # not all kernels have all cgroups
+        return subprocess.Popen(
+            [*self._ctr, "run", *options, *more, image, name, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def difference(self, key: str, *options: str) -> bytes:
+        """Give the layer that a container has written, as containerd's Diff service makes it."""
+        command = [*self._ctr, "snapshots", "--snapshotter", LAZY, "diff", *options, key]
+        return subprocess.run(command, capture_output=True, check=True).stdout
+
+    @property
+    def _ctr(self) -> list[str]:
+        return ["ctr", "--address", str(self.containerd.directory / "socket")]
+
+
+@contextmanager
+def running_node(directory: Path, settings: dict[str, Any] | None = None) -> Iterator[Node]:
+    """Run both until the block ends; what they keep is below `directory`."""
+    directory.chmod(0o711)  # a container with a user namespace reaches its root by itself
+    address = str(directory / "snapshotter.sock")
+    lazyimg = Lazyimg(
+        directory / "state", {"LAZYIMG_SNAPSHOTTER_ADDRESS": address, **(settings or {})}
+    )
+    with (
+        lazyimg.serving(),
+        running_containerd(
+            directory / "containerd", PROXY_PLUGIN.format(address=address)
+        ) as containerd,
+    ):
+        yield Node(lazyimg, containerd)
