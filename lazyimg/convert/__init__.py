@@ -1,7 +1,7 @@
 """Images to lazily loadable images: each layer becomes zstd:chunked, nothing else changes.
 
     source blob -> decompress -> scan the tar, cut and digest it -> compress -> target blob
-                   `decompress`  `cut`                              `compress`  `layer`
+                   `layers.decompress`  `cut`                       `compress`  `layer`
 
 `layer` converts one layer as a stream: neither the layer nor its tar is ever held or stored whole.
 `image` walks an image: index, manifests, layers; and writes their documents anew.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg.convert.compress import Frames, compress_frames
 from lazyimg.convert.cut import Cutter, Frame, Hole, NoTarSplit
-from lazyimg.convert.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
 from lazyimg.errors import CorruptError
+from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.tar_split import TarSplit

@@ -188,7 +188,7 @@ def _parse(layer: LayerSource) -> LayerIndex:
         raise FormatError(f"layer {layer.name}", str(error)) from error
 
 
-def _limit(kind: int, most: int) -> None:
+def lower_limit(kind: int, most: int) -> None:
     """Lower a limit of this process, as far as it is not lower already."""
     soft, hard = resource.getrlimit(kind)
     soft = most if soft == resource.RLIM_INFINITY else min(soft, most)
@@ -198,8 +198,8 @@ def _limit(kind: int, most: int) -> None:
 def main() -> None:
     """Answer one request on standard input."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
-    _limit(resource.RLIMIT_DATA, request.memory)
-    _limit(resource.RLIMIT_CPU, request.processor_time)
+    lower_limit(resource.RLIMIT_DATA, request.memory)
+    lower_limit(resource.RLIMIT_CPU, request.processor_time)
     try:
         reply = build(request)
     except MemoryError:

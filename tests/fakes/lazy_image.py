@@ -13,6 +13,8 @@ from lazyimg.registry.resolve import local_platform
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import OCI_CONFIG, OCI_LAYER_ZSTD, Descriptor, Manifest
 from lazyimg_formats.zstd_chunked.location import TocLocation, serialize_annotations
+from lazyimg_formats.zstd_chunked.writer import serialize_tail
+from lazyimg_formats.zstd_frames import serialize_skippable
 from tests.fakes.gzip_layer import make_tar
 
 if TYPE_CHECKING:
@@ -56,6 +58,25 @@ async def make_lazy_layer(files: dict[str, bytes]) -> LazyLayer:
         conversion = LayerConversion("layer", diff_id, level=1, executor=executor, depth=1)
         blob = b"".join([piece async for piece in conversion.convert(source())])
     return LazyLayer(blob, diff_id, conversion.result.toc)
+
+
+def lying_layer(honest: LazyLayer, planted: LazyLayer) -> LazyLayer:
+    """Give a layer that unpacks to one tar, and is served as another.
+
+    The blob is both blobs, one behind the other, the second out of sight of those who decompress
+    it: in skippable frames. The index is the second's, moved.
+    """
+    data_end = honest.toc.data_end
+    hidden = planted.blob[: planted.toc.data_end]
+    prefix = honest.blob[:data_end] + serialize_skippable(hidden)
+    shift = len(prefix) - len(hidden)
+    document = msgspec.json.decode(planted.toc.decode(planted.index))
+    for entry in document["entries"]:
+        for name in ("offset", "endOffset"):
+            if name in entry:
+                entry[name] += shift
+    tail, toc = serialize_tail(msgspec.json.encode(document), len(prefix), 1)
+    return LazyLayer(prefix + tail, honest.diff_id, toc)
 
 
 def add_lazy_image(

@@ -22,7 +22,6 @@ from lazyimg.api.client import Client, rebuild_error
 from lazyimg.api.server import read_request
 from lazyimg.config_file import load_config
 from lazyimg.convert.cut import Cutter
-from lazyimg.convert.decompress import MAGIC_SIZE, choose_decompressor
 from lazyimg.errors import ConfigurationError, CorruptError, KernelError, LazyimgError
 from lazyimg.fill.decode import decode_span
 from lazyimg.host.mount_table import find_mount, parse_mount_table
@@ -32,6 +31,7 @@ from lazyimg.images.build import BuildReply
 from lazyimg.images.library import LayerRecord
 from lazyimg.images.merge import merge_layers
 from lazyimg.images.shown import ShownAccess
+from lazyimg.layers.decompress import MAGIC_SIZE, choose_decompressor
 from lazyimg.layers.locate import locate_index, name_format
 from lazyimg.registry.login import parse_registry
 from lazyimg.setup.edit import edit_configuration, parse_configuration

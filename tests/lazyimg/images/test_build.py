@@ -168,7 +168,7 @@ def answer(request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> BuildReply
     output = io.BytesIO()
     given = SimpleNamespace(buffer=io.BytesIO(msgspec.json.encode(request)))
     with monkeypatch.context() as patch:
-        patch.setattr(build_module, "_limit", lambda _kind, _most: None)  # of this process
+        patch.setattr(build_module, "lower_limit", lambda _kind, _most: None)  # of this process
         patch.setattr(sys, "stdin", given)
         patch.setattr(sys, "stdout", SimpleNamespace(buffer=output))
         build_module.main()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zstandard import ZstdCompressor
 
-from lazyimg.convert.decompress import (
+from lazyimg.layers.decompress import (
     PIECE,
     Decompressor,
     GzipDecompressor,
@@ -77,7 +77,7 @@ def test_samples(name: str, step: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name.startswith("gzip")])
 def test_gzip_where_there_is_only_zlib(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyimg.convert.decompress._inflate", zlib)
+    monkeypatch.setattr("lazyimg.layers.decompress._inflate", zlib)
     data, expected = SAMPLES[name]
     assert decompress(data, 1000) == expected
     with pytest.raises(FormatError, match=r"^gzip: "):

@@ -1,0 +1,278 @@
+"""Is a layer what its image says? Asks its blob, in a process of its own.
+
+Run as ``python -m lazyimg.images.check``: a CheckRequest as a line of JSON on standard input, then
+the blob; a CheckReply on standard output. The parent calls `open_check`, and feeds the blob as it
+arrives. Decompressing, hashing and comparing cost processor time, and an index memory: the daemon
+pays neither, and the child goes behind everything else that the machine has to do.
+
+Checked: the blob has its digest; its tar has the diff ID that the image's config says; and the
+index from which the image's metadata was made, and whose digests every fill is checked against,
+describes this very tar (`lazyimg_formats.tar.comparison`). What is wrong is believed only if the
+blob has its digest: else it is the transfer that was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from lazyimg.errors import CorruptError, LazyimgError, StorageError
+from lazyimg.images.build import lower_limit
+from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
+from lazyimg.layers.locate import IndexLocation  # noqa: TC001 - msgspec reads the annotation
+from lazyimg.layers.parse import parse_index
+from lazyimg.limits import MIB, BuildLimits
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.tar.comparison import TarComparison
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from lazyimg_formats.layer import LayerIndex
+
+_PIECE: Final = 1 << 20
+_BEHIND: Final = 19  # nice(2): after everybody else
+_PACE: Final = 2 * MIB  # bytes of a blob that are worth a second of a processor
+
+
+class CheckRequest(msgspec.Struct, frozen=True):
+    """A layer, and what is said of it.
+
+    Attributes:
+        blob: the blob's digest.
+        size: its bytes.
+        diff_id: what its tar must have.
+        location: of its index in the blob.
+        index: path of the index, as it was fetched.
+        device: name of the device that was made from the index.
+        memory: as in `lazyimg.limits.BuildLimits`.
+        processor_time: likewise; a large blob has more.
+    """
+
+    blob: str
+    size: int
+    diff_id: str
+    location: IndexLocation
+    index: str
+    device: str
+    memory: int = BuildLimits.memory
+    processor_time: int = BuildLimits.processor_time
+
+    @property
+    def seconds(self) -> int:
+        """Processor time that the check may take."""
+        return self.processor_time + self.size // _PACE
+
+
+class CheckReply(msgspec.Struct, frozen=True):
+    """What was found: all empty, if the layer is what its image says.
+
+    Attributes:
+        problem: how it is not.
+        corrupt: how the blob is not the one that was asked for.
+        storage: why the index cannot be used.
+        out_of_memory: the request's `memory` is too little.
+    """
+
+    problem: str = ""
+    corrupt: str = ""
+    storage: str = ""
+    out_of_memory: bool = False
+
+
+class Finding(NamedTuple):
+    """What is wrong with a layer.
+
+    Attributes:
+        problem: in words; "" if nothing is.
+        lasting: whether it will be so whenever the same layer is checked again.
+    """
+
+    problem: str
+    lasting: bool = True
+
+
+class LayerCheck:
+    """A check that is under way; see `open_check`."""
+
+    def __init__(
+        self, what: str, request: CheckRequest, process: asyncio.subprocess.Process
+    ) -> None:
+        self._what = what
+        self._request = request
+        self._process = process
+        assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+        self._input = process.stdin
+
+    async def feed(self, data: bytes) -> None:
+        """Give the next bytes of the blob; waits until they are nearly taken."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # the child's end says why
+            self._input.write(data)
+            await self._input.drain()
+
+    async def finish(self) -> Finding:
+        """Say that this was all of the blob, and wait for what was found.
+
+        Raises:
+            CorruptError: these are not the blob's bytes.
+            StorageError: the index cannot be used.
+            LazyimgError: the child died.
+        """
+        self._input.close()
+        output, errors = await self._process.communicate()
+        code, request = self._process.returncode, self._request
+        if code == -signal.SIGXCPU:
+            return Finding(
+                f"takes over {request.seconds} s of a processor to check (build.processor_time)",
+                lasting=False,
+            )
+        if code == -signal.SIGSEGV:  # msgspec, where there is no memory
+            return _too_large(request)
+        if code != 0:
+            last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+            raise LazyimgError(self._what, f"its check ended with {code}: {last}")
+        reply = msgspec.json.decode(output, type=CheckReply)
+        if reply.out_of_memory:
+            return _too_large(request)
+        if reply.corrupt:
+            raise CorruptError(self._what, reply.corrupt)
+        if reply.storage:
+            raise StorageError(self._what, reply.storage)
+        return Finding(reply.problem)
+
+
+def _too_large(request: CheckRequest) -> Finding:
+    return Finding(
+        f"takes over {request.memory // MIB} MiB of memory to check (build.memory)", lasting=False
+    )
+
+
+@asynccontextmanager
+async def open_check(what: str, request: CheckRequest) -> AsyncIterator[LayerCheck]:
+    """Begin to check a layer; what is not finished inside the block is given up.
+
+    Args:
+        what: the layer, for messages.
+        request: what is said of it.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-m",
+        "lazyimg.images.check",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    checking = LayerCheck(what, request, process)
+    try:
+        await checking.feed(msgspec.json.encode(request) + b"\n")
+        yield checking
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await asyncio.shield(process.communicate())
+
+
+class _Tar:
+    """Compressed bytes to a verdict; raises FormatError as soon as it is known."""
+
+    def __init__(self, diff_id: Digest, index: LayerIndex) -> None:
+        self._diff_id = diff_id
+        self._hasher = diff_id.hasher()
+        self._comparison = TarComparison(index)
+        self._decompressor: Decompressor | None = None
+        self._head = b""
+
+    def feed(self, data: bytes) -> None:
+        if self._decompressor is None:
+            self._head += data
+            if len(self._head) < MAGIC_SIZE:
+                return
+            self._decompressor = choose_decompressor(self._head)
+            data = self._head
+        for piece in self._decompressor.feed(data):
+            self._hasher.update(piece)
+            self._comparison.feed(piece)
+
+    def finish(self) -> None:
+        if self._decompressor is None:
+            raise FormatError("layer", f"a blob of {len(self._head)} bytes holds none")
+        self._decompressor.finish()
+        self._comparison.finish()
+        if not self._hasher.matches():
+            found = self._hasher.digest()
+            raise FormatError("diff ID", f"its tar has {found}, its image says {self._diff_id}")
+
+
+def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
+    """Do it, in this process.
+
+    Args:
+        request: what is said of the layer.
+        pieces: of its blob.
+
+    Raises:
+        FormatError: the index is not the one that the request is about.
+        OSError: it cannot be read.
+    """
+    index = parse_index(request.location, Path(request.index).read_bytes())
+    if index.table.name != request.device:
+        raise FormatError("index", f"makes device {index.table.name}, not {request.device}")
+    tar = _Tar(Digest.parse(request.diff_id), index)
+    blob = Digest.parse(request.blob).hasher()
+    problem = ""
+    for piece in pieces:  # all of them, whatever is found: see above
+        blob.update(piece)
+        problem = problem or _problem_of(partial(tar.feed, piece))
+    if not blob.matches():
+        return CheckReply(
+            corrupt=f"its blob came as {blob.size} bytes with the digest {blob.digest()}"
+        )
+    return CheckReply(problem or _problem_of(tar.finish))
+
+
+def _problem_of(step: Callable[[], None]) -> str:
+    try:
+        step()
+    except FormatError as error:
+        return str(error)
+    return ""
+
+
+def _read_pieces() -> Iterator[bytes]:
+    while data := sys.stdin.buffer.read(_PIECE):
+        yield data
+
+
+def main() -> None:
+    """Answer one request on standard input."""
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=CheckRequest)
+    os.nice(_BEHIND)
+    lower_limit(resource.RLIMIT_DATA, request.memory)
+    lower_limit(resource.RLIMIT_CPU, request.seconds)
+    try:
+        reply = check(request, _read_pieces())
+    except MemoryError:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # there must be some for the answer
+        reply = CheckReply(out_of_memory=True)
+    except OSError as error:
+        reply = CheckReply(storage=f"{request.index}: {error.strerror}")
+    except FormatError as error:
+        reply = CheckReply(storage=f"{request.index}: {error}")
+    sys.stdout.buffer.write(msgspec.json.encode(reply))
+
+
+if __name__ == "__main__":
+    main()
