@@ -54,11 +54,16 @@ class Figure:
 
 
 def ratio(
-    name: str, values: Sequence[float], others: Sequence[float], goal: float | None = None
+    name: str,
+    values: Sequence[float],
+    others: Sequence[float],
+    goal: float | None = None,
+    *,
+    most: bool = False,
 ) -> Figure:
     """Give one measurement in terms of another, round by round."""
     pairs = [value / other for value, other in zip(values, others, strict=True)]
-    return Figure(name, "ratio", pairs, goal)
+    return Figure(name, "ratio", pairs, goal, most=most)
 
 
 def format_table(title: str, figures: Sequence[Figure]) -> str:

@@ -12,7 +12,7 @@ from lazyimg.snapshotter.grpc_server import SERVICE
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -91,14 +91,18 @@ class SnapshotClient:
         return info
 
     def list(self, *filters: str) -> list[pb.Info]:
+        return [info for page in self.pages(*filters) for info in page]
+
+    def pages(self, *filters: str) -> Iterator[Sequence[pb.Info]]:
+        """Give what is listed as it comes: what is not taken holds up the service."""
         call = self._channel.unary_stream(
             f"/{SERVICE}/List",
             request_serializer=pb.ListSnapshotsRequest.SerializeToString,
             response_deserializer=pb.ListSnapshotsResponse.FromString,
         )
         request = pb.ListSnapshotsRequest(snapshotter=self._name, filters=filters)
-        answers = call(request, metadata=METADATA, timeout=LIMIT)
-        return [info for answer in answers for info in answer.info]
+        for answer in call(request, metadata=METADATA, timeout=LIMIT):
+            yield answer.info
 
     def usage(self, key: str) -> tuple[int, int]:
         request = pb.UsageRequest(snapshotter=self._name, key=key)

@@ -1,8 +1,8 @@
-"""lazyimg's snapshots service in a process of its own, with nothing that is lazy.
+"""lazyimg's snapshots service in a process of its own. What is lazy is not mounted for real.
 
-    python -m tests.real.snapshotter_process ROOT SOCKET     until it gets SIGTERM
+    python -m tests.real.snapshotter_process ROOT SOCKET [CHAIN]...     until it gets SIGTERM
 
-It says "ready" on standard output.
+The chains are lazy. It says "ready" on standard output.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-async def serve(root: Path, socket: Path) -> None:
+async def serve(root: Path, socket: Path, *chains: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    snapshotter = Snapshotter(root, FakeLazyImages(), ["index=off"])
+    snapshotter = Snapshotter(root, FakeLazyImages(*chains), ["index=off"])
     await snapshotter.start()
     server = await start_server(socket, snapshotter)
     print("ready", flush=True)  # noqa: T201
@@ -38,10 +38,10 @@ async def serve(root: Path, socket: Path) -> None:
     await snapshotter.close()
 
 
-def start_snapshotter(root: Path, socket: Path) -> subprocess.Popen[str]:
+def start_snapshotter(root: Path, socket: Path, *chains: str) -> subprocess.Popen[str]:
     """Start the service; it does not answer yet."""
     module = "tests.real.snapshotter_process"
-    command = [sys.executable, "-m", module, str(root), str(socket)]
+    command = [sys.executable, "-m", module, str(root), str(socket), *chains]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
 
 
@@ -58,9 +58,9 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def running_snapshotter(root: Path, socket: Path) -> Iterator[subprocess.Popen[str]]:
+def running_snapshotter(root: Path, socket: Path, *chains: str) -> Iterator[subprocess.Popen[str]]:
     """Run the service until the block ends; a process that was killed is no failure."""
-    with start_snapshotter(root, socket) as process:
+    with start_snapshotter(root, socket, *chains) as process:
         try:
             wait_until_ready(process)
             yield process
@@ -69,4 +69,4 @@ def running_snapshotter(root: Path, socket: Path) -> Iterator[subprocess.Popen[s
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(serve(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))
