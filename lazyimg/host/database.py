@@ -1,6 +1,7 @@
 """A file of records: SQLite, synced, one short transaction for each call.
 
-Methods block for as long as a local transaction takes, and may be called from any thread.
+Methods block for as long as a local transaction takes, and may be called from any thread. What only
+reads has a connection of its own, so it does not wait until the disk has what others write.
 
 Beside the file lies another one that only takes room: to remove a record takes some, and what is
 removed may be what fills the disk. It goes when it is needed, and comes back when there is room.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from lazyimg.errors import StorageError
@@ -43,25 +44,26 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._reserve = path.with_suffix(".reserve")
         self._reserved = False
-        self._db = self._even_when_full(self._open)
+        self._db, self._reader = self._even_when_full(self._open)
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+    def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        """Give a connection to write, and one to read."""
+        with ExitStack() as undo:
             try:
+                db = _connect(self._path, undo)
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute("PRAGMA foreign_keys = ON")
                 self._create(db)
-            except BaseException:
-                db.close()
-                raise
-        except sqlite3.Error as error:
-            raise StorageError(str(self._path), f"cannot be opened: {error}") from error
-        return db
+                reader = _connect(self._path, undo)
+                reader.execute("PRAGMA query_only = ON")
+            except sqlite3.Error as error:
+                raise StorageError(str(self._path), f"cannot be opened: {error}") from error
+            undo.pop_all()
+        return db, reader
 
     def _create(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -78,7 +80,9 @@ class Database:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self._reading:
+            self._reader.close()
+        with self._lock:  # the last one tidies up
             self._db.close()
 
     def _even_when_full(self, call: Callable[[], T]) -> T:
@@ -116,15 +120,23 @@ class Database:
 
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        db, lock = (self._db, self._lock) if write else (self._reader, self._reading)
+        with lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 try:
-                    yield self._db
-                    self._db.execute("COMMIT")
+                    yield db
+                    db.execute("COMMIT")
                 except BaseException:
-                    if self._db.in_transaction:  # a full disk may have ended it already
-                        self._db.execute("ROLLBACK")
+                    if db.in_transaction:  # a full disk may have ended it already
+                        db.execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
                 raise StorageError(str(self._path), f"records: {error}") from error
+
+
+def _connect(path: Path, stack: ExitStack) -> sqlite3.Connection:
+    """Open the file; `stack` closes it."""
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    stack.callback(db.close)
+    return db

@@ -120,21 +120,29 @@ class Records(Database):
         with self._transaction(write=False) as db:
             return _ancestry(db, _require(db, key))
 
-    def page(self, after: str, count: int, ref: str | None = None) -> list[Snapshot]:
+    def page(self, after: str, count: int, size: int, ref: str | None = None) -> list[Snapshot]:
         """Give up to `count` snapshots in the order of their keys, beginning behind `after`.
 
         Args:
             after: a key; "" for the first page.
             count: of snapshots.
+            size: what their keys and labels may have in bytes; one may have more.
             ref: only those whose label `lifecycle.REF` has this value; None: all.
         """
         condition, values = ("", ()) if ref is None else (" AND snapshot.ref = ?", (ref,))
         with self._transaction(write=False) as db:
-            rows = db.execute(
+            found = db.execute(
                 f"{_SELECT} WHERE snapshot.key > ?{condition} ORDER BY snapshot.key LIMIT ?",
                 (after, *values, count),
-            ).fetchall()
-        return [_snapshot(row) for row in rows]
+            )
+            page: list[Snapshot] = []
+            for row in found:
+                size -= len(row[1].encode()) + len(row[4])
+                if page and size < 0:
+                    break
+                page.append(_snapshot(row))
+            found.close()
+        return page
 
     def find_ref(self, ref: str, parent: str) -> Snapshot | None:
         """Give the committed snapshot on `parent` whose label `lifecycle.REF` is `ref`, if any."""

@@ -48,6 +48,9 @@ _log = logging.getLogger(__name__)
 PAGE: Final = 200
 """Snapshots that a List reads from the records, and sends, at a time."""
 
+PAGE_SIZE: Final = 1 << 20
+"""Bytes of their keys and labels; a client may take no message of more than 4 MiB."""
+
 THREADS: Final = 8
 """For the disk's work: measuring a large directory must not hold up other calls."""
 
@@ -217,7 +220,7 @@ class Snapshotter:
         refs = {one.required(("labels", REF)) for one in filters}
         ref = refs.pop() if len(refs) == 1 else None
         after = ""
-        while page := await self._run(self._records.page, after, PAGE, ref):
+        while page := await self._run(self._records.page, after, PAGE, PAGE_SIZE, ref):
             after = page[-1].key
             chosen = [
                 snapshot

@@ -103,6 +103,24 @@ def test_records_are_synced_and_readers_do_not_wait(path: Path) -> None:
     first.close()
 
 
+def test_who_reads_does_not_wait_for_who_writes(path: Path) -> None:
+    first = First(path)
+    with first._transaction(write=True) as db:
+        db.execute("INSERT INTO one VALUES (1)")
+        assert first.values() == []
+    assert first.values() == [1]
+    first.close()
+
+
+def test_who_reads_cannot_write(path: Path) -> None:
+    first = First(path)
+    with pytest.raises(StorageError, match="attempt to write a readonly database"):  # noqa: SIM117
+        with first._transaction(write=False) as db:
+            db.execute("INSERT INTO one VALUES (1)")
+    assert first.values() == []
+    first.close()
+
+
 def test_no_database(path: Path) -> None:
     path.write_bytes(b"no database" * 100)
     with pytest.raises(StorageError, match="cannot be opened: file is not a database"):

@@ -126,6 +126,21 @@ async def test_life_of_a_snapshot(channel: grpc.aio.Channel, tmp_path: Path) -> 
     assert list((tmp_path / "root/snapshots").iterdir()) == []
 
 
+async def test_list_of_large_labels(channel: grpc.aio.Channel, snapshotter: Snapshotter) -> None:
+    """A client that set no limit takes messages of up to 4 MiB."""
+    large = {f"label{number}": "x" * 4000 for number in range(500)}
+    for number in range(4):
+        await snapshotter.prepare(f"k{number}", "", large)
+    stream = channel.unary_stream(
+        f"/{SERVICE}/List",
+        request_serializer=pb.ListSnapshotsRequest.SerializeToString,
+        response_deserializer=pb.ListSnapshotsResponse.FromString,
+    )
+    answers = [answer async for answer in stream(pb.ListSnapshotsRequest())]
+    assert [info.name for answer in answers for info in answer.info] == ["k0", "k1", "k2", "k3"]
+    assert answers[0].info[0].labels == large
+
+
 async def test_list_is_streamed(channel: grpc.aio.Channel, snapshotter: Snapshotter) -> None:
     for number in range(300):
         await snapshotter.view(f"{number:03}", "", {})

@@ -158,10 +158,17 @@ def test_update(records: Records) -> None:
 def test_pages(records: Records) -> None:
     for key in ("c", "a", "d", "b"):
         create(records, key)
-    first = records.page("", 3)
+    first = records.page("", 3, 99)
     assert [one.key for one in first] == ["a", "b", "c"]
-    assert [one.key for one in records.page("c", 3)] == ["d"]
-    assert records.page("d", 3) == []
+    assert [one.key for one in records.page("c", 3, 99)] == ["d"]
+    assert records.page("d", 3, 99) == []
+
+
+def test_pages_by_size(records: Records) -> None:
+    for key in ("a", "b", "c", "d"):
+        create(records, key, label="x" * (500 if key == "c" else 20))  # {"label": "..."}
+    pages = {after: [one.key for one in records.page(after, 9, 70)] for after in ("", "b", "c")}
+    assert pages == {"": ["a", "b"], "b": ["c"], "c": ["d"]}
 
 
 def test_pages_of_one_chain(records: Records) -> None:
@@ -169,9 +176,9 @@ def test_pages_of_one_chain(records: Records) -> None:
     layer(records, "b")
     records.update("b", {REF: "other"}, [], 6)
     create(records, "c", **{REF: "chain"})
-    assert [one.key for one in records.page("", 9, "chain")] == ["a", "c"]
+    assert [one.key for one in records.page("", 9, 99, "chain")] == ["a", "c"]
     records.update("a", {}, [], 7)
-    assert [one.key for one in records.page("", 9, "chain")] == ["c"]
+    assert [one.key for one in records.page("", 9, 99, "chain")] == ["c"]
 
 
 def test_remote_ones(records: Records) -> None:

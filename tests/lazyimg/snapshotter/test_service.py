@@ -418,6 +418,18 @@ async def test_pages_of_a_list(snapshotter: Snapshotter) -> None:
     ]
 
 
+async def test_list_that_nobody_takes_holds_up_nobody(snapshotter: Snapshotter) -> None:
+    for number in range(PAGE + 2):
+        await snapshotter.view(f"view {number:04}", "", {})
+    listed = snapshotter.select([])
+    first = await anext(listed)
+    await snapshotter.remove(f"view {PAGE:04}")
+    await snapshotter.view(f"view {PAGE + 2:04}", "", {})
+    rest = [one.key async for page in listed for one in page]
+    assert len(first) == PAGE
+    assert rest == [f"view {PAGE + 1:04}", f"view {PAGE + 2:04}"]
+
+
 async def test_empty_labels_are_none(snapshotter: Snapshotter) -> None:
     await snapshotter.prepare("key", "", {"kept": "1", "empty": ""})
     assert (await snapshotter.stat("key")).labels == {"kept": "1"}
