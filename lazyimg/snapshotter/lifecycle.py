@@ -57,6 +57,12 @@ class WrongStateError(LazyimgError):
     kind = "wrong-state"
 
 
+class QuarantinedError(WrongStateError):
+    """What the snapshot would stand on is not what its image says."""
+
+    kind = "quarantined"
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteLayer:
     """Where the content of a remote snapshot comes from: the lowest layers of an image.
@@ -72,6 +78,14 @@ class RemoteLayer:
     reference: str
     platform: str
     depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """What a remote snapshot shows, and why nothing new may stand on it."""
+
+    layer: RemoteLayer
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,7 @@ class Snapshot:
         size: bytes on the disk, when it was committed; else 0.
         inodes: likewise.
         remote: of a remote snapshot: what it shows; None: it has a directory.
+        problem: of a remote snapshot: why nothing new may stand on it; "": it may.
     """
 
     number: int
@@ -139,6 +154,7 @@ class Snapshot:
     size: int = 0
     inodes: int = 0
     remote: RemoteLayer | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +228,27 @@ def check_new(wanted: NewSnapshot, existing: Snapshot | None, below: Snapshot | 
         )
     if existing is not None:
         raise taken(wanted.key)
+
+
+def check_shown(wanted: NewSnapshot, below: Sequence[Snapshot]) -> Snapshot | None:
+    """Raise QuarantinedError if a new snapshot would show what must not be used.
+
+    Args:
+        wanted: the new one.
+        below: all below it, the lowest last.
+
+    Returns:
+        The snapshot of the lazily loaded layers that it shows: the uppermost one; None: no such.
+    """
+    shown = next((one for one in below if one.remote is not None), None)
+    if shown is None or shown.remote is None or not shown.problem:
+        return shown
+    raise QuarantinedError(
+        f"snapshot {wanted.key}",
+        f"cannot stand on {shown.key}: {shown.remote.reference} is not what it says:"
+        f" {shown.problem}",
+        "remove the snapshots of these layers, and pull again",
+    )
 
 
 def check_mounts(snapshot: Snapshot) -> None:

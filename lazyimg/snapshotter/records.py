@@ -11,17 +11,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from lazyimg.host.database import Database
+from lazyimg.snapshotter import queue
 from lazyimg.snapshotter.lifecycle import (
     REF,
     HeldImage,
     Kind,
     NewSnapshot,
+    Quarantined,
     RemoteLayer,
     Snapshot,
     Unpacked,
     check_commit,
     check_new,
     check_remove,
+    check_shown,
     missing,
     name_image,
     taken,
@@ -65,13 +68,14 @@ CREATE TABLE unpacked (          -- why a snapshot is none of those that show wi
     problem TEXT NOT NULL
 ) STRICT;
 """,
+    queue.STEP,
 )
 """What makes each version of the records from the one before; the first from nothing."""
 
 _SELECT: Final = (
     "SELECT snapshot.number, snapshot.key, below.key, snapshot.kind, snapshot.labels,"
     " snapshot.created, snapshot.updated, snapshot.size, snapshot.inodes,"
-    " chain, reference, platform, depth FROM snapshot"
+    " chain, reference, platform, depth, remote.problem FROM snapshot"
     " LEFT JOIN snapshot AS below ON below.number = snapshot.parent"
     " LEFT JOIN remote ON remote.number = snapshot.number "
 )
@@ -79,7 +83,7 @@ _SELECT: Final = (
 _KINDS: Final = {"active": Kind.ACTIVE, "committed": Kind.COMMITTED}
 
 _IMAGES: Final = """
-SELECT reference, labels, name, digest, reason, problem, count(*),
+SELECT reference, labels, name, digest, reason, unpacked.problem, count(*),
     sum((SELECT count(*) FROM snapshot AS upper
          WHERE upper.parent = snapshot.number AND upper.kind = :active AND upper.ref IS NULL)),
     min(snapshot.number)         -- what is not grouped by is that one's (SQLite: bare columns)
@@ -183,10 +187,14 @@ class Records(Database):
             It and all below it, the lowest last.
 
         Raises:
-            LazyimgError: as `lifecycle.check_new`.
+            LazyimgError: as `lifecycle.check_new` and `check_shown`.
         """
         with self._transaction(write=True) as db:
             created, below = _insert(db, wanted)
+            under = _ancestry(db, below) if below else []
+            shown = check_shown(wanted, under)
+            if shown is not None and shown.remote is not None and REF not in wanted.labels:
+                queue.enqueue(db, shown.remote)  # it is a container's
             if unpacked is not None:
                 db.execute(
                     "INSERT INTO unpacked VALUES (?, ?, ?, ?, ?)",
@@ -195,7 +203,7 @@ class Records(Database):
                         unpacked.problem,
                     ),
                 )  # fmt: skip
-            ancestry = [created, *(_ancestry(db, below) if below else ())]
+            ancestry = [created, *under]
             make(ancestry)
         return ancestry
 
@@ -207,15 +215,17 @@ class Records(Database):
             remote: what it shows.
 
         Raises:
-            LazyimgError: as `lifecycle.check_new`.
+            LazyimgError: as `lifecycle.check_new` and `check_shown`.
         """
         with self._transaction(write=True) as db:
             existing = _find_ref(db, remote.chain, wanted.parent)
             if existing is not None:
                 return existing
-            created, _ = _insert(db, wanted)
+            created, below = _insert(db, wanted)
+            check_shown(wanted, [below] if below else [])
             db.execute(
-                "INSERT INTO remote VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO remote (number, chain, reference, platform, depth)"
+                " VALUES (?, ?, ?, ?, ?)",
                 (created.number, remote.chain, remote.reference, remote.platform, remote.depth),
             )
         return replace(created, remote=remote)
@@ -269,6 +279,8 @@ class Records(Database):
             ).fetchone()
             check_remove(snapshot, has_children=child is not None)
             db.execute("DELETE FROM snapshot WHERE number = ?", (snapshot.number,))
+            if snapshot.remote is not None:
+                queue.drop_unused(db, snapshot.remote)
         return snapshot
 
     def update(
@@ -287,6 +299,30 @@ class Records(Database):
                 (json.dumps(dict(changed.labels)), changed.labels.get(REF), now, changed.number),
             )
         return changed
+
+    def pending(self) -> list[queue.Pending]:
+        """Give the layers that are to be completed, in the order of their first containers."""
+        with self._transaction(write=False) as db:
+            return queue.list_pending(db)
+
+    def finish(self, image: queue.Pending) -> None:
+        """Record that layers are complete."""
+        with self._transaction(write=True) as db:
+            db.execute("UPDATE completion SET done = 1 WHERE number = ?", (image.number,))
+
+    def quarantine(self, image: queue.Pending, depth: int, problem: str) -> list[str]:
+        """Have nobody use what shows an image's layers from the `depth`th up any more.
+
+        Returns:
+            The chains of these layers.
+        """
+        with self._transaction(write=True) as db:
+            return queue.quarantine(db, image, depth, problem)
+
+    def quarantined(self) -> list[Quarantined]:
+        """Give what must not be used."""
+        with self._transaction(write=False) as db:
+            return queue.list_quarantined(db)
 
 
 def _gather(rows: list[tuple[Any, ...]]) -> list[HeldImage]:
@@ -338,6 +374,7 @@ def _find(db: sqlite3.Connection, key: str) -> Snapshot | None:
 def _find_ref(db: sqlite3.Connection, ref: str, parent: str) -> Snapshot | None:
     row = db.execute(
         f"{_SELECT} WHERE snapshot.ref = ? AND coalesce(below.key, '') = ? AND snapshot.kind = ?"
+        " AND coalesce(remote.problem, '') = ''"
         " ORDER BY snapshot.number LIMIT 1",
         (ref, parent, Kind.COMMITTED),
     ).fetchone()
@@ -360,7 +397,7 @@ def _ancestry(db: sqlite3.Connection, snapshot: Snapshot) -> list[Snapshot]:
 
 def _snapshot(row: tuple[Any, ...]) -> Snapshot:
     number, key, parent, kind, labels, created, updated, size, inodes, *remote = row
-    chain, reference, platform, depth = remote
+    chain, reference, platform, depth, problem = remote
     return Snapshot(
         number,
         key,
@@ -372,4 +409,5 @@ def _snapshot(row: tuple[Any, ...]) -> Snapshot:
         size,
         inodes,
         None if chain is None else RemoteLayer(chain, reference, platform, depth),
+        problem or "",
     )

@@ -25,6 +25,7 @@ from lazyimg.snapshotter.lifecycle import (
     check_key,
     check_labels,
     check_mounts,
+    check_shown,
     missing,
     name_image,
     taken,
@@ -71,8 +72,11 @@ class Snapshotter:
         root: of the snapshotter.
         images: shows layers that were not downloaded.
         options: further mount options of each overlay.
+        changed: is called when a container begins to stand on lazily loaded layers, and when such
+            a layer is removed.
 
     Attributes:
+        records: what is known.
         lazy: how many layers were loaded lazily since the start.
         unpacked: how many were to be, and are unpacked, for each reason.
 
@@ -81,15 +85,22 @@ class Snapshotter:
         StorageError: the disk refuses.
     """
 
-    def __init__(self, root: Path, images: LazyImages, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        images: LazyImages,
+        options: Sequence[str] = (),
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         for path in (root, root.resolve()):
             check_root(path)
         self.lazy = 0
         self.unpacked: Counter[str] = Counter()
         self._directories = Directories(root)
-        self._records = Records(root / "records.sqlite")
+        self.records = Records(root / "records.sqlite")
         self._images = images
         self._options = tuple(options)
+        self._changed = changed
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="snapshots")
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -130,7 +141,7 @@ class Snapshotter:
         """End; mounts stay."""
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._directories.close)
-        await asyncio.to_thread(self._records.close)
+        await asyncio.to_thread(self.records.close)
 
     async def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         """Make an active snapshot, and give what to mount to write into it.
@@ -163,7 +174,7 @@ class Snapshotter:
             NotFoundError: there is none of this key.
             WrongStateError: it is committed.
         """
-        ancestry = await self._run(self._records.ancestry, key)
+        ancestry = await self._run(self.records.ancestry, key)
         check_mounts(ancestry[0])
         return await self._mount(ancestry)
 
@@ -189,8 +200,9 @@ class Snapshotter:
             NotFoundError: there is none of this key.
             WrongStateError: others stand on it.
         """
-        removed = await self._run(self._records.remove, key)
+        removed = await self._run(self.records.remove, key)
         if removed.remote is not None:
+            self._changed()
             return
         self._release_soon(removed.number)
         try:
@@ -204,7 +216,7 @@ class Snapshotter:
         Raises:
             NotFoundError: there is none of this key.
         """
-        return await self._run(self._records.find, key)
+        return await self._run(self.records.find, key)
 
     async def update(self, key: str, labels: Mapping[str, str], mask: Sequence[str]) -> Snapshot:
         """Change a snapshot's labels, and give it.
@@ -213,14 +225,14 @@ class Snapshotter:
             NotFoundError: there is none of this key.
             UsageError: as `lifecycle.update_labels`.
         """
-        return await self._run(self._records.update, key, labels, mask, time.time_ns())
+        return await self._run(self.records.update, key, labels, mask, time.time_ns())
 
     async def select(self, filters: Sequence[Filter]) -> AsyncIterator[list[Snapshot]]:
         """Give the snapshots that any of the filters matches (all, without filters), by pages."""
         refs = {one.required(("labels", REF)) for one in filters}
         ref = refs.pop() if len(refs) == 1 else None
         after = ""
-        while page := await self._run(self._records.page, after, PAGE, PAGE_SIZE, ref):
+        while page := await self._run(self.records.page, after, PAGE, PAGE_SIZE, ref):
             after = page[-1].key
             chosen = [
                 snapshot
@@ -232,7 +244,7 @@ class Snapshotter:
 
     async def images(self) -> list[HeldImage]:
         """Give the images that layers are there for."""
-        return await self._run(self._records.images)
+        return await self._run(self.records.images)
 
     async def usage(self, key: str) -> tuple[int, int]:
         """Give a snapshot's bytes on the disk and inodes, without those below it.
@@ -252,21 +264,23 @@ class Snapshotter:
 
     async def _take_remote(self, wanted: NewSnapshot, chain: str) -> Unpacked:
         """Record a lazily loaded layer, and raise AlreadyExistsError; or say why there is none."""
-        below = await self._run(self._records.find, wanted.parent) if wanted.parent else None
+        below = await self._run(self.records.find, wanted.parent) if wanted.parent else None
+        check_shown(wanted, [below] if below else [])
         if below is not None and below.remote is None:
             return Unpacked(*name_image(wanted.labels), "below", BELOW)
-        if await self._run(self._records.find_ref, chain, wanted.parent) is None:
-            under = below.remote if below else None
-            found = await self._images.find(chain, wanted.labels, under)
-            if isinstance(found, Unpacked):
-                return found
-            await self._run(self._records.add_remote, _remote_snapshot(wanted, chain), found)
+        found = await self._images.find(chain, wanted.labels, below.remote if below else None)
+        if isinstance(found, Unpacked):  # others may have this chain, but this image may not
+            return found
+        if await self._run(self.records.find_ref, chain, wanted.parent) is None:
+            await self._run(self.records.add_remote, _remote_snapshot(wanted, chain), found)
             self.lazy += 1
         raise taken(chain)
 
     async def _create(self, wanted: NewSnapshot, unpacked: Unpacked | None = None) -> list[Mount]:
         make = partial(self._make, wanted.kind is Kind.ACTIVE)
-        ancestry = await self._run(self._records.create, wanted, make, unpacked)
+        ancestry = await self._run(self.records.create, wanted, make, unpacked)
+        if _remote(ancestry) is not None:
+            self._changed()
         try:
             return await self._mount(ancestry)
         except BaseException:
@@ -314,7 +328,7 @@ class Snapshotter:
     def _is_mountable(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot is still there, as what it was."""
         try:
-            now = self._records.find(snapshot.key)
+            now = self.records.find(snapshot.key)
         except NotFoundError:
             return False
         return (now.number, now.kind) == (snapshot.number, snapshot.kind)
@@ -322,28 +336,28 @@ class Snapshotter:
     def _shown(self) -> dict[int, RemoteLayer]:
         """Give the remote layer that each active snapshot and view stands on, by its number."""
         shown = {}
-        for snapshot in self._records.mountable():
-            remote = _remote(self._records.ancestry(snapshot.key))
+        for snapshot in self.records.mountable():
+            remote = _remote(self.records.ancestry(snapshot.key))
             if remote is not None:
                 shown[snapshot.number] = remote
         return shown
 
     def _commit(self, key: str, wanted: NewSnapshot) -> int:
-        snapshot = self._records.find(key)
+        snapshot = self.records.find(key)
         usage = (0, 0)
         if snapshot.kind is Kind.ACTIVE:  # the records refuse others
             usage = self._directories.usage(snapshot.number)
-        self._records.commit(key, wanted, usage)
+        self.records.commit(key, wanted, usage)
         return snapshot.number
 
     def _usage(self, key: str) -> tuple[int, int]:
-        snapshot = self._records.find(key)
+        snapshot = self.records.find(key)
         if snapshot.kind is Kind.ACTIVE:
             return self._directories.usage(snapshot.number)
         return snapshot.size, snapshot.inodes
 
     def _sweep(self) -> None:
-        self._records.while_unchanged(self._directories.sweep)
+        self.records.while_unchanged(self._directories.sweep)
 
     async def _run(self, call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)

@@ -295,7 +295,7 @@ def test_newer_records_are_refused(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StorageError, match="has records of version 99, this lazyimg knows 2; use"):
+    with pytest.raises(StorageError, match="has records of version 99, this lazyimg knows 3; use"):
         Records(path)
 
 

@@ -18,6 +18,7 @@ from lazyimg.snapshotter.lifecycle import (
     REF,
     AlreadyExistsError,
     Kind,
+    QuarantinedError,
     Unpacked,
     WrongStateError,
 )
@@ -82,12 +83,15 @@ async def test_commit_of_a_lazy_layer(snapshotter: Snapshotter) -> None:
         await snapshotter.commit("layer", key, "", {})
 
 
-async def test_lazy_layer_is_asked_for_once(
+async def test_chain_that_two_images_have_is_one_snapshot(
     snapshotter: Snapshotter, images: FakeLazyImages
 ) -> None:
     key = await lazy(snapshotter, "one")
     assert await lazy(snapshotter, "one") == key
-    assert images.asked == ["one"]
+    assert snapshotter.lazy == 1
+    images.chains.clear()  # a third one may not be loaded lazily, or may not be read
+    await snapshotter.prepare("extract", "", {REF: "one"})
+    assert images.asked == ["one"] * 3
 
 
 async def test_container_on_lazy_layers(snapshotter: Snapshotter, images: FakeLazyImages) -> None:
@@ -441,3 +445,70 @@ async def test_key_is_needed(snapshotter: Snapshotter) -> None:
     await snapshotter.prepare("key", "", {})
     with pytest.raises(UsageError):
         await snapshotter.commit("", "key", "", {})
+
+
+async def quarantine(snapshotter: Snapshotter, depth: int = 1) -> list[str]:
+    (pending,) = snapshotter.records.pending()
+    return snapshotter.records.quarantine(pending, depth, "layer 1: is another")
+
+
+async def test_layers_are_to_be_completed_from_their_first_container_on(
+    root: Path, images: FakeLazyImages
+) -> None:
+    changes: list[int] = []
+    snapshotter = Snapshotter(root, images, [], lambda: changes.append(1))
+    base = await lazy(snapshotter, "one")
+    top = await lazy(snapshotter, "two", base)
+    assert (snapshotter.records.pending(), changes) == ([], [])
+    await snapshotter.prepare("first", top, {})
+    await snapshotter.view("view", top, {})
+    (pending,) = snapshotter.records.pending()
+    assert (pending.reference, pending.depth, len(changes)) == ("image", 2, 2)
+    for key in ("first", "view", top):
+        await snapshotter.remove(key)
+    assert snapshotter.records.pending() == []
+    assert len(changes) == 3
+    await snapshotter.close()
+
+
+async def test_nothing_new_stands_on_what_is_quarantined(
+    snapshotter: Snapshotter, images: FakeLazyImages
+) -> None:
+    base = await lazy(snapshotter, "one")
+    top = await lazy(snapshotter, "two", base)
+    await snapshotter.prepare("container", top, {})
+    await snapshotter.prepare("extract", top, {})
+    await snapshotter.commit("upper", "extract", "", {})
+    assert await quarantine(snapshotter, 2) == ["two"]
+    for parent in (top, "upper"):
+        with pytest.raises(QuarantinedError) as caught:
+            await snapshotter.prepare("other", parent, {})
+        assert str(caught.value) == (
+            f"snapshot other: cannot stand on {top}: image is not what it says:"
+            " layer 1: is another; remove the snapshots of these layers, and pull again"
+        )
+        with pytest.raises(QuarantinedError):
+            await snapshotter.view("other", parent, {})
+    asked = list(images.asked)
+    with pytest.raises(QuarantinedError):
+        await snapshotter.prepare("other", top, {REF: "three"})
+    assert images.asked == asked
+    await snapshotter.prepare("below", base, {})
+    await snapshotter.mounts("container")  # what runs goes on
+    assert [one.layer.chain for one in snapshotter.records.quarantined()] == ["two"]
+
+
+async def test_chain_is_there_anew_beside_what_is_quarantined(snapshotter: Snapshotter) -> None:
+    lying = await lazy(snapshotter, "one")
+    await snapshotter.prepare("container", lying, {})
+    await quarantine(snapshotter)
+    assert REF not in (await snapshotter.stat(lying)).labels
+    with pytest.raises(AlreadyExistsError):
+        await snapshotter.prepare("extract again", "", {REF: "one"})
+    text = f'labels."{REF}"=="one",parent==""'
+    ((found,),) = [page async for page in snapshotter.select([parse_filter(text)])]
+    assert found.key == "one extract again"
+    await snapshotter.prepare("other", found.key, {})
+    for key in ("container", lying):
+        await snapshotter.remove(key)
+    assert snapshotter.records.quarantined() == []
