@@ -14,7 +14,10 @@ import os
 import stat
 import subprocess
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -24,7 +27,6 @@ from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.real.snapshot_client import SnapshotClient
 
@@ -33,6 +35,76 @@ GC_ROOT: Final = {"containerd.io/gc.root": "1"}
 
 CAPABILITY: Final = bytes.fromhex("0100000202000000") + bytes(12)
 """The value of security.capability for cap_dac_override=ep, see capability.h."""
+
+LAYERS: Final = 127
+"""The most that images have: other tools refuse more."""
+
+OLD: Final = 1_500_000_000
+"""A time before it was set; any other is that of the test."""
+
+SEQUENCES: Final = {
+    "a file is changed": [
+        "mkdir etc; echo 1 >etc/hosts; echo 1 >etc/profile",
+        "echo 2 >etc/hosts; chmod 666 etc/profile; mkdir root; echo 2 >root/.profile",
+        "echo 3 >>etc/hosts; truncate -s 1 etc/profile",
+    ],
+    "a directory is removed and made again": [
+        "mkdir -p lib/deep/er; touch lib/hidden lib/deep/er/hidden",
+        "rm -r lib; mkdir -m 700 lib; touch lib/seen",
+        "mkdir lib/deep; touch lib/new",
+        "rm -r lib/deep; mkdir lib/deep; touch lib/deep/last",
+    ],
+    "a file is removed": ["touch foo foobar", "rm foobar", "", "echo again >foobar", "rm foo*"],
+    "owners change": [
+        "mkdir -p opt/a/b; echo 1 >opt/a/b/file; touch other",
+        "chown 1:1 opt opt/a opt/a/b opt/a/b/file; chown 100000:65534 other",
+        "chown -R 0:2 opt; chown 2 .",
+        "chown 3:3 opt/a; touch new",
+    ],
+    "modes and owners of directories": [
+        "mkdir -m 700 1 2 3 4 5; touch 4/f 5/f; chown 1:1 1 2 3 5 5/f",
+        "chown 0:0 2; rmdir 3; chown 1:1 4 4/f; chmod 2775 1; chmod 1777 5",
+        "mkdir -m 700 3; chown 1:1 3; rm -r 5; mkdir -m 750 5; chown 1:1 5",
+    ],
+    "files are renamed": [
+        "mkdir 1 some; echo 1 >some/a; echo 2 >some/b; mkfifo some/pipe",
+        "echo new >some/x; mv some/x some/a; mv some/b some/c; mv some/pipe 1; mv some/a 1/a",
+        "mv 1/a some/b; mv some/c some/b",
+    ],
+    "directories are renamed": [
+        "mkdir -p 1/2/3; echo 1 >1/2/3/file; mkdir full; touch full/x",
+        "mv 1 a; mkdir 1; touch 1/new",
+        "mv a/2 b; rmdir a; mv 1 a; mv full b",
+    ],
+    "one kind becomes another": [
+        "touch file; mkdir dir; touch dir/in; ln -s file link; mkfifo pipe; mknod null c 1 3",
+        "rm file; mkdir file; touch file/in; rm -r dir; ln -s nowhere dir; rm link; touch link",
+        "rm -r file; mkfifo file; rm dir; mknod dir b 7 1; rm pipe; mkdir pipe; rm null",
+        "rm file dir link; rmdir pipe; echo 4 >file; echo 4 >dir; mkdir link; mknod null c 0 5",
+    ],
+    "links": [
+        "echo 1 >a; ln a b; ln -s a s; mkdir d; ln a d/c",
+        "ln -sfn b s; echo 2 >new; ln new newer",
+        "rm a d/c; ln -s ../b d/s",
+    ],
+    "whiteouts in deep places": [
+        "mkdir -p a/b/c; for n in 1 2 3 4; do echo $n >a/b/c/$n; done",
+        "rm a/b/c/1; rm a/b/c/2; echo 22 >a/b/c/2",
+        "rm -r a/b; mkdir -p a/b/c; echo 33 >a/b/c/3",
+        "rm -r a",
+        "mkdir a; touch a/b",
+    ],
+    "names": [
+        "touch -- -n ' ' 'a b' 'größe' .wh.name ..dots; mkdir .hidden; touch .hidden/.wh..wh..opq",
+        "rm .wh.name; echo 2 >' '; mv 'a b' b; rm -r .hidden",
+    ],
+    "times": [
+        "mkdir d; touch -d @1.000000001 d/f; touch -d @1234567890.123456789 d",
+        "touch d/g; touch -d @1.5 d/g; touch -h -d @99 d",
+        "touch -d @-5 d/f; touch -h -d @100 d",
+    ],
+}
+"""What is done in layers on top of each other, as shell commands, one for each layer."""
 
 _numbers = itertools.count()
 
@@ -54,14 +126,29 @@ def mounted(mounts: list[pb.Mount], target: Path) -> Iterator[Path]:
     """Mount what a snapshotter said, as containerd does."""
     (one,) = mounts
     target.mkdir()
+    place, words = shorten(list(one.options))
     subprocess.run(
-        ["mount", "-t", one.type, one.source, "-o", ",".join(one.options), target], check=True
+        ["mount", "-t", one.type, one.source, "-o", ",".join(words), target], check=True, cwd=place
     )
     try:
         yield target
     finally:
         subprocess.run(["umount", target], check=True)
         target.rmdir()
+
+
+def shorten(words: list[str]) -> tuple[str, list[str]]:
+    """Name lower directories from where they all are: options have one page, and some 128 of them.
+
+    containerd does it, too. Gives that place, and the options.
+    """
+    for number, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == "lowerdir" and ":" in value:
+            place = os.path.commonpath(value.split(":"))
+            lowers = ":".join(os.path.relpath(lower, place) for lower in value.split(":"))
+            return place, [*words[:number], f"lowerdir={lowers}", *words[number + 1 :]]
+    return "/", words
 
 
 def options(mount: pb.Mount) -> dict[str, str]:
@@ -149,6 +236,38 @@ class SnapshotsContract:
             client.prepare(key, "no-such-parent")
         client.prepare(key)
 
+    @pytest.mark.parametrize("verb", ["prepare", "view"])
+    def test_key_of_a_layer_is_taken(self, client: SnapshotClient, verb: str) -> None:
+        layer, _ = self.layer(client)
+        with refused(grpc.StatusCode.ALREADY_EXISTS):
+            getattr(client, verb)(layer)
+
+    def test_one_of_many_gets_a_key(self, client: SnapshotClient) -> None:
+        key = new_key()
+
+        def prepare(_: int) -> str:
+            try:
+                client.prepare(key)
+            except grpc.RpcError as error:
+                return error.code().name
+            return "OK"
+
+        with ThreadPoolExecutor(8) as executor:
+            outcomes = Counter(executor.map(prepare, range(8)))
+        assert outcomes["OK"] == 1
+        # containerd's own may find the key reserved by a call that is not done
+        assert outcomes.keys() <= {"OK", "ALREADY_EXISTS", "UNAVAILABLE"}
+        client.remove(key)
+
+    def test_many_at_once(self, client: SnapshotClient) -> None:
+        layer, _ = self.layer(client)
+        keys = [new_key() for _ in range(50)]
+        with ThreadPoolExecutor(10) as executor:
+            mounts = list(executor.map(lambda key: client.prepare(key, layer), keys))
+            assert len({options(mount)["upperdir"] for (mount,) in mounts}) == len(keys)
+            list(executor.map(client.remove, keys))
+        client.remove(layer)
+
     # Mounts.
 
     @pytest.mark.parametrize("verb", ["prepare", "view"])
@@ -185,6 +304,24 @@ class SnapshotsContract:
         client.prepare(key, labels={"containerd.io/snapshot/own": "active"})
         client.commit(name, key, GC_ROOT)
         assert "containerd.io/snapshot/own" not in client.stat(name).labels
+
+    def test_times_of_a_committed_one(self, client: SnapshotClient) -> None:
+        key, name = new_key(), new_key("layer")
+        client.prepare(key)
+        before = time.time_ns()
+        client.commit(name, key, GC_ROOT)
+        info = client.stat(name)
+        assert before <= info.created_at.ToNanoseconds() <= time.time_ns()
+        assert info.updated_at == info.created_at
+
+    @pytest.mark.parametrize("name", ["itself", "other"])
+    def test_commit_to_the_name_of_an_active_one(self, client: SnapshotClient, name: str) -> None:
+        keys = {"itself": new_key(), "other": new_key()}
+        for key in keys.values():
+            client.prepare(key)
+        with refused(grpc.StatusCode.ALREADY_EXISTS):
+            client.commit(keys[name], keys["itself"])
+        assert client.stat(keys["itself"]).kind == pb.ACTIVE
 
     def test_key_is_free_after_commit(self, client: SnapshotClient) -> None:
         key = new_key()
@@ -237,6 +374,28 @@ class SnapshotsContract:
         client.remove(layer)
         with refused(grpc.StatusCode.NOT_FOUND):
             client.stat(layer)
+
+    def test_layer_with_a_view_on_it_stays(self, client: SnapshotClient) -> None:
+        layer, _ = self.layer(client)
+        view = new_view(client, layer)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION):
+            client.remove(layer)
+        client.remove(view)
+        client.remove(layer)
+
+    def test_names_are_used_again(self, client: SnapshotClient) -> None:
+        layer, first = self.layer(client)
+        key = new_key()
+        client.prepare(key, layer)
+        client.remove(key)
+        client.view(key, layer)
+        client.remove(key)
+        (mount,) = client.prepare(key)
+        client.remove(layer)
+        client.commit(layer, key, GC_ROOT)
+        assert mount.source != first
+        (mount_again,) = client.view(key, layer)
+        assert mount_again.source == mount.source
 
     def test_chain_goes_from_the_top(self, client: SnapshotClient) -> None:
         first, _ = self.layer(client)
@@ -319,11 +478,30 @@ class SnapshotsContract:
         with refused(grpc.StatusCode.NOT_FOUND):
             client.update("no-such-snapshot", {})
 
-    def test_update_of_a_committed_one(self, client: SnapshotClient) -> None:
-        layer, _ = self.layer(client)
-        client.update(layer, {"more": "labels", **GC_ROOT})
-        info = client.stat(layer)
-        assert (info.labels["more"], info.kind) == ("labels", pb.COMMITTED)
+    @pytest.mark.parametrize("kind", [pb.VIEW, pb.ACTIVE, pb.COMMITTED])
+    @pytest.mark.parametrize("layers", [0, 1])
+    def test_update_changes_labels_only(
+        self, client: SnapshotClient, kind: pb.Kind, layers: int
+    ) -> None:
+        parent = self.layer(client)[0] if layers else ""
+        key = self.layer(client, parent)[0] if kind == pb.COMMITTED else new_key()
+        if kind != pb.COMMITTED:
+            (client.view if kind == pb.VIEW else client.prepare)(key, parent, GC_ROOT)
+        before = client.stat(key)
+        now = time.time_ns()
+        info = client.update(key, {"more": "labels", **GC_ROOT}, parent="no-such-parent")
+        assert (info.name, info.parent, info.kind) == (key, parent, kind)
+        assert info.created_at == before.created_at
+        assert now <= info.updated_at.ToNanoseconds() <= time.time_ns()
+        assert dict(info.labels) == {"more": "labels", **GC_ROOT}
+        assert client.stat(key) == info
+
+    def test_empty_labels_are_none(self, client: SnapshotClient) -> None:
+        key = new_key()
+        client.prepare(key, labels={"empty": "", "own": "1", **GC_ROOT})
+        assert dict(client.stat(key).labels) == {"own": "1", **GC_ROOT}
+        info = client.update(key, {"own": "", "other": ""}, ["labels.own", "labels.other"])
+        assert dict(info.labels) == GC_ROOT
 
     def test_label_is_too_large(self, client: SnapshotClient) -> None:
         with refused(grpc.StatusCode.INVALID_ARGUMENT):
@@ -376,6 +554,48 @@ class SnapshotsContract:
         }.items():
             assert {info.name for info in client.list(text)} == expected, text
 
+    def test_list_by_parent(self, client: SnapshotClient) -> None:
+        mark = new_key("mark")
+        labels = {"mark": mark, **GC_ROOT}
+        layer, _ = self.layer(client)
+        lowest, upper, view = new_key(), new_key(), new_key()
+        client.prepare(lowest, labels=labels)
+        client.prepare(upper, layer, labels)
+        client.view(view, layer, labels)
+        for text, expected in {
+            'parent!=""': {upper, view},
+            'parent==""': {lowest},
+            "parent": {lowest, upper, view},  # which is "" then
+            f"parent=={layer}": {upper, view},
+            f"parent~=^{layer[:5]},kind==view": {view},
+        }.items():
+            listed = client.list(f"{text},labels.mark=={mark}")
+            assert {info.name for info in listed} == expected, text
+
+    @pytest.mark.parametrize("text", ["=", "name=", "name==a b", ","])
+    def test_filter_that_is_none(self, client: SnapshotClient, text: str) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            client.list(text)
+        # containerd's own service says that it is an invalid argument, in words only
+        assert caught.value.code() in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN}
+
+    @pytest.mark.parametrize("text", ["name=='x'", "name~=[", "no_such==x", "labels.none"])
+    def test_filter_that_matches_nothing(self, client: SnapshotClient, text: str) -> None:
+        assert client.list(text) == []
+
+    def test_others_may_call_during_a_list(self, client: SnapshotClient) -> None:
+        mark = new_key("mark")
+        keys = {new_key() for _ in range(250)}
+        for key in keys:
+            client.prepare(key, labels={"mark": mark, **GC_ROOT})
+        seen = set()
+        for page in client.pages(f"labels.mark=={mark}"):
+            for info in page:
+                assert client.stat(info.name) == info
+                client.remove(info.name)
+                seen.add(info.name)
+        assert seen == keys
+
     def test_list_by_any_of_several_filters(self, client: SnapshotClient) -> None:
         first, second = new_key(), new_key()
         client.prepare(first)
@@ -408,6 +628,27 @@ class SnapshotsContract:
         assert inodes == 2  # its root, and the file
         assert size < 1 << 20
         assert client.usage(new_view(client, name)) == (0, 0)
+
+    def test_usage_has_nothing_of_what_is_below(
+        self, client: SnapshotClient, tmp_path: Path
+    ) -> None:
+        layer = self.written(client, tmp_path, "", {"large": "x" * (1 << 20), "d/small": "x"})
+        assert client.usage(layer)[0] >= 1 << 20
+        assert client.usage(layer)[1] == 4
+        key = new_key()
+        mounts = client.prepare(key, layer)
+        assert client.usage(key)[1] == 1
+        with mounted(mounts, tmp_path / "m") as root:
+            (root / "large").read_text()
+            (root / "d/new").write_text("x")
+            size, inodes = client.usage(key)
+            assert (size < 1 << 16, inodes) == (True, 3)
+            (root / "large").chmod(0o600)  # copied up
+            size, inodes = client.usage(key)
+            assert (size >= 1 << 20, inodes) == (True, 4)
+            (root / "large").unlink()  # a whiteout
+            size, inodes = client.usage(key)
+            assert (size < 1 << 16, inodes) == (True, 4)
 
     def test_usage_of_nothing(self, client: SnapshotClient) -> None:
         with refused(grpc.StatusCode.NOT_FOUND):
@@ -450,6 +691,102 @@ class SnapshotsContract:
         assert self.shown(client, tmp_path, second) == {"d/z": "2", "f/in": "2"}
         assert self.shown(client, tmp_path, third) == {"a": "3", "f": "3", "moved": "2"}
 
+    @pytest.mark.parametrize("name", SEQUENCES)
+    def test_sequence_of_changes(self, client: SnapshotClient, tmp_path: Path, name: str) -> None:
+        """Layers show what the same changes make of one directory."""
+        flat, layer = tmp_path / "flat", ""
+        flat.mkdir()
+        for step in SEQUENCES[name]:
+            key, below, layer = new_key(), layer, new_key("layer")
+            with mounted(client.prepare(key, below), tmp_path / "m") as root:
+                assert describe(root) == describe(flat)
+                for place in (root, flat):
+                    subprocess.run(["sh", "-ec", step], cwd=place, check=True)
+                assert describe(root) == describe(flat)
+            client.commit(layer, key, GC_ROOT)
+        with mounted(client.view(new_key(), layer), tmp_path / "m") as root:
+            assert describe(root) == describe(flat)
+
+    def test_attributes_over_layers(self, client: SnapshotClient, tmp_path: Path) -> None:
+        flat, layer = tmp_path / "flat", ""
+        flat.mkdir()
+
+        def make(root: Path) -> None:
+            for path in (root / "file", root / "directory"):
+                (path.mkdir if path.name == "directory" else path.touch)()
+                os.setxattr(path, "user.one", b"1")
+                os.setxattr(path, "trusted.one", b"1")
+
+        def change(root: Path) -> None:
+            os.removexattr(root / "file", "user.one")
+            os.setxattr(root / "file", "user.two", b"2")
+            os.setxattr(root / "directory", "trusted.one", b"")
+
+        def replace(root: Path) -> None:
+            (root / "directory").rmdir()
+            (root / "directory").mkdir()
+            os.setxattr(root / "file", "security.capability", CAPABILITY)
+
+        for step in (make, change, replace):
+            key, below, layer = new_key(), layer, new_key("layer")
+            with mounted(client.prepare(key, below), tmp_path / "m") as root:
+                step(root)
+                step(flat)
+                assert describe(root) == describe(flat)
+            client.commit(layer, key, GC_ROOT)
+        with mounted(client.view(new_key(), layer), tmp_path / "m") as root:
+            assert describe(root) == describe(flat)
+
+    def test_as_many_layers_as_an_image_has(self, client: SnapshotClient, tmp_path: Path) -> None:
+        layer = ""
+        for number in range(LAYERS):
+            key, below, layer = new_key(), layer, new_key("layer")
+            (mount,) = client.prepare(key, below)
+            upper = Path(options(mount).get("upperdir", mount.source))
+            (upper / "changed").write_text(str(number))
+            (upper / f"file{number}").touch()
+            client.commit(layer, key, GC_ROOT)
+        for mounts in (client.view(new_key(), layer), client.prepare(new_key(), layer)):
+            with mounted(mounts, tmp_path / "m") as root:
+                assert (root / "changed").read_text() == str(LAYERS - 1)
+                assert len(list(root.iterdir())) == LAYERS + 1
+
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_view_cannot_be_written(
+        self, client: SnapshotClient, tmp_path: Path, layers: int
+    ) -> None:
+        layer = ""
+        for _ in range(layers):
+            layer = self.written(client, tmp_path, layer, {"file": "x"})
+        with mounted(client.view(new_key(), layer), tmp_path / "m") as root:
+            for change in ((root / "new").touch, (root / "file").unlink):
+                with pytest.raises(OSError, match="Read-only file system"):
+                    change()
+
+    def test_containers_do_not_see_each_other(self, client: SnapshotClient, tmp_path: Path) -> None:
+        layer = self.written(client, tmp_path, "", {"file": "x"})
+        with (
+            mounted(client.prepare(new_key(), layer), tmp_path / "1") as one,
+            mounted(client.prepare(new_key(), layer), tmp_path / "2") as two,
+            mounted(client.view(new_key(), layer), tmp_path / "3") as view,
+        ):
+            (one / "file").write_text("one")
+            (two / "file").unlink()
+            assert [tree(root) for root in (one, two, view)] == [{"file": "one"}, {}, {"file": "x"}]
+
+    def test_root_of_a_container(self, client: SnapshotClient, tmp_path: Path) -> None:
+        """Its owner is that of the layer below, its mode is not."""
+        key, layer = new_key(), new_key("layer")
+        with mounted(client.prepare(key), tmp_path / "m") as root:
+            os.chown(root, 7, 8)
+            root.chmod(0o1777)
+        client.commit(layer, key, GC_ROOT)
+        with mounted(client.prepare(new_key(), layer), tmp_path / "m") as root:
+            found = root.stat()
+            assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (7, 8, 0o755)
+        with mounted(client.view(new_key(), layer), tmp_path / "m") as root:
+            assert stat.S_IMODE(root.stat().st_mode) == 0o1777
+
     def test_modes_owners_links_and_attributes_stay(
         self, client: SnapshotClient, tmp_path: Path
     ) -> None:
@@ -460,9 +797,7 @@ class SnapshotsContract:
             (root / "file").chmod(0o4751)
             os.utime(root / "file", ns=(1, 1_234_567_890_123_456_789))
             os.setxattr(root / "file", "user.name", b"value")
-            os.setxattr(
-                root / "file", "security.capability", bytes.fromhex("0100000202000000") + bytes(12)
-            )
+            os.setxattr(root / "file", "security.capability", CAPABILITY)
             os.link(root / "file", root / "link")
             os.mkfifo(root / "pipe")
         client.commit(layer, key, GC_ROOT)
@@ -546,6 +881,31 @@ def new_view(client: SnapshotClient, parent: str) -> str:
     key = new_key()
     client.view(key, parent)
     return key
+
+
+def describe(root: Path) -> dict[str, tuple[object, ...]]:
+    """Give all that can be seen of each file below a directory, by its path.
+
+    Times are left out but where a test set them.
+    """
+    found: dict[str, tuple[object, ...]] = {}
+    for path in [root, *root.rglob("*")]:
+        one = path.lstat()
+        kind = stat.S_IFMT(one.st_mode)
+        content: object = ""
+        if stat.S_ISREG(kind):
+            content = path.read_bytes()
+        elif stat.S_ISLNK(kind):
+            content = path.readlink()
+        attributes = {
+            name: os.getxattr(path, name, follow_symlinks=False)
+            for name in os.listxattr(path, follow_symlinks=False)
+        }
+        found[str(path.relative_to(root))] = (
+            one.st_mode, one.st_uid, one.st_gid, one.st_rdev, content, attributes,
+            one.st_mtime_ns if one.st_mtime < OLD else 0,
+        )  # fmt: skip
+    return found
 
 
 def tree(root: Path) -> dict[str, str]:

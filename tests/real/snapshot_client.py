@@ -80,11 +80,15 @@ class SnapshotClient:
         return info
 
     def update(
-        self, key: str, labels: Mapping[str, str], mask: Sequence[str] | None = None
+        self,
+        key: str,
+        labels: Mapping[str, str],
+        mask: Sequence[str] | None = None,
+        parent: str = "",
     ) -> pb.Info:
         request = pb.UpdateSnapshotRequest(
             snapshotter=self._name,
-            info=pb.Info(name=key, labels=labels),
+            info=pb.Info(name=key, labels=labels, parent=parent),
             update_mask=None if mask is None else FieldMask(paths=mask),
         )
         info: pb.Info = self._call("Update", request, pb.UpdateSnapshotResponse).info
