@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from lazyimg.host.database import Database
 from lazyimg.snapshotter import queue
 from lazyimg.snapshotter.lifecycle import (
@@ -93,6 +95,20 @@ ORDER BY reference IS NULL, min(snapshot.number)
 """
 """Committed snapshots by image. What has a label `ref` and is active becomes the next layer."""
 
+_ANCESTRY: Final = " ".join(
+    (
+        "WITH RECURSIVE chain (number, height) AS (SELECT number, 0 FROM snapshot WHERE key = ?",
+        "UNION ALL SELECT parent, height + 1 FROM chain JOIN snapshot USING (number)",
+        "WHERE parent IS NOT NULL)",
+        _SELECT.replace(
+            "FROM snapshot", "FROM chain JOIN snapshot ON snapshot.number = chain.number"
+        ),
+        "ORDER BY height",
+    )
+)
+
+_LABELS: Final = msgspec.json.Decoder(dict[str, str])
+
 
 class Records(Database):
     """The records in one file.
@@ -122,7 +138,10 @@ class Records(Database):
             NotFoundError: there is none of this key.
         """
         with self._transaction(write=False) as db:
-            return _ancestry(db, _require(db, key))
+            ancestry = _ancestry(db, key)
+        if not ancestry:
+            raise missing(key)
+        return ancestry
 
     def page(self, after: str, count: int, size: int, ref: str | None = None) -> list[Snapshot]:
         """Give up to `count` snapshots in the order of their keys, beginning behind `after`.
@@ -190,8 +209,7 @@ class Records(Database):
             LazyimgError: as `lifecycle.check_new` and `check_shown`.
         """
         with self._transaction(write=True) as db:
-            created, below = _insert(db, wanted)
-            under = _ancestry(db, below) if below else []
+            ancestry = created, *under = _insert(db, wanted)
             shown = check_shown(wanted, under)
             if shown is not None and shown.remote is not None and REF not in wanted.labels:
                 queue.enqueue(db, shown.remote)  # it is a container's
@@ -203,7 +221,6 @@ class Records(Database):
                         unpacked.problem,
                     ),
                 )  # fmt: skip
-            ancestry = [created, *under]
             make(ancestry)
         return ancestry
 
@@ -221,8 +238,8 @@ class Records(Database):
             existing = _find_ref(db, remote.chain, wanted.parent)
             if existing is not None:
                 return existing
-            created, below = _insert(db, wanted)
-            check_shown(wanted, [below] if below else [])
+            created, *under = _insert(db, wanted)
+            check_shown(wanted, under[:1])
             db.execute(
                 "INSERT INTO remote (number, chain, reference, platform, depth)"
                 " VALUES (?, ?, ?, ?, ?)",
@@ -334,7 +351,7 @@ def _gather(rows: list[tuple[Any, ...]]) -> list[HeldImage]:
         name, digest = (why.name, why.digest) if why else ("", "")
         if reference is not None:
             repository, _, digest = reference.rpartition("@")
-            name = name_image(json.loads(labels))[0] or repository
+            name = name_image(_LABELS.decode(labels))[0] or repository
             digests[name] = digest
         key = (name, digest or digests.get(name, ""))
         one = held.get(key, HeldImage(*key, 0, 0, 0, None))
@@ -348,22 +365,22 @@ def _gather(rows: list[tuple[Any, ...]]) -> list[HeldImage]:
     return list(held.values())
 
 
-def _insert(db: sqlite3.Connection, wanted: NewSnapshot) -> tuple[Snapshot, Snapshot | None]:
-    """Record a new snapshot; gives it and its parent."""
-    below = _find(db, wanted.parent) if wanted.parent else None
-    check_new(wanted, _find(db, wanted.key), below)
+def _insert(db: sqlite3.Connection, wanted: NewSnapshot) -> list[Snapshot]:
+    """Record a new snapshot; gives it and all below it, the lowest last."""
+    under = _ancestry(db, wanted.parent)
+    check_new(wanted, _find(db, wanted.key), under[0] if under else None)
     (number,) = db.execute(
         "INSERT INTO snapshot (key, parent, kind, labels, ref, created, updated, size, inodes)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0) RETURNING number",
         (
-            wanted.key, below.number if below else None, wanted.kind,
+            wanted.key, under[0].number if under else None, wanted.kind,
             json.dumps(dict(wanted.labels)), wanted.labels.get(REF), wanted.now, wanted.now,
         ),
     ).fetchone()  # fmt: skip
     created = Snapshot(
         number, wanted.key, wanted.parent, wanted.kind, wanted.labels, wanted.now, wanted.now
     )
-    return created, below
+    return [created, *under]
 
 
 def _find(db: sqlite3.Connection, key: str) -> Snapshot | None:
@@ -388,11 +405,8 @@ def _require(db: sqlite3.Connection, key: str) -> Snapshot:
     return snapshot
 
 
-def _ancestry(db: sqlite3.Connection, snapshot: Snapshot) -> list[Snapshot]:
-    ancestry = [snapshot]
-    while ancestry[-1].parent:
-        ancestry.append(_require(db, ancestry[-1].parent))
-    return ancestry
+def _ancestry(db: sqlite3.Connection, key: str) -> list[Snapshot]:
+    return [_snapshot(row) for row in db.execute(_ANCESTRY, (key,))]
 
 
 def _snapshot(row: tuple[Any, ...]) -> Snapshot:
@@ -403,7 +417,7 @@ def _snapshot(row: tuple[Any, ...]) -> Snapshot:
         key,
         parent or "",
         Kind(kind),
-        json.loads(labels),
+        _LABELS.decode(labels),
         created,
         updated,
         size,
