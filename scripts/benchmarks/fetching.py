@@ -66,7 +66,7 @@ async def _run(work: Path, reference: str, *, ahead: bool) -> float:
     path = work / "device"
     file = ObjectFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
     writers = WriterPool()
-    sink = ObjectSink(file, table.name, CacheSpace(work, CacheLimits()), writers)
+    sink = ObjectSink(file, table.name, CacheSpace(work, CacheLimits(), work), writers)
     os.truncate(path, table.size)
     offset, before = 0, _cpu()
     if ahead:

@@ -14,9 +14,10 @@ import pytest
 from tests.real.docker_registry import running_registry
 from tests.real.lazyimg_process import Lazyimg, mounts_below
 from tests.real.plain_image import PlainImage, make_plain_image
+from tests.real.quota import Kind, Quota
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SIZE: Final = 24 << 20  # of the image
 DISK: Final = 256 << 20  # of the disk that becomes full
@@ -27,6 +28,10 @@ NEVER: Final = {  # the kernel's own limits do not act
     for unit in "BF"
     for name, percent in (("STOP", "0"), ("CULL", "1"), ("RUN", "2"))
 }
+# Root writes beyond a limit, unless it lacks this capability: as a systemd unit would say it,
+# CapabilityBoundingSet=~CAP_SYS_RESOURCE.
+LIMITED: Final = ("setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource")
+CULLING: Final = (("STOP", 40), ("CULL", 50), ("RUN", 60))  # per cent of a small quota
 LEFT: Final = (0, 1, 7, 70, 131, 1029)  # KiB: a write ends in the middle of a block, or piece
 
 Source = tuple[str, PlainImage]
@@ -44,7 +49,7 @@ def source(disk: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def small_disk(disk: Path, *options: str) -> Iterator[Path]:
+def small_disk(disk: Path, *options: str, mount: str = "loop") -> Iterator[Path]:
     """Mount a small file system of its own; `options` are those of mkfs.ext4."""
     with tempfile.TemporaryDirectory(dir=disk) as name:
         image, directory = Path(name, "image"), Path(name, "small")
@@ -53,7 +58,7 @@ def small_disk(disk: Path, *options: str) -> Iterator[Path]:
             file.truncate(DISK)
         # Nothing is reserved for root, who would not notice that the disk is full.
         run("mkfs.ext4", "-q", "-F", "-m", "0", *options, image)
-        run("mount", "-o", "loop", image, directory)
+        run("mount", "-o", mount, image, directory)
         try:
             yield directory
         finally:
@@ -63,6 +68,15 @@ def small_disk(disk: Path, *options: str) -> Iterator[Path]:
 def run(*command: str | Path) -> None:
     """Run a command that must not fail."""
     subprocess.run(command, check=True, timeout=60)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    for _ in range(ROUNDS):
+        if condition():
+            return
+        run("sleep", "1")
+    assert condition()
 
 
 @pytest.fixture
@@ -198,6 +212,91 @@ def test_no_inode_is_left(
             lazyimg.mount(reference, target)
             read_again(target, image)
             assert_same_after_reopening(lazyimg, source, target)
+
+
+@contextmanager
+def limited_cache(disk: Path, kind: Kind) -> Iterator[tuple[Path, Quota]]:
+    """Give a cache directory on a file system with quotas, and the quota of what is in it."""
+    features = ("-O", "quota,project", "-E", f"quotatype={kind.option}")
+    with small_disk(disk, *features, mount=f"loop,{kind.option}") as small:
+        cache = small / "cache"
+        cache.mkdir()
+        yield cache, Quota(cache, kind)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_quota_is_used_up(
+    source: Source,
+    disk: Path,
+    lazyimg: Lazyimg,
+    target: Path,
+    capfd: pytest.CaptureFixture[str],
+    kind: Kind,
+) -> None:
+    reference, image = source
+    with limited_cache(disk, kind) as (cache, quota):
+        lazyimg.settings["LAZYIMG_CACHE"] = str(cache)
+        with lazyimg.serving(under=LIMITED) as daemon:
+            lazyimg.mount(reference, target)
+            for room in (SIZE // 4, SIZE // 8, 5 << 10):
+                limit = quota.used[0] + room
+                quota.limit(space=limit)
+                with pytest.raises(OSError, match="Input/output error"):
+                    read_all(target, image)
+                assert limit - (1 << 20) < quota.used[0] <= limit
+                assert daemon.poll() is None
+            said = capfd.readouterr().err
+            assert "cannot write to the cache: Disk quota exceeded" in said
+            assert "Traceback" not in said
+            status = lazyimg.status()
+            assert "Disk quota exceeded" in status["failure"]
+            (mount,) = status["mounts"]
+            assert mount["present"] < mount["size"]
+            quota.limit()
+            read_again(target, image)
+            assert_same_after_reopening(lazyimg, source, target)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_quota_of_files_is_used_up(
+    source: Source, disk: Path, lazyimg: Lazyimg, target: Path, kind: Kind
+) -> None:
+    with limited_cache(disk, kind) as (cache, quota):
+        lazyimg.settings["LAZYIMG_CACHE"] = str(cache)
+        with lazyimg.serving(under=LIMITED) as daemon:
+            for more in (0, 1, 20):  # the kernel makes 256 directories first
+                quota.limit(inodes=quota.used[1] + more)
+                line = lazyimg.failure("mount", source[0], target, status=74)
+                assert f"{cache} takes no more: Disk quota exceeded" in line
+                assert daemon.poll() is None
+                assert mounts_below(target.parent) == mounts_below(lazyimg.root) == []
+            quota.limit()
+            lazyimg.mount(source[0], target)
+            read_again(target, source[1])
+            assert_same_after_reopening(lazyimg, source, target)
+
+
+def test_cache_that_is_a_mount_of_its_own_is_culled_below_its_quota(
+    source: Source, disk: Path, lazyimg: Lazyimg, target: Path
+) -> None:
+    """Then the kernel sees what is left of the quota, and its percentages are of the limit."""
+    reference, image = source
+    with limited_cache(disk, Kind.PROJECT) as (cache, quota):
+        run("mount", "--bind", cache, cache)
+        try:
+            quota.limit(space=SIZE + (8 << 20))
+            names = {f"LAZYIMG_CACHEFILES_B{name}": str(number) for name, number in CULLING}
+            lazyimg.settings |= {"LAZYIMG_CACHE": str(cache), **names}
+            with lazyimg.serving(under=LIMITED):
+                lazyimg.mount(reference, target)
+                with pytest.raises(OSError, match="Input/output error"):
+                    read_all(target, image)
+                assert f"{cache} has less than" in lazyimg.status()["failure"]
+                assert quota.used[0] < SIZE
+                lazyimg.unmount(target)
+                eventually(lambda: quota.used[0] < SIZE // 2)
+        finally:
+            run("umount", cache)
 
 
 def test_root_is_full(source: Source, disk: Path, small: Path, target: Path) -> None:

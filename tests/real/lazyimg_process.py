@@ -24,7 +24,7 @@ from lazyimg.api.client import Client
 from lazyimg.api.messages import MountReply, MountRequest, UnmountReply, UnmountRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -122,15 +122,22 @@ class Lazyimg:
         return described
 
     @contextmanager
-    def serving(self, *, ends: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the daemon until the block ends; it must end with status `ends`."""
+    def serving(
+        self, *, ends: int = 0, under: Sequence[str] = ()
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the daemon until the block ends; it must end with status `ends`.
+
+        Args:
+            ends: 0, or a signal's negative number.
+            under: a command that becomes the daemon, such as setpriv.
+        """
         self.root.mkdir(exist_ok=True)
         notify = self.root / "notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.bind(str(notify))
             channel.settimeout(60)
             daemon = subprocess.Popen(
-                [COMMAND, "serve"],
+                [*under, COMMAND, "serve"],
                 stdin=subprocess.DEVNULL,
                 env={**self.environment, "NOTIFY_SOCKET": str(notify)},
                 start_new_session=True,

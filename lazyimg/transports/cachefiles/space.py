@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from lazyimg.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from lazyimg.host.mount_table import find_mount, parse_mount_table
 
 REMEDY: Final = "free some, or lower the cache's limits"
 """What to do about a shortage."""
 
 NEAR: Final = 8 << 20
 """Bytes above `bstop`: for each write the kernel counts all those under way as done."""
+
+_BLOCK: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,34 @@ class CacheLimits:
         return commands
 
 
+def find_top(directory: Path) -> Path:
+    """Give the mount point of the mount that a directory lies on.
+
+    There the kernel asks for the free space (`cachefiles_has_space`). In the directory itself the
+    answer may be another: what is left of its project's quota.
+
+    Raises:
+        OSError: the mount table cannot be read.
+        KernelError: it is not understood.
+    """
+    table = parse_mount_table(Path("/proc/self/mountinfo").read_bytes())
+    mount = find_mount(table, os.path.realpath(directory))
+    return directory if mount is None else Path(mount.mount_point)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSpace:
-    """The free space of the cache's file system, as the kernel judges it."""
+    """The free space of the cache's file system, as the kernel judges it.
+
+    Attributes:
+        directory: the cache's.
+        limits: what the kernel was told.
+        top: where the kernel looks (`find_top`).
+    """
 
     directory: Path
     limits: CacheLimits
+    top: Path
 
     def shortage(self, *, near: bool = False) -> str:
         """Say why the kernel takes nothing now; "" when there is room. Raises OSError.
@@ -87,11 +110,20 @@ class CacheSpace:
                 f"{self.directory} has less than {self.limits.bstop} % of its space left"
                 f" (or {self.limits.fstop} % of its inodes)"
             )
-        now = os.statvfs(self.directory)
+        now = os.statvfs(self.top)
         if not now.f_bavail:
             return f"{self.directory} has no space left"
         if now.f_files and not now.f_ffree:
             return f"{self.directory} has no inode left"
+        return self._refusal()
+
+    def _refusal(self) -> str:
+        """Say why the directory takes no file with a block; a quota may be used up."""
+        try:
+            with os.fdopen(os.open(self.directory, os.O_TMPFILE | os.O_WRONLY, 0o600)) as file:
+                os.posix_fallocate(file.fileno(), 0, _BLOCK)
+        except OSError as error:
+            return f"{self.directory} takes no more: {error.strerror}"
         return ""
 
     def below_run(self) -> bool:
@@ -100,7 +132,7 @@ class CacheSpace:
 
     def _free_below(self, blocks_percent: int, files_percent: int, claimed: int = 0) -> bool:
         """Compare what is free, less `claimed` bytes, with percentages of all."""
-        now = os.statvfs(self.directory)
+        now = os.statvfs(self.top)
         return (
             now.f_bavail - claimed / now.f_frsize
         ) * 100 < now.f_blocks * blocks_percent or now.f_ffree * 100 < now.f_files * files_percent

@@ -18,7 +18,7 @@ from lazyimg.transports.cachefiles.backing import (
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.object_file import when_ready
 from lazyimg.transports.cachefiles.server import Counters, Server
-from lazyimg.transports.cachefiles.space import REMEDY, CacheLimits, CacheSpace
+from lazyimg.transports.cachefiles.space import REMEDY, CacheLimits, CacheSpace, find_top
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ class CachefilesTransport:
                 bind_cache(device.fd, directory, tag, limits)
             else:
                 restore_cache(device.fd)
-            self._space = CacheSpace(directory, limits)
+            self._space = CacheSpace(directory, limits, find_top(directory))
             server = Server(device, self._filler, self._space)
             server.start()
         except BaseException:

@@ -140,7 +140,7 @@ def test_kernel_that_refuses_ends_the_round(tmp_path: Path) -> None:
 
 
 def full_space(tmp_path: Path) -> CacheSpace:
-    return CacheSpace(tmp_path, CacheLimits(brun=99, bcull=98, frun=99, fcull=98))
+    return CacheSpace(tmp_path, CacheLimits(brun=99, bcull=98, frun=99, fcull=98), tmp_path)
 
 
 def test_round_has_a_working_directory_of_its_own(

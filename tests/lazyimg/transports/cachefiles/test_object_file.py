@@ -211,7 +211,7 @@ class Kernel:
 
 @pytest.fixture
 def space(tmp_path: Path) -> CacheSpace:
-    return CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0))
+    return CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0), tmp_path)
 
 
 def test_ready_after_a_while(space: CacheSpace) -> None:
@@ -226,7 +226,7 @@ def test_never_ready(space: CacheSpace, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = CacheSpace(tmp_path, CacheLimits())
+    space = CacheSpace(tmp_path, CacheLimits(), tmp_path)
     full = os.statvfs_result((4096, 4096, 100, 0, 0, 100, 100, 100, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
     with pytest.raises(StorageError) as raised:
@@ -243,7 +243,7 @@ def test_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_space_for_a_large_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
 ) -> None:
-    space = CacheSpace(tmp_path, CacheLimits())
+    space = CacheSpace(tmp_path, CacheLimits(), tmp_path)
     status = os.statvfs_result((4096, 4096, 100_000, free, free, 100, 100, 100, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: status)
     monkeypatch.setattr(object_file, "READY_WAIT", 0.01)

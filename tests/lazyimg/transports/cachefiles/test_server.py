@@ -83,7 +83,7 @@ def kernel() -> FakeKernel:
 @asynccontextmanager
 async def serving(kernel: FakeKernel, tmp_path: Path) -> AsyncIterator[tuple[Server, Filler]]:
     filler = Filler()
-    space = CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0))
+    space = CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0), tmp_path)
     server = Server(kernel, filler, space)
     server.start()
     try:
@@ -265,7 +265,9 @@ async def test_reads_that_come_together_wake_the_event_loop_once(
 
 def test_reads_after_the_event_loop_has_ended(kernel: FakeKernel, tmp_path: Path) -> None:
     async def start() -> tuple[Server, KernelObject]:
-        server = Server(kernel, Filler(), CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0)))
+        server = Server(
+            kernel, Filler(), CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0), tmp_path)
+        )
         server.start()
         return server, await opened(kernel)
 

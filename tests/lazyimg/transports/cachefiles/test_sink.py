@@ -57,7 +57,9 @@ async def pool() -> AsyncIterator[WriterPool]:
 
 
 def sink_of(file: ObjectFile, pool: WriterPool, directory: Path) -> ObjectSink:
-    return ObjectSink(file, "object", CacheSpace(directory, CacheLimits(bstop=0, fstop=0)), pool)
+    return ObjectSink(
+        file, "object", CacheSpace(directory, CacheLimits(bstop=0, fstop=0), directory), pool
+    )
 
 
 async def test_write(pool: WriterPool, tmp_path: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from errno import EDQUOT
+from pathlib import Path
 
 import pytest
 
 from lazyimg.errors import ConfigurationError
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace, find_top
 
 
 @pytest.mark.parametrize(
@@ -111,8 +109,9 @@ def test_space(
     shortage: str,
     below_run: bool,  # noqa: FBT001 - a parameter of the table
 ) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda path: {tmp_path: status}[path])
-    space = CacheSpace(tmp_path, CacheLimits())
+    top = Path("/top")  # what the directory itself has is not asked
+    monkeypatch.setattr(os, "statvfs", lambda path: {top: status}[path])
+    space = CacheSpace(tmp_path, CacheLimits(), top)
     assert space.shortage() == (f"{tmp_path} {shortage}" if shortage else "")
     assert space.below_run() == below_run
 
@@ -130,12 +129,34 @@ def test_nothing_is_left_and_no_limit_is_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: os.statvfs_result, shortage: str
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: {tmp_path: status}[path])
-    space = CacheSpace(tmp_path, CacheLimits(bstop=0, bcull=1, brun=2, fstop=0, fcull=1, frun=2))
+    space = CacheSpace(
+        tmp_path, CacheLimits(bstop=0, bcull=1, brun=2, fstop=0, fcull=1, frun=2), tmp_path
+    )
     assert space.shortage() == (f"{tmp_path} {shortage}" if shortage else "")
+
+
+def test_quota_that_is_used_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(EDQUOT, os.strerror(EDQUOT))
+
+    space = CacheSpace(tmp_path, CacheLimits(bstop=0, fstop=0), tmp_path)
+    assert space.shortage() == ""
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert space.shortage() == f"{tmp_path} takes no more: Disk quota exceeded"
+    missing = tmp_path / "missing"
+    space = CacheSpace(missing, CacheLimits(bstop=0, fstop=0), tmp_path)
+    assert space.shortage() == f"{missing} takes no more: No such file or directory"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_top_is_the_mount_point(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/proc/self")
+    assert find_top(link) == find_top(Path("/proc")) == Path("/proc")
 
 
 def test_space_for_a_large_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _path: disk(100_000, 3000, 1000, 1000))
-    space = CacheSpace(tmp_path, CacheLimits())
+    space = CacheSpace(tmp_path, CacheLimits(), tmp_path)
     assert space.shortage() == ""
     assert space.shortage(near=True) == f"{tmp_path} {LITTLE}"
