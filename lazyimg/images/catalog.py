@@ -203,7 +203,7 @@ class Catalog:
         return table
 
     async def _open_source(self, name: str, source: SourceRecord) -> DeviceTable:
-        table = await asyncio.to_thread(self._load_table, name, source)
+        table = await asyncio.to_thread(self.load_table, name, source.table)
         opened = await self._open_blob(source, self._shown.find(source.repository))
         blob = ReadersBlob(opened, self.readers, name, source.repository)
         self._engine.add_device(table, blob, source.repository.partition("/")[0])
@@ -213,8 +213,17 @@ class Catalog:
             self._engine.remove_device(name, replaced)
         return table
 
-    def _load_table(self, name: str, source: SourceRecord) -> DeviceTable:
-        path = self._root / "tables" / source.table
+    def load_table(self, name: str, file: str) -> DeviceTable:
+        """Give the table of a device that goes with one of its blobs. Blocks.
+
+        Args:
+            name: of the device.
+            file: name of the table's file.
+
+        Raises:
+            LazyimgError: it cannot be read, or is another's.
+        """
+        path = self._root / "tables" / file
         try:
             data = _map(path)
             table = DeviceTable(memoryview(data), expected_name=name)

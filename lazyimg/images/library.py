@@ -10,7 +10,7 @@ Methods block for as long as a local transaction takes; the daemon calls them in
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,7 @@ from lazyimg.host.database import Database
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 _STEPS: Final = (
     """
@@ -112,6 +112,15 @@ CREATE TABLE part (              -- the lowest layers of an image
     depth INTEGER NOT NULL,      -- how many layers
     chain TEXT NOT NULL REFERENCES chain (key),
     PRIMARY KEY (digest, depth)
+) STRICT, WITHOUT ROWID;
+""",
+    """
+CREATE TABLE checked (           -- layers whose blobs were read to the end
+    blob TEXT NOT NULL,          -- digest
+    diff_id TEXT NOT NULL,       -- as an image's config says
+    index_name TEXT NOT NULL,    -- of the index that is said to describe it
+    problem TEXT NOT NULL,       -- how it is another; '' for none
+    PRIMARY KEY (blob, diff_id, index_name)
 ) STRICT, WITHOUT ROWID;
 """,
 )
@@ -212,6 +221,20 @@ class SourceRecord(msgspec.Struct, frozen=True):
     blob_size: int
     table: str
     access: bytes
+
+
+class LayerClaim(NamedTuple):
+    """What an image says of one of its layers.
+
+    Attributes:
+        blob: the blob's digest.
+        diff_id: the digest of the tar in it.
+        index_name: of the index that describes it.
+    """
+
+    blob: str
+    diff_id: str
+    index_name: str
 
 
 class Library(Database):
@@ -373,6 +396,24 @@ class Library(Database):
         """Forget a mount."""
         with self._transaction(write=True) as db:
             db.execute("DELETE FROM mount WHERE directory = ?", (directory,))
+
+    def add_checked(self, claim: LayerClaim, problem: str) -> None:
+        """Record what a check has found: how a layer is not what is said of it; "" if it is."""
+        with self._transaction(write=True) as db:
+            db.execute("INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?)", (*claim, problem))
+
+    def checked(self, claims: Iterable[LayerClaim]) -> dict[LayerClaim, str]:
+        """Give what was found of those layers that were checked; see `add_checked`."""
+        found = {}
+        with self._transaction(write=False) as db:
+            for claim in claims:
+                row = db.execute(
+                    "SELECT problem FROM checked WHERE blob = ? AND diff_id = ? AND index_name = ?",
+                    claim,
+                ).fetchone()
+                if row is not None:
+                    found[claim] = str(row[0])
+        return found
 
 
 def _add_sources(db: sqlite3.Connection, sources: list[tuple[str, SourceRecord]]) -> None:

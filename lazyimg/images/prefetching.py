@@ -112,11 +112,7 @@ class Prefetcher:
                 done[device] = present
                 report(now())
 
-            sink = await self._opened_by(soon, device)
-            missing: list[range] = []
-            if sink is None:  # the process before this one had it open
-                missing = await asyncio.to_thread(self._missing, device, ranges)
-                sink = await self._open_by_read(image, top, device, missing)
+            sink, missing = await self._open(image, top, device, ranges, soon)
             if sink is None:
                 totals[device] -= sum(map(len, missing))
                 progress(totals[device], 0)
@@ -131,6 +127,33 @@ class Prefetcher:
                 progress=progress,
             )
         return now()
+
+    async def open_device(self, image: Image, top: Path, device: str, size: int) -> Sink | None:
+        """Give where a device of a mounted image is written to; None if it lacks nothing.
+
+        Args:
+            image: which is mounted.
+            top: where.
+            device: the device's name.
+            size: its bytes.
+
+        Raises:
+            LazyimgError: the kernel does not open it.
+        """
+        soon = asyncio.get_running_loop().time() + OPEN_SOON
+        sink, _ = await self._open(image, top, device, [range(size)], soon)
+        return sink
+
+    async def _open(
+        self, image: Image, top: Path, device: str, ranges: list[range], soon: float
+    ) -> tuple[Sink | None, list[range]]:
+        """Give the sink of a device; else what is missing of it and cannot be read in the image."""
+        sink = await self._opened_by(soon, device)
+        if sink is not None:
+            return sink, []
+        # The process before this one had it open.
+        missing = await asyncio.to_thread(self._missing, device, ranges)
+        return await self._open_by_read(image, top, device, missing), missing
 
     async def _opened_by(self, moment: float, device: str) -> Sink | None:
         try:

@@ -25,7 +25,13 @@ from lazyimg.errors import (
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.images.kept import KeptConfigs
-from lazyimg.images.library import ChainRecord, ImageRecord, LayerRecord, SourceRecord
+from lazyimg.images.library import (
+    ChainRecord,
+    ImageRecord,
+    LayerClaim,
+    LayerRecord,
+    SourceRecord,
+)
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
 from lazyimg.layers.fetch import fetch_index
@@ -36,7 +42,7 @@ from lazyimg.registry.resolve import parse_location, parse_platform, resolve_ima
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from lazyimg.images.catalog import Catalog
@@ -101,6 +107,29 @@ class Description:
     layers: tuple[Descriptor, ...]
     formats: tuple[str, ...]
     chain: ChainRecord | None
+
+
+class ImageLayer(NamedTuple):
+    """One layer of an image, and what the image says of it.
+
+    Attributes:
+        source: has its blob.
+        descriptor: of the blob.
+        diff_id: digest of its tar.
+        location: of its index in the blob.
+        path: the file of its index.
+    """
+
+    source: ImageSource
+    descriptor: Descriptor
+    diff_id: str
+    location: IndexLocation
+    path: Path
+
+    @property
+    def claim(self) -> LayerClaim:
+        """What a check of it is recorded under."""
+        return LayerClaim(str(self.descriptor.digest), self.diff_id, self.location.name)
 
 
 class _Part(NamedTuple):
@@ -271,6 +300,45 @@ class Images:
         source, wanted = await self._open_source(_locate(text), access)
         kept = KeptConfigs(source, self._root / "content")
         return await resolve_image(kept, wanted, parse_platform(""))
+
+    async def prove(self, text: str, access: Access, blobs: Sequence[Descriptor]) -> None:
+        """Check that this user may read blobs of an image; asks the registry now and then only.
+
+        Raises:
+            AccessDeniedError: one may not be read.
+            LazyimgError: the registry does not answer.
+        """
+        source, _ = await self._open_source(_locate(text), access)
+        if isinstance(source, ProvingSource):
+            await self._proofs.prove(source, blobs)
+
+    async def problems(self, claims: Sequence[LayerClaim]) -> list[str]:
+        """Give what was found to be wrong with layers, of those that were checked."""
+        found = await asyncio.to_thread(self._library.checked, claims)
+        return [problem for problem in found.values() if problem]
+
+    async def layers(
+        self, text: str, platform_text: str, access: Access, depth: int
+    ) -> list[ImageLayer]:
+        """Give the lowest layers of an image, with what is said of them, to be read whole.
+
+        Their indexes are on the disk afterwards.
+
+        Args and Raises: as `open`.
+        """
+        source, wanted = await self._open_source(_locate(text), access)
+        kept = KeptConfigs(source, self._root / "content")
+        resolved = await resolve_image(kept, wanted, parse_platform(platform_text))
+        layers = resolved.manifest.layers[:depth]
+        locations = [locate_index(layer, text) for layer in layers]
+        _check_indexes(text, locations)
+        indexes = await self._fetch(layers, locations, kept)
+        return [
+            ImageLayer(source, layer, str(diff_id), location, path)
+            for layer, diff_id, location, path in zip(
+                layers, resolved.config.diff_ids, locations, indexes, strict=False
+            )
+        ]
 
     async def _open_resolved(
         self,

@@ -4,6 +4,11 @@ A Prepare's labels name an image. Its manifest and config are asked for once; th
 the config's diff IDs give the chain that the Prepare is for, and each layer up to it can be loaded
 lazily. What is shown for a container is one merged EROFS image of exactly these layers.
 
+A chain that is there already, from another image, is not given for the asking: the image must have
+it, and the registry must let its blobs be read in its own repository (`lazyimg.images.proofs`). An
+image that was found to lie (`lazyimg.images.completion`) is unpacked as usual, so that
+containerd checks it.
+
 Why an image, from some layer on, is unpacked as usual is said once in the log.
 """
 
@@ -18,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from lazyimg.errors import LazyimgError, NotLazyError
+from lazyimg.images.library import LayerClaim
 from lazyimg.layers.locate import locate_index
 from lazyimg.logs import Repeats
 from lazyimg.registry.ports import Access
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.service import Image, Images
+    from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.documents import Descriptor
 
 _log = logging.getLogger(__name__)
@@ -52,15 +59,19 @@ QUIET: Final = 3600.0
 
 REFUSED: Final = "the configuration does not let it be loaded lazily"
 
+LIE: Final = "a layer of it is not what it says"
+
 ORDER: Final = "its layer does not follow the one below it"
 
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
-    """An image's layers: canonical reference with digest, descriptors, and chain IDs."""
+    """An image's layers: canonical reference with digest, descriptors, diff IDs and chain IDs."""
 
     reference: str
+    config: Descriptor
     layers: tuple[Descriptor, ...]
+    diff_ids: tuple[Digest, ...]
     chains: list[str]
 
 
@@ -115,10 +126,20 @@ class RemoteLayers:
         depth = image.chains.index(chain) + 1
         if depth != below + 1:
             raise NotLazyError(image.reference, ORDER, reason="order")
-        count = len(image.layers)
-        for number, layer in enumerate(image.layers[:depth], 1):
-            locate_index(layer, f"{image.reference}: layer {number} of {count}")
+        await self._check(image, depth)
+        await self._images.prove(image.reference, NODE, (*image.layers, image.config))
         return RemoteLayer(chain, image.reference, str(parse_platform("")), depth)
+
+    async def _check(self, image: _Layers, depth: int) -> None:
+        """Raise NotLazyError if a layer cannot be loaded lazily, or is known to lie."""
+        count = len(image.layers)
+        claims = []
+        for number, layer in enumerate(image.layers[:depth]):
+            location = locate_index(layer, f"{image.reference}: layer {number + 1} of {count}")
+            diff_id = str(image.diff_ids[number])
+            claims.append(LayerClaim(str(layer.digest), diff_id, location.name))
+        for problem in await self._images.problems(claims):
+            raise NotLazyError(image.reference, f"{LIE}: {problem}", reason="quarantined")
 
     async def _layers(self, text: str, name: str) -> _Layers:
         known = self._known.get(text)
@@ -126,7 +147,9 @@ class RemoteLayers:
             resolved = await self._images.resolve(text, NODE)
             known = _Layers(
                 f"{name}@{resolved.descriptor.digest}",
+                resolved.manifest.config,
                 resolved.manifest.layers,
+                tuple(resolved.config.diff_ids),
                 [str(chain) for chain in chain_ids(resolved.config.diff_ids)],
             )
             if "@" in text:  # what a tag stands for may change

@@ -54,6 +54,7 @@ class MemoryTransport:
         sinks: of the objects that were opened.
         closed: whether no object is open now, and what is present is on disk only.
         failures: raised when what is present of an object is asked for.
+        tight: answers whether the cache has little room, one after the other.
         counters: as the transport's.
     """
 
@@ -61,6 +62,7 @@ class MemoryTransport:
         self._host = host
         self.sinks: dict[str, MemorySink] = {}
         self.failures: dict[str, Exception] = {}
+        self.tight: list[bool | OSError] = []
         self.counters = Counters()
         self.control_fd = -1
 
@@ -75,6 +77,12 @@ class MemoryTransport:
 
     def move_strays(self, cookies: Iterable[str]) -> None:
         assert set(cookies) == set()
+
+    def is_tight(self) -> bool:
+        answer = self.tight.pop(0) if self.tight else False
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def shortage(self) -> StorageError | None:
         return None

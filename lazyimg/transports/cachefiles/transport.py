@@ -191,6 +191,13 @@ class CachefilesTransport:
         said = "" if self._space is None else self._space.shortage()
         return StorageError("cache", said, REMEDY) if said else None
 
+    def is_tight(self) -> bool:
+        """Tell whether the kernel culls, or is about to, so that only what is read should come.
+
+        Blocks; raises OSError.
+        """
+        return self._space is not None and self._space.below_run()
+
     def present_on_disk(self, cookie: str) -> list[range] | None:
         """Give the ranges, in bytes, that an object's file has; None if there is none.
 

@@ -14,6 +14,7 @@ from lazyimg.images import library as library_module
 from lazyimg.images.library import (
     ChainRecord,
     ImageRecord,
+    LayerClaim,
     LayerRecord,
     Library,
     MountRecord,
@@ -402,3 +403,13 @@ def test_file_that_is_no_library(path: Path) -> None:
 def test_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be opened: unable to open database file"):
         Library(tmp_path / "none" / "library.sqlite")
+
+
+def test_what_checks_have_found(library: Library) -> None:
+    one, two, three = (LayerClaim("sha256:aa", f"sha256:{n}", "index") for n in "123")
+    library.add_checked(one, "")
+    library.add_checked(two, "is another")
+    assert library.checked([one, two, three]) == {one: "", two: "is another"}
+    library.add_checked(two, "")
+    assert library.checked([two]) == {two: ""}
+    assert library.checked([]) == {}

@@ -22,7 +22,7 @@ from lazyimg.fill.engine import Engine
 from lazyimg.images import proofs, service
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
-from lazyimg.images.library import Library
+from lazyimg.images.library import LayerClaim, Library
 from lazyimg.images.service import Image, Images
 from lazyimg.images.shown import ShownAccess
 from lazyimg.layers.locate import IndexLocation
@@ -607,3 +607,41 @@ async def test_manifest_and_config(node: Node, layers: list[LazyLayer]) -> None:
     resolved = await node.images.resolve(node.reference, NO_ACCESS)
     assert resolved.descriptor.digest == descriptor.digest
     assert list(resolved.config.diff_ids) == [layer.diff_id for layer in layers]
+
+
+async def test_layers_to_be_read_whole(node: Node, layers: list[LazyLayer]) -> None:
+    manifest = add_lazy_image(node.registry, "app", "1", layers)
+    reference = f"{node.registry.host}/app@{manifest.digest}"
+    found = await node.images.layers(reference, "", NO_ACCESS, 1)
+    (layer,) = found
+    assert (layer.descriptor.digest, layer.diff_id) == (
+        layers[0].descriptor.digest, str(layers[0].diff_id),
+    )  # fmt: skip
+    assert layer.path.read_bytes() == layers[0].index
+    assert layer.claim == LayerClaim(
+        str(layers[0].descriptor.digest), str(layers[0].diff_id), layer.path.name
+    )
+    assert len(await node.images.layers(reference, "", NO_ACCESS, 2)) == 2
+
+
+async def test_proof_for_those_who_have_the_layers_already(
+    node: Node, layers: list[LazyLayer]
+) -> None:
+    manifest = add_lazy_image(node.registry, "app", "1", layers)
+    reference = f"{node.registry.host}/app@{manifest.digest}"
+    blobs = [layer.descriptor for layer in layers]
+    await node.images.prove(reference, NO_ACCESS, blobs)
+    asked = len(node.registry.asked)
+    await node.images.prove(reference, NO_ACCESS, blobs)
+    assert len(node.registry.asked) == asked
+    add_lazy_image(node.registry, "other", "1", layers)
+    del node.registry.blobs["other"][str(blobs[1].digest)]
+    with pytest.raises(AccessDeniedError):
+        await node.images.prove(f"{node.registry.host}/other:1", NO_ACCESS, blobs)
+
+
+async def test_what_is_wrong_with_layers(node: Node) -> None:
+    claims = [LayerClaim("sha256:aa", f"sha256:{n}", "index") for n in range(3)]
+    node.library.add_checked(claims[0], "")
+    node.library.add_checked(claims[1], "is another")
+    assert await node.images.problems(claims) == ["is another"]

@@ -14,7 +14,7 @@ from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
-from lazyimg.images.library import Library
+from lazyimg.images.library import LayerClaim, Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
@@ -31,7 +31,7 @@ from lazyimg_formats.oci.chain import chain_ids
 from tests.fakes.devices import MemoryBlob
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.image_mounts import Cache
-from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
+from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
 from tests.fakes.registry import FakeRegistry, run_registry
 
 if TYPE_CHECKING:
@@ -408,3 +408,38 @@ async def test_few_images_are_remembered(
         )
         await remote.find(image.chains[0], image.labels[0], None)
     assert len(remote._known) <= KEPT
+
+
+async def test_image_that_was_found_to_lie(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lie = lying_layer(layers[1], layers[0])
+    image = node.add([layers[0], lie])
+    assert isinstance(await remote.find(image.chains[0], image.labels[0], None), RemoteLayer)
+    toc = lie.toc.digest
+    assert toc is not None
+    claim = LayerClaim(str(lie.descriptor.digest), str(lie.diff_id), toc.hex)
+    node.library.add_checked(claim, "is another")
+    first = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(first, RemoteLayer)
+    found = await remote.find(image.chains[1], image.labels[1], first)
+    assert isinstance(found, Unpacked)
+    assert found.reason == "quarantined"
+    assert found.problem == "a layer of it is not what it says: is another"
+    honest = node.add(layers)  # with the same chain
+    assert honest.chains == image.chains
+    first = await remote.find(honest.chains[0], honest.labels[0], None)
+    assert isinstance(first, RemoteLayer)
+    assert isinstance(await remote.find(honest.chains[1], honest.labels[1], first), RemoteLayer)
+
+
+async def test_image_whose_layers_may_not_be_read(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    """Somebody else may have its chain here already: that proves nothing."""
+    image = node.add(layers)
+    del node.registry.blobs["app"][str(layers[1].descriptor.digest)]
+    found = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(found, Unpacked)
+    assert found.reason == "access-denied"

@@ -137,11 +137,13 @@ async def test_shortage(
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", lambda _path: full)
         shortage = transport.shortage()
+        assert transport.is_tight()
     assert isinstance(shortage, StorageError)
     assert f"cache: {tmp_path} has less than 1 % of its space left" in str(shortage)
     half = os.statvfs_result((4096, 4096, 100, 50, 50, 100, 50, 50, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _path: half)
     assert transport.shortage() is None
+    assert not transport.is_tight()
 
 
 async def test_kernel_that_hands_nothing_over(tmp_path: Path) -> None:
@@ -160,6 +162,7 @@ async def test_not_started(tmp_path: Path) -> None:
     assert transport.present(COOKIE) is None
     assert transport.backing_path(COOKIE) is None
     assert transport.shortage() is None
+    assert not transport.is_tight()
     assert transport.linked([COOKIE]) == set()
     assert transport.strays([COOKIE]) == set()
     transport.move_strays([COOKIE])
