@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -178,7 +177,7 @@ class Recovery:
             path.rmdir()
         for path in (self._root / "scratch").iterdir():
             if path.name not in kept:
-                shutil.rmtree(path)
+                remove_scratch(path)
 
     async def _describe(self, record: MountRecord) -> Mounted | None:
         image = record.image

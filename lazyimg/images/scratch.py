@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from lazyimg.errors import CorruptError, StorageError
+from lazyimg.host.removal import remove_tree
 from lazyimg.images.kernel_mounts import make_directory
 from lazyimg_formats.erofs.reader import Image
 from lazyimg_formats.errors import FormatError
@@ -57,7 +57,7 @@ def _dress_as_root(upper: Path, bootstrap: Path) -> None:
 def remove_scratch(scratch: Path) -> None:
     """Remove a mount's directories; what cannot be is said, and stays. Blocks."""
     try:
-        shutil.rmtree(scratch)
+        remove_tree(scratch)
     except FileNotFoundError:
         return
     except OSError as error:  # the next start tries again

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from lazyimg.errors import StorageError
+from lazyimg.host.removal import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ class Directories:
                     self.work(number).mkdir()
                     self.work(number).chmod(WORK_MODE)
             except BaseException:
-                shutil.rmtree(path)
+                remove_tree(path)
                 raise
         except OSError as error:
             raise _failed(error, path) from error
@@ -156,11 +156,11 @@ class Directories:
 
 def _remove(path: Path) -> None:
     try:
-        shutil.rmtree(path)
+        remove_tree(path)
     except FileNotFoundError:
         return
     except OSError as error:  # the next Cleanup or start tries again
-        _log.warning("%s: cannot be removed: %s", error.filename or path, error.strerror)
+        _log.warning("%s: cannot be removed: %s: %s", path, error.strerror, error.filename)
 
 
 def _walk(top: Path) -> Iterator[os.stat_result]:

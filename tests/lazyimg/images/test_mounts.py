@@ -459,7 +459,7 @@ async def test_scratch_directory_that_cannot_be_removed_does_not_keep_the_image(
         raise PermissionError(1, "Operation not permitted", str(path))
 
     await mounts.mount(image(), "/one", read_write=True)
-    monkeypatch.setattr("shutil.rmtree", refuse)
+    monkeypatch.setattr("lazyimg.images.scratch.remove_tree", refuse)
     await mounts.unmount("/one", lazy=False)
     assert "cannot be removed: [Errno 1] Operation not permitted" in caplog.text
     assert host.points == []

@@ -60,7 +60,7 @@ def test_removal(
     def refuse(path: Path) -> None:
         raise PermissionError(1, "Operation not permitted", str(path))
 
-    monkeypatch.setattr("shutil.rmtree", refuse)
+    monkeypatch.setattr("lazyimg.images.scratch.remove_tree", refuse)
     remove_scratch(scratch)
     assert caplog.messages == [
         f"{scratch}: cannot be removed: [Errno 1] Operation not permitted: '{scratch}'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
@@ -159,10 +160,26 @@ def test_what_cannot_be_removed_is_said(
         raise PermissionError(1, "Operation not permitted", str(path))
 
     directories.make(7, None, writable=False)
-    monkeypatch.setattr("shutil.rmtree", refuse)
+    monkeypatch.setattr("lazyimg.snapshotter.directories.remove_tree", refuse)
     directories.discard(7)
     wait(directories.removing())
     assert "cannot be removed: Operation not permitted" in caplog.text
+
+
+def test_directories_as_deep_as_a_container_likes(directories: Directories) -> None:
+    directories.make(7, None, writable=True)
+    fd = os.open(directories.upper(7), os.O_RDONLY)
+    for _ in range(2 * sys.getrecursionlimit()):
+        os.mkdir("a", dir_fd=fd)
+        child = os.open("a", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = child
+    os.close(fd)
+    directories.discard(7)
+    removing = directories.removing()
+    wait(removing)
+    assert [one.exception() for one in removing] == [None]
+    assert names(directories.upper(7).parents[2] / "removed") == []
 
 
 def test_root_cannot_be_made(tmp_path: Path) -> None:

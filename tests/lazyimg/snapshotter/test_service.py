@@ -6,14 +6,14 @@ What a snapshotter owes containerd in general is tested by tests/containerd.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.errors import ConfigurationError, KernelError, NotFoundError, UsageError
-from lazyimg.snapshotter import service
+from lazyimg.host import removal
+from lazyimg.snapshotter import directories, service
 from lazyimg.snapshotter.lifecycle import (
     REF,
     AlreadyExistsError,
@@ -179,7 +179,7 @@ async def test_cleanup_that_takes_long_holds_up_nobody(
     snapshotter: Snapshotter, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     begun, go = asyncio.Event(), threading.Event()
-    loop, remove = asyncio.get_running_loop(), shutil.rmtree
+    loop, remove = asyncio.get_running_loop(), removal.remove_tree
 
     def remove_slowly(path: Path) -> None:
         loop.call_soon_threadsafe(begun.set)
@@ -187,7 +187,7 @@ async def test_cleanup_that_takes_long_holds_up_nobody(
         remove(path)
 
     await snapshotter.prepare("key", "", {})
-    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    monkeypatch.setattr(directories, "remove_tree", remove_slowly)
     await snapshotter.remove("key")
     cleanups = [asyncio.create_task(snapshotter.cleanup()) for _ in range(THREADS)]
     await begun.wait()
