@@ -41,7 +41,7 @@ VERBS: Final = {
     "fsid": Verb("fsid", "Make an image ready to be mounted by mount(8)."),
     "prefetch": Verb("prefetch", "Make images local, whole or in part."),
     "inspect": Verb("inspect", "Show what an image, a mount or a file is."),
-    "status": Verb("status", "Show the daemon and its mounts."),
+    "status": Verb("status", "Show the daemon, its mounts and containerd's images."),
     "doctor": Verb("doctor", "Check what this machine has and lacks."),
     "setup": Verb("setup", "Set up what calls lazyimg, or runs it."),
     "serve": Verb("serve", "Run the daemon."),

@@ -31,7 +31,7 @@ NOT_ASKED: Final = "pulled without saying for which image; `lazyimg pull` does"
 @common_options
 @pass_invocation
 def command(invocation: Invocation, *, output: str) -> None:
-    """Show the daemon, its mounts, and which images containerd has lazily.
+    """Show the daemon, its mounts and containerd's images.
 
     An image's layers are counted where they came first: the base that it shares with an image
     pulled before is that one's.
