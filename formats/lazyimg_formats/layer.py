@@ -88,7 +88,9 @@ class Kind(IntEnum):
 _REGULAR: Final = Kind.REGULAR
 _HARDLINK: Final = Kind.HARDLINK
 _SYMLINK: Final = Kind.SYMLINK
-_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
+DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
+"""Kinds that have a device number."""
+
 _MARKERS: Final = frozenset({Kind.WHITEOUT, Kind.OPAQUE})
 
 
@@ -191,9 +193,14 @@ class LayerBuilder:
     """Builds a `LayerIndex`; see the module's text.
 
     Every method raises FormatError when what it is given cannot be part of a layer.
+
+    Args:
+        keep: False: only check; what `finish` gives has the size of the device and nothing in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = True) -> None:
+        self._keep = keep
+        self._count = 0  # of entries
         self._entries: list[Entry] = []
         self._columns = DeviceColumns()
         self._end = 0  # of the device so far
@@ -214,7 +221,7 @@ class LayerBuilder:
             entry: `path` and a hard link's `target` as they stand in the layer; `data` is ignored.
             pieces: of a regular file, in its order. What they do not cover is zero.
         """
-        if len(self._entries) >= MAX_ENTRIES:
+        if self._count >= MAX_ENTRIES:
             raise FormatError("layer", f"more than {MAX_ENTRIES} entries")
         path, kind = normalize_path(entry.path), entry.kind
         if kind in _MARKERS:
@@ -233,12 +240,17 @@ class LayerBuilder:
     def _add_marker(self, path: bytes, name: bytes) -> None:
         parent = path[: -len(name)]
         if name == _OPAQUE:
-            self._entries.append(Entry(parent[:-1], Kind.OPAQUE))
+            self._append(Entry(parent[:-1], Kind.OPAQUE))
         elif not name.startswith(_AUFS):  # aufs's own files mean nothing here
             hidden = name[len(_WHITEOUT) :]
             if hidden in {b"", b".", b".."}:
                 raise FormatError("layer entry", f"whiteout {path!r} names nothing")
-            self._entries.append(Entry(parent + hidden, Kind.WHITEOUT))
+            self._append(Entry(parent + hidden, Kind.WHITEOUT))
+
+    def _append(self, entry: Entry) -> None:
+        self._count += 1
+        if self._keep:
+            self._entries.append(entry)
 
     def _add_entry(self, path: bytes, entry: Entry, pieces: Sequence[Piece]) -> None:
         _check_numbers(path, entry)
@@ -252,10 +264,13 @@ class LayerBuilder:
             data = self._place(path, size, pieces)
         elif pieces:
             raise FormatError("layer entry", f"{path!r}: a {kind.name.lower()} with data")
-        elif kind in _DEVICES:
+        elif kind in DEVICES:
             major, minor = entry.major, entry.minor
         else:
             target = _clean_target(path, entry)
+        self._count += 1
+        if not self._keep:
+            return
         self._entries.append(
             Entry(
                 path,
@@ -291,7 +306,7 @@ class LayerBuilder:
             if chunks is not None:
                 return chunks
         start = self._end
-        for piece in pieces:
+        for piece in pieces if self._keep else ():
             self._columns.add_extent(
                 start + piece.file_offset, piece.length, piece.span, piece.inner_offset
             )
@@ -317,12 +332,13 @@ class LayerBuilder:
                 blocks[number] = self._end // BLOCK_SIZE
                 present = min(chunk, size - number * chunk)
                 self._end += -(-present // BLOCK_SIZE) * BLOCK_SIZE
-        for piece in pieces:
-            self._add_piece(piece, bits, blocks)
         self._chunks += count
         self._zero_bits = max(self._zero_bits, bits)
         chunks = ChunkMap(bits, blocks)
-        self._maps.append(chunks)
+        if self._keep:
+            for piece in pieces:
+                self._add_piece(piece, bits, blocks)
+            self._maps.append(chunks)
         return chunks
 
     def _add_piece(self, piece: Piece, bits: int, blocks: array[int]) -> None:

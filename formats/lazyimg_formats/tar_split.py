@@ -59,7 +59,8 @@ class _File(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field
 
 
 _ENCODER: Final = msgspec.json.Encoder()
-_WORTH_COMPRESSING: Final = 64 << 10  # bytes; a call for each line takes longer
+_WORTH_ENCODING: Final = 256  # lines,
+_WORTH_KEEPING: Final = 64 << 10  # or raw bytes in them; a call for each line takes longer
 
 
 def checksum(data: bytes | memoryview, before: int = 0) -> int:
@@ -87,7 +88,8 @@ class TarSplitWriter:
         self._position = 0
         self._length = self._size = 0  # bytes of lines, decoded and compressed
         self._compressor = ZstdCompressor(level=_LEVEL).compressobj()
-        self._lines = bytearray()  # not compressed yet
+        self._lines: list[_Segment | _File] = []  # not encoded yet
+        self._held = 0  # raw bytes in them
         self._parts: list[bytes] = []
 
     def add_raw(self, data: bytes | memoryview) -> None:
@@ -118,7 +120,11 @@ class TarSplitWriter:
             file = _File(path.decode(), b"", size, payload, position + 1)
         except UnicodeDecodeError:
             file = _File("", path, size, payload, position + 1)
-        self._write((_Segment(bytes(self._raw), position), file))
+        self._lines += (_Segment(bytes(self._raw), position), file)
+        self._position = position + 2
+        self._held += len(self._raw)
+        if len(self._lines) >= _WORTH_ENCODING or self._held >= _WORTH_KEEPING:
+            self._compress()
         self._raw.clear()
         self._padding = -size % BLOCK
 
@@ -130,23 +136,19 @@ class TarSplitWriter:
         if self.problem:
             return None
         if self._raw:
-            self._write((_Segment(bytes(self._raw), self._position),))
+            self._lines.append(_Segment(bytes(self._raw), self._position))
         self._compress()
         self._keep(self._compressor.flush())
         if self.problem or not self._length:
             return None
         return TarSplit(b"".join(self._parts), self._length)
 
-    def _write(self, lines: tuple[_Segment | _File, ...]) -> None:
-        self._position += len(lines)
-        self._lines += _ENCODER.encode_lines(lines)
-        if len(self._lines) >= _WORTH_COMPRESSING:
-            self._compress()
-
     def _compress(self) -> None:
-        self._length += len(self._lines)
-        self._keep(self._compressor.compress(self._lines))
+        text = _ENCODER.encode_lines(self._lines)
         self._lines.clear()
+        self._held = 0
+        self._length += len(text)
+        self._keep(self._compressor.compress(text))
 
     def _keep(self, part: bytes) -> None:
         self._parts.append(part)

@@ -26,6 +26,15 @@ SKIPPABLE_HEADER: Final = 8
 MAX_BLOCK: Final = 1 << 17
 """Bytes of one block, compressed or not."""
 
+START: Final = 5
+"""Bytes of a frame that say how long its header is."""
+
+BLOCK_HEADER: Final = 3
+"""Bytes before a block's."""
+
+CHECKSUM: Final = 4
+"""Bytes behind the last block of a frame that has a checksum."""
+
 _SKIPPABLE_MAGIC: Final = b"\x50\x2a\x4d\x18"
 _SKIPPABLE_TAIL: Final = b"\x2a\x4d\x18"
 _U32: Final = struct.Struct("<I")
@@ -80,18 +89,11 @@ def parse_frame_header(data: bytes | memoryview, offset: int = 0) -> FrameHeader
     Raises:
         FormatError: no frame begins there, or its header is cut short.
     """
-    if bytes(data[offset : offset + 4]) != MAGIC:
-        raise FormatError("zstd frame", f"no magic at byte {offset}")
-    if len(data) < offset + 5:
-        raise FormatError("zstd frame", "header is cut short")
+    end = offset + parse_header_length(data, offset)
     descriptor = data[offset + 4]
-    if descriptor & 0x08:
-        raise FormatError("zstd frame", "a reserved bit is set")
     single = descriptor & 0x20
-    dictionary_size = _DICTIONARY_SIZES[descriptor & 3]
-    content_length = _CONTENT_SIZES[descriptor >> 6] or (1 if single else 0)
-    at = offset + 5 + (0 if single else 1)
-    end = at + dictionary_size + content_length
+    dictionary_size, content_length = _field_sizes(descriptor)
+    at = end - dictionary_size - content_length
     if len(data) < end:
         raise FormatError("zstd frame", "header is cut short")
     dictionary = int.from_bytes(data[at : at + dictionary_size], "little")
@@ -103,9 +105,46 @@ def parse_frame_header(data: bytes | memoryview, offset: int = 0) -> FrameHeader
     if single:
         window = content or 0
     else:
-        base = 1 << (10 + (data[offset + 5] >> 3))
-        window = base + (base >> 3) * (data[offset + 5] & 7)
+        base = 1 << (10 + (data[offset + START] >> 3))
+        window = base + (base >> 3) * (data[offset + START] & 7)
     return FrameHeader(end - offset, content, window, dictionary, bool(descriptor & 4))
+
+
+def parse_header_length(data: bytes | memoryview, offset: int = 0) -> int:
+    """Give the bytes of the header of the frame at `offset`, whose first `START` bytes are there.
+
+    Raises:
+        FormatError: no frame begins there, or it is cut short.
+    """
+    if bytes(data[offset : offset + 4]) != MAGIC:
+        raise FormatError("zstd frame", f"no magic at byte {offset}")
+    if len(data) < offset + START:
+        raise FormatError("zstd frame", "header is cut short")
+    descriptor = data[offset + 4]
+    if descriptor & 0x08:
+        raise FormatError("zstd frame", "a reserved bit is set")
+    return START + (0 if descriptor & 0x20 else 1) + sum(_field_sizes(descriptor))
+
+
+def _field_sizes(descriptor: int) -> tuple[int, int]:
+    """Give the bytes of a dictionary's number and of the content's size."""
+    least = 1 if descriptor & 0x20 else 0
+    return _DICTIONARY_SIZES[descriptor & 3], _CONTENT_SIZES[descriptor >> 6] or least
+
+
+def parse_block_header(data: bytes | memoryview, offset: int = 0) -> tuple[int, bool]:
+    """Give how many bytes the block has behind its header at `offset`, and whether it is the last.
+
+    Raises:
+        FormatError: it is cut short, or no block.
+    """
+    if len(data) < offset + BLOCK_HEADER:
+        raise FormatError("zstd frame", f"cut short: no block at byte {offset}")
+    block = data[offset] | data[offset + 1] << 8 | data[offset + 2] << 16
+    kind, size = block >> 1 & 3, block >> 3
+    if kind == _RESERVED or size > MAX_BLOCK:
+        raise FormatError("zstd frame", f"impossible block at byte {offset}")
+    return 1 if kind == _RLE else size, block & 1 != 0
 
 
 def find_frame_end(data: bytes | memoryview, offset: int = 0) -> int:
@@ -120,7 +159,7 @@ def find_frame_end(data: bytes | memoryview, offset: int = 0) -> int:
         at = offset + SKIPPABLE_HEADER + int.from_bytes(data[offset + 4 : offset + 8], "little")
     else:
         header = parse_frame_header(data, offset)
-        at = _find_blocks_end(data, offset + header.length) + 4 * header.has_checksum
+        at = _find_blocks_end(data, offset + header.length) + CHECKSUM * header.has_checksum
     if at > len(data):
         raise FormatError("zstd frame", f"cut short: ends at byte {at}, got {len(data)}")
     return at
@@ -128,14 +167,9 @@ def find_frame_end(data: bytes | memoryview, offset: int = 0) -> int:
 
 def _find_blocks_end(data: bytes | memoryview, at: int) -> int:
     while True:
-        if len(data) < at + 3:
-            raise FormatError("zstd frame", f"cut short: no block at byte {at}")
-        block = data[at] | data[at + 1] << 8 | data[at + 2] << 16
-        kind, size = block >> 1 & 3, block >> 3
-        if kind == _RESERVED or size > MAX_BLOCK:
-            raise FormatError("zstd frame", f"impossible block at byte {at}")
-        at += 3 + (1 if kind == _RLE else size)
-        if block & 1:
+        length, is_last = parse_block_header(data, at)
+        at += BLOCK_HEADER + length
+        if is_last:
             return at
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from lazyimg_formats.tar.scanner import Member, TarScanner
 from lazyimg_formats.tar_split import TarSplit, TarSplitWriter, checksum
 
@@ -21,7 +23,7 @@ _LEAST_ZEROS: Final = 4096
 _ZEROS: Final = bytes(MAX_PIECE)
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """What one frame holds.
 
     Attributes:
@@ -38,7 +40,7 @@ class Frame(NamedTuple):
 GAP: Final = Frame(0, None, None)
 
 
-class Hole(NamedTuple):
+class Hole(msgspec.Struct, frozen=True, gc=False):
     """The next `length` bytes of the last member are zeros that the tar does not hold."""
 
     length: int

@@ -11,14 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.convert.compress import Frames, compress_frames
-from lazyimg.convert.cut import Cutter, Frame, Hole, NoTarSplit
+from lazyimg.convert.cut import Cutter, Frame, Hole
 from lazyimg.errors import CorruptError
 from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.tar.scanner import Member
 from lazyimg_formats.tar_split import TarSplit
-from lazyimg_formats.zstd_chunked.location import MAX_TOC, TocLocation
-from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from lazyimg.convert.cut import Batch, Item
-    from lazyimg_formats.tar.scanner import Member
+    from lazyimg_formats.zstd_chunked.location import TocLocation
 
 _INPUT: Final = 1 << 20
 """Compressed bytes that are worth handing to a thread."""
@@ -114,17 +113,17 @@ class _Assembler:
                 self._offset += next(sizes)
                 if item.length:
                     self._add_chunk(Chunk(item.length, offset, item.digest), item.whole)
-            elif isinstance(item, Hole):
-                self._add_chunk(Chunk(item.length, self._offset, None), None)
-            elif isinstance(item, TarSplit):
-                self._tar_split = item
-            elif isinstance(item, NoTarSplit):
-                self._problem = item.problem
-            else:
+            elif isinstance(item, Member):
                 self._member = item
                 self._left = item.entry.size if item.has_data else 0
                 if not self._left:
                     self._end_file(item, None)
+            elif isinstance(item, Hole):
+                self._add_chunk(Chunk(item.length, self._offset, None), None)
+            elif isinstance(item, TarSplit):
+                self._tar_split = item
+            else:
+                self._problem = item.problem
         return self._emit(frames.data)
 
     def _add_chunk(self, chunk: Chunk, whole: bytes | None) -> None:
@@ -141,14 +140,11 @@ class _Assembler:
     def _end_file(self, member: Member, digest: bytes | None) -> None:
         self._toc.add(member, self._chunks, self._offset, digest)
         self._chunks.clear()
-        if self._toc.size > MAX_TOC:
-            raise FormatError("layer", f"its TOC is over the {MAX_TOC} bytes that readers take")
 
     def finish(self) -> tuple[bytes, ConvertedLayer]:
         problem = self._problem or self._toc.problem
         tar_split = None if problem else self._tar_split
         toc = self._toc.finish(tar_split)
-        parse_toc(toc, end=self._offset)  # what cannot be mounted is not pushed
         tail, location = serialize_tail(toc, self._offset, self._level, tar_split)
         self._emit(tail)
         self._offset += len(tail)

@@ -12,6 +12,8 @@ from zstandard import ZstdDecompressor, ZstdError
 
 from lazyimg_formats import zstd_frames
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.zstd_frames import MAX_BLOCK
+from lazyimg_formats.zstd_stream import StreamCutter
 
 try:
     from isal import isal_zlib as _inflate  # twice as fast as zlib
@@ -21,8 +23,8 @@ except ImportError:  # no wheel for this machine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PIECE: Final = 1 << 20
-"""Bytes of tar that are handed out at a time (zstd: up to 64 MiB where it is a bomb)."""
+PIECE: Final = 2 << 20
+"""Bytes of tar that are handed out at a time, at most. A file that lies in several costs more."""
 
 MAGIC_SIZE: Final = 6
 """Bytes that `choose_decompressor` looks at."""
@@ -35,7 +37,7 @@ _OTHERS: Final = {
     b"LZIP": "lzip",
 }
 _GZIP_WINDOW: Final = 31
-_SLICE: Final = 2048  # of zstd input: 512 blocks of 4 bytes, of 128 KiB each when decoded
+_DECODED: Final = 512 << 10  # bytes that are decoded at a time: what a core's cache holds
 
 
 class Decompressor(Protocol):
@@ -104,40 +106,32 @@ class ZstdStreamDecompressor:
     """One or more zstd frames."""
 
     def __init__(self) -> None:
-        self._frames = ZstdDecompressor()
-        self._frame = self._frames.decompressobj()
-        self._begun = False
+        self._cutter = StreamCutter(_DECODED)
+        frames = ZstdDecompressor().decompressobj(
+            write_size=_DECODED + 2 * MAX_BLOCK, read_across_frames=True
+        )
+        self._decompress = frames.decompress
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """See Decompressor."""
-        view = memoryview(data)
         pieces: list[bytes] = []
         size = 0
-        for at in range(0, len(view), _SLICE):
-            for piece in self._decode(view[at : at + _SLICE]):
-                pieces.append(piece)
-                size += len(piece)
-            if size >= PIECE:
+        for part in self._cutter.cut(data):
+            try:
+                piece = self._decompress(part)
+            except ZstdError as error:
+                raise FormatError("zstd", str(error)) from error
+            pieces.append(piece)
+            size += len(piece)
+            if size > PIECE - _DECODED - 2 * MAX_BLOCK:
                 yield b"".join(pieces)
                 pieces, size = [], 0
         if size:
             yield b"".join(pieces)
 
-    def _decode(self, data: bytes | memoryview) -> Iterator[bytes]:
-        while data:
-            if self._frame.eof:
-                self._frame = self._frames.decompressobj()
-            try:
-                yield self._frame.decompress(data)
-            except ZstdError as error:
-                raise FormatError("zstd", str(error)) from error
-            data = self._frame.unused_data
-        self._begun = not self._frame.eof
-
     def finish(self) -> None:
         """See Decompressor."""
-        if self._begun:
-            raise FormatError("zstd", "cut short")
+        self._cutter.finish()
 
 
 def choose_decompressor(head: bytes) -> Decompressor:

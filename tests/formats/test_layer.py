@@ -432,3 +432,27 @@ def test_entries_that_were_taken_are_not_kept() -> None:
     assert builder.take() == [Entry(b"a", Kind.DIRECTORY)]
     builder.add(Entry(b"b", Kind.FIFO))
     assert builder.finish().entries == [Entry(b"b", Kind.FIFO)]
+
+
+def test_only_checked() -> None:
+    builder = LayerBuilder(keep=False)
+    builder.add(Entry(b"a", Kind.REGULAR, size=5000), [Piece(0, 5000, 0)])
+    builder.add(Entry(b"b", Kind.REGULAR, size=2 * MIB), [Piece(0, 1, 0)])
+    builder.add(Entry(b".wh.c", Kind.REGULAR))
+    builder.add(Entry(b"d", Kind.FIFO))
+    with pytest.raises(FormatError, match=r"contains '\.\.'"):
+        builder.add(Entry(b"..", Kind.FIFO))
+    with pytest.raises(FormatError, match="overlap"):
+        builder.add(Entry(b"e", Kind.REGULAR, size=2), [Piece(0, 2, 0), Piece(1, 1, 0)])
+    index = builder.finish()
+    assert index.entries == []
+    assert (index.table.size, index.table.span_count) == (8192 + 65_536 + 65_536, 0)
+
+
+def test_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "MAX_ENTRIES", 2)
+    builder = LayerBuilder(keep=False)
+    builder.add(Entry(b".wh.a", Kind.REGULAR))
+    builder.add(Entry(b"b", Kind.FIFO))
+    with pytest.raises(FormatError, match="more than 2 entries"):
+        builder.add(Entry(b"c", Kind.FIFO))

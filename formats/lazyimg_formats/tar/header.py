@@ -19,7 +19,7 @@ BLOCK: Final = 512
 
 ZERO_BLOCK: Final = bytes(BLOCK)
 
-_FIELDS: Final = struct.Struct("<100s8s8s8s12s12s8s1s100s8s64x8s8s155s12x")
+_FIELDS: Final = struct.Struct("<100s24s12s12s8s1s100s8s64x16s155s12x")
 _USTAR: Final = b"ustar\0"
 _GNU: Final = b"ustar  \0"
 _STAR_TRAILER: Final = b"tar\0"
@@ -87,19 +87,35 @@ def parse_number(field: bytes) -> int:
     raise FormatError("tar header", f"expected an octal number, got {field!r}")
 
 
+@lru_cache(maxsize=16_384)
+def _parse_owner(fields: bytes) -> tuple[int, int, int]:
+    """Give mode, owner and group, which most members have in common with others."""
+    return parse_number(fields[:8]), parse_number(fields[8:16]), parse_number(fields[16:])
+
+
+@lru_cache(maxsize=4096)
+def _parse_device(fields: bytes) -> tuple[int, int]:
+    return parse_number(fields[:8]), parse_number(fields[8:])
+
+
+@lru_cache(maxsize=16_384)
+def _parse_checksum(field: bytes) -> int:
+    """Give the sum that a block has in which the field is what it is."""
+    return parse_number(field) - _BLANK_CHECKSUM + sum(field)
+
+
 def _check_sum(block: bytes, field: bytes) -> None:
-    expected = parse_number(field)
+    expected = _parse_checksum(field)
     # Adler's low half is 1 + the sum of the bytes, modulo 65521: exact where no byte is over 127.
-    total = adler32(block) & 0xFFFF
-    total = total - 1 if block.isascii() else sum(block)
-    total += _BLANK_CHECKSUM - sum(field)
+    total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
     if total == expected:
         return
     signed = (
         total - 256 * sum(byte > 127 for byte in block) + 256 * sum(byte > 127 for byte in field)
     )
     if signed != expected:
-        raise FormatError("tar header", f"checksum is {expected}, expected {total}")
+        total += parse_number(field) - expected
+        raise FormatError("tar header", f"checksum is {parse_number(field)}, expected {total}")
 
 
 def parse_header(block: bytes) -> Header:
@@ -112,23 +128,24 @@ def parse_header(block: bytes) -> Header:
         FormatError: the checksum is wrong, or a field is not a number.
     """
     (
-        name, mode, uid, gid, size, mtime, checksum, flag, target, magic, major, minor, prefix,
+        name, owner, size, mtime, checksum, flag, target, magic, numbers, prefix,
     ) = _FIELDS.unpack(block)  # fmt: skip
     _check_sum(block, checksum)
+    mode, uid, gid = _parse_owner(owner)
     common = (
         name.partition(b"\0")[0],
-        parse_number(mode),
-        parse_number(uid),
-        parse_number(gid),
+        mode,
+        uid,
+        gid,
         parse_number(size),
         parse_number(mtime),
         flag,
-        target.partition(b"\0")[0],
+        target.partition(b"\0")[0] if target[0] else b"",
     )
     gnu = magic == _GNU
     if not gnu and magic[:6] != _USTAR:
         return Header(*common)
-    device = (parse_number(major), parse_number(minor))
+    device = _parse_device(numbers)
     if gnu:
         return _parse_gnu(block, common, device)
     if block.endswith(_STAR_TRAILER):

@@ -20,7 +20,7 @@ import msgspec
 
 from lazyimg_formats.device_table import MAX_DEVICE_SIZE
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.layer import MAX_ID, MAX_MAJOR, MAX_MINOR, Entry, Kind
+from lazyimg_formats.layer import DEVICES, MAX_ID, MAX_MAJOR, MAX_MINOR, Entry, Kind
 from lazyimg_formats.tar.header import BLOCK, ZERO_BLOCK, Header, parse_header, parse_number
 from lazyimg_formats.tar.pax import SPARSE_MAP, parse_integer, parse_records, parse_time
 from lazyimg_formats.tar.sparse import (
@@ -56,7 +56,6 @@ _TIMES: Final = frozenset({b"mtime", b"atime", b"ctime"})
 _SPARSE: Final = frozenset({SPARSE_MAP, b"GNU.sparse.major", b"GNU.sparse.minor"})
 _GLOBAL: Final = b"g"
 _EXTENSIONS: Final = frozenset({b"x", b"g", b"L", b"K"})
-_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
 _REGULAR: Final = Kind.REGULAR
 _NO_RECORDS: Final[dict[bytes, bytes]] = {}
 _NO_LONG: Final[dict[bytes, bytes]] = {b"L": b"", b"K": b""}
@@ -376,5 +375,5 @@ def _is_sparse(records: dict[bytes, bytes]) -> bool:
 def _check_numbers(kind: Kind, uid: int, gid: int, major: int, minor: int) -> None:
     if not 0 <= uid <= MAX_ID or not 0 <= gid <= MAX_ID:
         raise FormatError("tar", f"owner {uid}:{gid} is over 32 bits")
-    if kind in _DEVICES and not (0 <= major <= MAX_MAJOR and 0 <= minor <= MAX_MINOR):
+    if kind in DEVICES and not (0 <= major <= MAX_MAJOR and 0 <= minor <= MAX_MINOR):
         raise FormatError("tar", f"impossible device number {major}:{minor}")

@@ -30,7 +30,10 @@ KINDS: Final = {
     "fifo": Kind.FIFO,
 }
 
-Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
+MAX_COUNT: Final = (1 << 62) - 1
+"""The largest size or offset."""
+
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Id = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Int64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Nanoseconds = Annotated[int, Meta(ge=0, lt=1_000_000_000)]

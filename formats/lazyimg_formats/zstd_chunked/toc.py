@@ -14,7 +14,7 @@ import msgspec
 
 from lazyimg_formats.device_table import Codec
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.layer import Entry, Kind, LayerBuilder, LayerIndex, Piece
+from lazyimg_formats.layer import DEVICES, Entry, Kind, LayerBuilder, LayerIndex, Piece
 from lazyimg_formats.zstd_chunked.entries import (
     CHUNK,
     KINDS,
@@ -33,12 +33,11 @@ _DECODER: Final = msgspec.json.Decoder(Toc)
 _WHAT: Final = "zstd:chunked TOC"
 _SHA256: Final = "sha256:"
 _MAX_OFFSET: Final = 1 << 62
-_DEVICES: Final = frozenset({Kind.CHARACTER, Kind.BLOCK})
 _REGULAR: Final = Kind.REGULAR
 _ZSTD: Final = Codec.ZSTD
 
 
-def parse_toc(toc: bytes, *, end: int = _MAX_OFFSET) -> LayerIndex:
+def parse_toc(toc: bytes | bytearray, *, end: int = _MAX_OFFSET) -> LayerIndex:
     """Give what a layer holds.
 
     Args:
@@ -178,7 +177,7 @@ def _entry(toc: TocEntry, kind: Kind) -> Entry:
             xattrs += tuple(
                 (_decode_base64(name), _decode_base64(text)) for name, text in extra.xattrs.items()
             )
-    is_device = kind in _DEVICES  # others may say anything
+    is_device = kind in DEVICES  # others may say anything
     return Entry(
         path,
         kind,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from binascii import b2a_base64
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from zstandard import ZstdCompressor
 
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.layer import DEVICES, LayerBuilder, Piece
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.zstd_chunked.entries import (
     CHUNK,
     KINDS,
+    MAX_COUNT,
     VERSION,
     ZEROS,
     Extra,
@@ -21,6 +24,7 @@ from lazyimg_formats.zstd_chunked.entries import (
     format_time,
 )
 from lazyimg_formats.zstd_chunked.location import (
+    MAX_TOC,
     TarSplitLocation,
     TocLocation,
     serialize_footer,
@@ -30,15 +34,17 @@ from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lazyimg_formats.layer import Entry
     from lazyimg_formats.tar.scanner import Member
     from lazyimg_formats.tar_split import TarSplit
 
 _TYPES: Final = {kind: name for name, kind in KINDS.items()}
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
+_MIN_TIME: Final = -1 << 63
 _MAX_DIGESTED_ZEROS: Final = 4 << 20
 
 
-class Chunk(NamedTuple):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """`length` bytes of a file, and its frames: `blob_offset` up to where the next one begins.
 
     Attributes:
@@ -55,6 +61,9 @@ class Chunk(NamedTuple):
 class TocWriter:
     """Takes members in the tar's order. The same members give the same bytes.
 
+    What it gives can be read: each member is held against the rules of a layer before it is
+    written.
+
     Attributes:
         problem: "" as long as every entry says, without our additions, what the tar's headers say;
             else which one does not. Readers of tar-split data compare it with the TOC, and take
@@ -63,13 +72,9 @@ class TocWriter:
 
     def __init__(self) -> None:
         self.problem = ""
+        self._rules = LayerBuilder(keep=False)
         self._parts = bytearray(b'{"version":%d,"entries":[' % VERSION)
         self._separator = b""
-
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return len(self._parts)
 
     def add(
         self,
@@ -85,7 +90,11 @@ class TocWriter:
             chunks: of a file that is not empty: all of it, in order.
             blob_end: where the last chunk's frames end.
             digest: sha256 of the whole file, where it is known.
+
+        Raises:
+            FormatError: no layer can have it, or the TOC gets larger than readers take.
         """
+        self._rules.add(_as_read(member.entry), _pieces(chunks))
         entry = _entry(member, chunks, blob_end, digest)
         if not self.problem and not _is_plain(member, entry):
             self.problem = f"{member.entry.path[:80]!r} has a name or time that its JSON cannot say"
@@ -93,22 +102,30 @@ class TocWriter:
         if len(chunks) > 1:
             for further in _further(entry.name, chunks):  # there may be half a million
                 self._write(further)
+        if len(self._parts) > MAX_TOC:
+            raise FormatError("layer", f"its TOC is over the {MAX_TOC} bytes that readers take")
 
     def _write(self, entry: TocEntry) -> None:
         self._parts += self._separator
         self._parts += _ENCODER.encode(entry)
         self._separator = b","
 
-    def finish(self, tar_split: TarSplit | None = None) -> bytes:
-        """Give the TOC, which commits to the blob's tar-split data if there will be any."""
+    def finish(self, tar_split: TarSplit | None = None) -> bytearray:
+        """Give the TOC, which commits to the blob's tar-split data if there will be any.
+
+        Raises:
+            FormatError: no device can hold all of its files.
+        """
+        self._rules.finish()
         end = b"]}"
         if tar_split is not None:
             end = b'],"tarSplitDigest":"%s"}' % str(Digest.of(tar_split.data)).encode()
-        return b"".join((self._parts, end))
+        self._parts += end  # no copy: it may be large
+        return self._parts
 
 
 def serialize_tail(
-    toc: bytes, blob_offset: int, level: int, tar_split: TarSplit | None = None
+    toc: bytes | bytearray, blob_offset: int, level: int, tar_split: TarSplit | None = None
 ) -> tuple[bytes, TocLocation]:
     """Give what follows the last file's frame in a blob, and where the TOC is.
 
@@ -136,17 +153,43 @@ def serialize_tail(
     return frames + serialize_footer(location), location
 
 
+def _as_read(entry: Entry) -> Entry:
+    """Give an entry as `parse_toc` gives it to its builder, as far as the rules are about it.
+
+    Raises:
+        FormatError: `TocEntry` has no such numbers; rules are not about those of a whiteout.
+    """
+    if entry.size > MAX_COUNT or not _MIN_TIME <= entry.mtime < -_MIN_TIME:
+        raise FormatError("layer entry", f"{entry.path[:80]!r}: a size or time that is too large")
+    if (entry.major or entry.minor) and entry.kind not in DEVICES:
+        return msgspec.structs.replace(entry, major=0, minor=0)
+    return entry
+
+
+def _pieces(chunks: Sequence[Chunk]) -> list[Piece]:
+    """Give which parts of a file are no zeros, which is what the rules of a layer are about."""
+    if len(chunks) == 1:
+        return [Piece(0, chunks[0].length, 0)] if chunks[0].digest else []
+    pieces, offset = [], 0
+    for chunk in chunks:
+        if chunk.digest is not None:
+            pieces.append(Piece(offset, chunk.length, 0))
+        offset += chunk.length
+    return pieces
+
+
 def _is_plain(member: Member, entry: TocEntry) -> bool:
     """Tell whether an entry says all of what its member's header says, for every reader."""
     if entry.lazyimg is not None:
         return False
-    return _is_said(member.accessed, entry.accesstime) and _is_said(
-        member.changed, entry.changetime
+    accessed, changed = member.accessed, member.changed
+    return (accessed is None or _is_said(accessed, entry.accesstime)) and (
+        changed is None or _is_said(changed, entry.changetime)
     )
 
 
-def _is_said(time: tuple[int, int] | None, text: str | None) -> bool:
-    return time is None or text is not None or time == (0, 0)
+def _is_said(time: tuple[int, int], text: str | None) -> bool:
+    return text is not None or time == (0, 0)
 
 
 def _entry(
@@ -154,9 +197,11 @@ def _entry(
 ) -> TocEntry:
     entry = member.entry
     name, extra_name = _text(entry.path)
-    link_name, extra_link_name = _text(entry.target)
-    modtime = _time((entry.mtime, entry.mtime_ns))
-    extra_time = (entry.mtime, entry.mtime_ns) if modtime is None and entry.mtime else None
+    link_name, extra_link_name = _text(entry.target) if entry.target else ("", "")
+    mtime, mtime_ns, extra_time = entry.mtime, entry.mtime_ns, None
+    modtime = format_time(mtime, mtime_ns) if mtime or mtime_ns else None
+    if modtime is None and mtime:
+        extra_time = (mtime, mtime_ns)
     xattrs, extra_xattrs = _xattrs(entry.xattrs) if entry.xattrs else (None, None)
     extra = None
     if extra_name or extra_link_name or extra_time or extra_xattrs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyimg_formats.device_table import Codec, Span
+from lazyimg_formats.device_table import MAX_DEVICE_SIZE, Codec, Span
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.oci.digest import Digest
@@ -33,9 +34,7 @@ def write(*arguments: tuple[Member, list[Chunk], int, bytes | None]) -> bytes:
     writer = TocWriter()
     for argument in arguments:
         writer.add(*argument)
-    toc = writer.finish()
-    assert writer.size == len(toc) - 2
-    return toc
+    return bytes(writer.finish())
 
 
 def test_text() -> None:
@@ -214,6 +213,100 @@ def test_what_every_reader_understands(
     assert writer.problem == (
         "" if plain else f"{path} has a name or time that its JSON cannot say"
     )
+
+
+HOSTILE = st.lists(
+    st.builds(
+        Entry,
+        st.one_of(
+            NAMES,
+            st.sampled_from(
+                [b"", b"/", b"..", b"a/../b", b"x" * 256, b"a\0b", b".wh.", b".wh.a", b"a/.wh...",
+                 b"a/.wh..wh..opq", b".wh..wh.plnk/a", b"a/" * 2048 + b"a"]
+            ),
+        ),
+        st.sampled_from([kind for kind in Kind if kind < Kind.WHITEOUT]),
+        st.integers(-(2**63), 2**63 - 1),
+        st.sampled_from([0, 2**32 - 1]),
+        st.sampled_from([0, 2**32 - 1]),
+        st.sampled_from([0, 1, -(2**63), 2**63 - 1, 2**63, -(10**19), 10**19, 2**62]),
+        st.sampled_from([0, 999_999_999]),
+        st.sampled_from([0, 0, 2**44 - 4096, 2**44, 2**62 - 1, 2**62, 2**63 - 1]),
+        st.sampled_from([b"", b"a", b"..", b"a\0b", b"/", b"x" * 4096]),
+        st.sampled_from([0, 4095, 4096, -1, 2**63 - 1]),
+        st.sampled_from([0, 2**20 - 1, 2**20, -(2**63)]),
+        st.sampled_from(
+            [(), ((b"", b"x"),), ((b"user.a", bytes(65_537)),), ((b"trusted.a", bytes(200_000)),),
+             ((b"a\0", b""),), tuple((b"user.%d" % n, bytes(60_000)) for n in range(3))]
+        ),
+    ),
+    max_size=3,
+)  # fmt: skip
+
+
+@given(entries=HOSTILE, holes=st.booleans())
+def test_what_is_written_can_be_read(entries: list[Entry], *, holes: bool) -> None:
+    """A scanner gives such members, where a tar says so; nothing else may come out of it."""
+    writer = TocWriter()
+    count = 0
+    for entry in entries:
+        is_file = entry.kind is Kind.REGULAR and entry.size > 0
+        chunks = [Chunk(entry.size, 100, None if holes or entry.size > 1 << 26 else A)]
+        try:
+            writer.add(member(entry), chunks if is_file else [], 200)
+        except FormatError:
+            return
+        count += 1
+    try:
+        toc = writer.finish()
+    except FormatError:
+        return
+    assert len(json.loads(toc)["entries"]) == count
+    parse_toc(bytes(toc))
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (Entry(b"a/../b", Kind.FIFO), "path b'a/../b' contains '..'"),
+        (Entry(b"d", Kind.DIRECTORY, size=1 << 62), "a size or time that is too large"),
+        (Entry(b".wh.f", Kind.REGULAR, mtime=1 << 63), "a size or time that is too large"),
+        (Entry(b"f", Kind.FIFO, mtime=-1 << 63), "an owner, time or device number out of range"),
+        (Entry(b"f", Kind.CHARACTER, major=4096), "an owner, time or device number out of range"),
+    ],
+)
+def test_what_no_layer_can_have(entry: Entry, problem: str) -> None:
+    writer = TocWriter()
+    with pytest.raises(FormatError, match=f"^layer entry: .*{re.escape(problem)}$"):
+        writer.add(member(entry))
+    assert writer.finish() == b'{"version":1,"entries":[]}'
+
+
+def test_more_than_a_device_can_hold() -> None:
+    """Where zeros are mapped, one chunk of them lies at the device's end."""
+    writer = TocWriter()
+    zeros = [Chunk(1 << 20, 0, None)]
+    writer.add(member(Entry(b"a", Kind.REGULAR, size=1 << 20)), zeros, 1)
+    size = MAX_DEVICE_SIZE - (2 << 12)
+    writer.add(member(Entry(b"b", Kind.REGULAR, size=size)), [Chunk(size, 0, A)], 1)
+    with pytest.raises(FormatError, match=r"^device table: impossible device size "):
+        writer.finish()
+
+
+def test_numbers_that_mean_nothing() -> None:
+    writer = TocWriter()
+    writer.add(member(Entry(b"f", Kind.FIFO, major=1 << 40, minor=-1)))
+    assert parse_toc(bytes(writer.finish())).entries == [Entry(b"f", Kind.FIFO)]
+
+
+def test_toc_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyimg_formats.zstd_chunked.writer.MAX_TOC", 100)
+    writer = TocWriter()
+    writer.add(member(Entry(b"f", Kind.FIFO)))
+    with pytest.raises(
+        FormatError, match=r"^layer: its TOC is over the 100 bytes that readers take"
+    ):
+        writer.add(member(Entry(b"x" * 90, Kind.FIFO)))
 
 
 def test_tail_of_a_toc_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:

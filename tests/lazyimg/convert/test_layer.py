@@ -248,7 +248,7 @@ async def test_what_is_no_layer(executor: Executor, data: bytes, tar: bytes, pro
 
 
 async def test_a_toc_that_nobody_takes(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyimg.convert.layer.MAX_TOC", 1000)
+    monkeypatch.setattr("lazyimg_formats.zstd_chunked.writer.MAX_TOC", 1000)
     with pytest.raises(CorruptError, match="its TOC is over the 1000 bytes that readers take"):
         await convert(executor, TAR)
 
