@@ -34,6 +34,9 @@ MAX_SEGMENT: Final = 4 << 20
 MAX_DATA: Final = 64 << 20
 """Bytes of the data, compressed: a million files take a quarter. All of it is held in memory."""
 
+MAX_MEMBERS: Final = 1 << 21
+"""Members. Their names are held in memory, since no two may have the same."""
+
 _REGULAR: Final = Kind.REGULAR
 _LEVEL: Final = 1  # larger levels make it no smaller: most of it is digits and zeros
 
@@ -114,6 +117,9 @@ class TarSplitWriter:
             self._give_up(self.problem or problem)
             return
         names.add(key)
+        if len(names) > MAX_MEMBERS:
+            self._give_up(f"over {MAX_MEMBERS} members")
+            return
         position = self._position
         payload = crc.to_bytes(8, "big") if size else None
         try:
@@ -130,6 +136,7 @@ class TarSplitWriter:
 
     def finish(self) -> TarSplit | None:
         """Give the data; None where there is a problem, or nothing to say. Ends the tar."""
+        self._names.clear()
         end = self._raw[self._padding :]
         if 0 < len(self._raw) < self._padding or end.strip(b"\0"):
             self._give_up("something follows its end")

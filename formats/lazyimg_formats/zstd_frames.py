@@ -190,7 +190,12 @@ def iterate_frames(data: bytes | memoryview) -> Iterator[Frame]:
 
 def serialize_skippable(payload: bytes) -> bytes:
     """Give a skippable frame: decoders of zstd pass over it."""
-    return b"".join((_SKIPPABLE_MAGIC, _U32.pack(len(payload)), payload))
+    return serialize_skippable_header(len(payload)) + payload
+
+
+def serialize_skippable_header(length: int) -> bytes:
+    """Give what stands before the payload of a skippable frame, of `length` bytes."""
+    return _SKIPPABLE_MAGIC + _U32.pack(length)
 
 
 class _Decoders(threading.local):

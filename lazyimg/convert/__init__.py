@@ -11,7 +11,10 @@ What holds:
     layer's last byte is pushed; so config, diff IDs and chain IDs do not change.
   - A layer's bytes depend only on its tar, the level, and zstd's version: not on timing, on how
     the source was compressed, or on how its bytes arrived.
-  - What is pushed can be mounted: a layer's TOC is read back before its last byte is pushed.
+  - What is pushed can be mounted: each member is held against the rules that reading its layer
+    will hold it against, before it is written into the TOC.
+  - Memory is bounded, whatever the layer holds: a TOC has at most 150 MiB, tar-split data 64 MiB,
+    and the names of members that tar-split data must not repeat are fewer than 2**21.
   - Nothing is tagged before everything is there. A failure, or an interruption, leaves at most
     blobs that nothing names; the target's own collection removes them. A layout that was made for
     it is removed.

@@ -18,6 +18,7 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.tar.scanner import Member
 from lazyimg_formats.tar_split import TarSplit
+from lazyimg_formats.zstd_chunked.location import MAX_TOC
 from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ _INPUT: Final = 1 << 20
 
 _BATCH: Final = 2 << 20
 """Bytes of tar that one thread compresses in one go."""
+
+
+_MAX_CHUNKS: Final = MAX_TOC // 150
+"""Chunks of a file that are held in memory; more of them no TOC can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,8 @@ class _Assembler:
 
     def _add_chunk(self, chunk: Chunk, whole: bytes | None) -> None:
         assert self._member is not None  # noqa: S101 - a chunk is a member's
+        if len(self._chunks) > _MAX_CHUNKS:
+            raise FormatError("layer", f"a file of over {_MAX_CHUNKS} chunks")
         self._left -= chunk.length
         chunks = self._chunks
         if chunk.digest is None and chunks and chunks[-1].digest is None:
@@ -141,13 +148,13 @@ class _Assembler:
         self._toc.add(member, self._chunks, self._offset, digest)
         self._chunks.clear()
 
-    def finish(self) -> tuple[bytes, ConvertedLayer]:
+    def finish(self) -> tuple[list[bytes], ConvertedLayer]:
         problem = self._problem or self._toc.problem
         tar_split = None if problem else self._tar_split
         toc = self._toc.finish(tar_split)
         tail, location = serialize_tail(toc, self._offset, self._level, tar_split)
-        self._emit(tail)
-        self._offset += len(tail)
+        for piece in tail:
+            self._offset += len(self._emit(piece))
         digest = Digest("sha256", self._hash.hexdigest())
         return tail, ConvertedLayer(digest, self._offset, location, problem)
 
@@ -215,8 +222,9 @@ class LayerConversion:
             while pending:
                 yield await self._assemble(*pending.popleft())
             tail, self._result = await loop.run_in_executor(self._executor, self._assembler.finish)
-            self.written += len(tail)
-            yield tail
+            for piece in tail:
+                self.written += len(piece)
+                yield piece
         except FormatError as error:
             raise CorruptError(self._what, str(error)) from error
         finally:

@@ -176,6 +176,13 @@ def test_data_over_its_limit(members: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert write(tar + END) == (None, "its tar-split data is over 20000 bytes")
 
 
+def test_more_members_than_names_are_held_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_split, "MAX_MEMBERS", 2)
+    members = [empty(b"a"), empty(b"b"), empty(b"c")]
+    assert write(b"".join(members[:2]) + END)[1] == ""
+    assert write(b"".join(members) + END) == (None, "over 2 members")
+
+
 def test_zeros_that_follow_the_end_are_kept() -> None:
     tar = file(b"a", b"x") + END + bytes(1234)
     data, _ = write(tar)

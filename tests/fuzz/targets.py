@@ -70,6 +70,7 @@ from lazyimg_formats.zstd_chunked.location import parse_annotations, parse_foote
 from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_chunked.writer import TocWriter
 from lazyimg_formats.zstd_frames import decode_frame, iterate_frames, parse_frame_header
+from lazyimg_formats.zstd_stream import StreamCutter
 from tests.fuzz import registry_targets, seeds
 from tests.fuzz.registry_targets import each
 
@@ -203,6 +204,7 @@ def run_zstd_frames(data: bytes) -> None:
         lambda: parse_frame_header(data),
         lambda: list(islice(iterate_frames(data), 1000)),
         lambda: decode_frame(data, MAX_DECODED),
+        lambda: [bytes(part) for part in StreamCutter(1000).cut(data)],
     )
 
 

@@ -29,7 +29,7 @@ from lazyimg_formats.zstd_chunked.location import (
     TocLocation,
     serialize_footer,
 )
-from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable
+from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, serialize_skippable_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -126,8 +126,8 @@ class TocWriter:
 
 def serialize_tail(
     toc: bytes | bytearray, blob_offset: int, level: int, tar_split: TarSplit | None = None
-) -> tuple[bytes, TocLocation]:
-    """Give what follows the last file's frame in a blob, and where the TOC is.
+) -> tuple[list[bytes], TocLocation]:
+    """Give what follows the last file's frame in a blob, in pieces, and where the TOC is.
 
     Args:
         toc: what `TocWriter.finish` gave.
@@ -141,16 +141,14 @@ def serialize_tail(
     data = ZstdCompressor(level=level).compress(toc)
     offset = blob_offset + SKIPPABLE_HEADER
     split = None
-    frames = serialize_skippable(data)
+    pieces = [serialize_skippable_header(len(data)), data]  # not put together: they are large
     if tar_split is not None:
         split = TarSplitLocation(
-            blob_offset + len(frames) + SKIPPABLE_HEADER,
-            len(tar_split.data),
-            tar_split.decoded_length,
+            offset + len(data) + SKIPPABLE_HEADER, len(tar_split.data), tar_split.decoded_length
         )
-        frames += serialize_skippable(tar_split.data)
+        pieces += [serialize_skippable_header(len(tar_split.data)), tar_split.data]
     location = TocLocation(offset, len(data), len(toc), Digest.of(data), split)
-    return frames + serialize_footer(location), location
+    return [*pieces, serialize_footer(location)], location
 
 
 def _as_read(entry: Entry) -> Entry:

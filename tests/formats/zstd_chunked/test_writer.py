@@ -160,7 +160,8 @@ def test_round_trip(entries: list[Entry]) -> None:
 
 def test_tail() -> None:
     toc = write((member(Entry(b"f", Kind.FIFO)), [], 0, None))
-    tail, location = serialize_tail(toc, 1000, 3)
+    pieces, location = serialize_tail(toc, 1000, 3)
+    tail = b"".join(pieces)
     table, footer = iterate_frames(tail)
     assert table.skippable
     assert footer.skippable
@@ -168,7 +169,7 @@ def test_tail() -> None:
     assert location == TocLocation(1008, len(data), len(toc), Digest.of(data))
     assert location.decode(data) == toc
     assert parse_footer(tail[-72:]) == TocLocation(1008, len(data), len(toc), None)
-    assert serialize_tail(toc, 1000, 3) == (tail, location)
+    assert serialize_tail(toc, 1000, 3) == (pieces, location)
 
 
 def test_tail_with_tar_split_data() -> None:
@@ -179,7 +180,8 @@ def test_tail_with_tar_split_data() -> None:
     digest = f"sha256:{hashlib.sha256(b'the data').hexdigest()}"
     assert json.loads(toc)["tarSplitDigest"] == digest
     assert [entry.path for entry in parse_toc(toc).entries] == [b"f"]
-    tail, location = serialize_tail(toc, 1000, 3, split)
+    pieces, location = serialize_tail(toc, 1000, 3, split)
+    tail = b"".join(pieces)
     table, data, footer = iterate_frames(tail)
     assert table.skippable
     assert footer.skippable

@@ -253,6 +253,14 @@ async def test_a_toc_that_nobody_takes(executor: Executor, monkeypatch: pytest.M
         await convert(executor, TAR)
 
 
+async def test_a_file_of_more_chunks_than_are_held(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazyimg.convert.layer._MAX_CHUNKS", 4)
+    with pytest.raises(CorruptError, match="a file of over 4 chunks"):
+        await convert(executor, TAR)
+
+
 async def test_a_source_that_fails(executor: Executor) -> None:
     async def source() -> AsyncIterator[bytes]:
         yield TAR[:MIB]
