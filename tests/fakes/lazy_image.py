@@ -76,7 +76,7 @@ def lying_layer(honest: LazyLayer, planted: LazyLayer) -> LazyLayer:
             if name in entry:
                 entry[name] += shift
     tail, toc = serialize_tail(msgspec.json.encode(document), len(prefix), 1)
-    return LazyLayer(prefix + tail, honest.diff_id, toc)
+    return LazyLayer(b"".join((prefix, *tail)), honest.diff_id, toc)
 
 
 def add_lazy_image(

@@ -160,7 +160,9 @@ async def test_index_that_points_nowhere(node: Node) -> None:
     document["entries"][0]["offset"] -= 1
     data = honest.blob[: honest.toc.data_end]
     tail, toc = serialize_tail(msgspec.json.encode(document), len(data), 1)
-    lie = await complete(node, add(node, [LazyLayer(data + tail, honest.diff_id, toc)]), 1)
+    lie = await complete(
+        node, add(node, [LazyLayer(b"".join((data, *tail)), honest.diff_id, toc)]), 1
+    )
     assert lie is not None
     assert "of its blob: does not decode as ZSTD: " in lie.problem
 
