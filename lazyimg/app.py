@@ -46,12 +46,14 @@ if TYPE_CHECKING:
 
     from lazyimg.config import Config, RegistrySettings
     from lazyimg.daemon import LazyimgDaemon
+    from lazyimg.images.completion import Completer
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.service import Images
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
@@ -189,6 +191,22 @@ async def start(
     await mounts.recover(served=served, kept=await snapshots.open(stack))
     stack.push_async_callback(mounts.close)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
+    if config.completion.bytes_per_second:
+        from lazyimg.images.completion import Completer  # noqa: PLC0415  readers come first
+
+        snapshots.complete_with(
+            Completer(
+                images=images,
+                mounts=mounts,
+                prefetcher=prefetcher,
+                catalog=catalog,
+                engine=engine,
+                presence=transport,
+                library=library,
+                limits=config.build.limits(),
+                rate=config.completion.bytes_per_second,
+            )
+        )
     daemon = LazyimgDaemon(
         config=config,
         images=images,
@@ -199,6 +217,7 @@ async def start(
         manager=manager,
         client=registries.client,
         snapshotter=snapshots.snapshotter,
+        completion=snapshots.completion,
     )
     await _listen(listener, daemon, stack)
     await snapshots.start(stack)
@@ -236,6 +255,7 @@ class _Snapshots:
         self._images = images
         self._mounts = mounts
         self.snapshotter: Snapshotter | None = None
+        self.completion: Completion | None = None
 
     async def open(self, stack: AsyncExitStack) -> set[str]:
         """Open the records; gives the fsids that snapshots need."""
@@ -262,6 +282,23 @@ class _Snapshots:
 
         await self.snapshotter.start()
         await listen(Path(self._config.snapshotter.address), self.snapshotter, stack)
+        if self.completion is not None:
+            task = asyncio.create_task(self.completion.run())
+            stack.push_async_callback(_cancel, task)
+
+    def complete_with(self, completer: Completer) -> None:
+        """Have the images of containers completed, from `start` on."""
+        if self.snapshotter is None:
+            return
+        from lazyimg.snapshotter.completion import Completion  # noqa: PLC0415
+
+        self.completion = Completion(self.snapshotter.records, completer)
+        self.snapshotter.changed = self.completion.look
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 class _Registries:

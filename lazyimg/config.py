@@ -343,6 +343,23 @@ class SnapshotterSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = []
 
 
+class CompletionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Images of containers are made local and checked in the background, one after the other.
+
+    Only this finds out that an image's layers are others than it says.
+    """
+
+    bytes_per_second: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="What it fetches in a second. 0: images are not completed, nor checked.",
+            extra=_SIZE,
+        ),
+    ] = 16 << 20
+
+
 class ImageServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The image service that the kubelet may call instead of containerd's.
 
@@ -403,6 +420,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     mount: MountSettings = MountSettings()
     build: BuildSettings = BuildSettings()
     snapshotter: SnapshotterSettings = SnapshotterSettings()
+    completion: CompletionSettings = CompletionSettings()
     image_service: ImageServiceSettings = ImageServiceSettings()
 
     @property

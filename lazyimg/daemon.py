@@ -13,6 +13,7 @@ import msgspec
 
 from lazyimg import __version__
 from lazyimg.api.messages import (
+    CompletionReport,
     ErrorReply,
     FsidReply,
     HeldReport,
@@ -24,6 +25,7 @@ from lazyimg.api.messages import (
     MountReport,
     MountRequest,
     PrefetchEvent,
+    QuarantineReport,
     RegistryReport,
     SnapshotterReport,
     StatusReply,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.service import Image, Images
     from lazyimg.registry.client import RegistryClient
+    from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
     from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
@@ -67,6 +70,7 @@ class LazyimgDaemon:
         manager: started this process.
         client: talks to registries; asked for its counters.
         snapshotter: containerd's, if there is one; asked for what it has.
+        completion: of its images; asked for what it does.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class LazyimgDaemon:
         manager: ServiceManager,
         client: RegistryClient,
         snapshotter: Snapshotter | None = None,
+        completion: Completion | None = None,
     ) -> None:
         self._config = config
         self._images = images
@@ -91,6 +96,7 @@ class LazyimgDaemon:
         self._manager = manager
         self._client = client
         self._snapshotter = snapshotter
+        self._completion = completion
         self._started = time.monotonic()
 
     async def mount(self, request: MountRequest) -> MountReply:
@@ -249,6 +255,29 @@ class LazyimgDaemon:
             ],
             lazy=self._snapshotter.lazy,
             unpacked=dict(self._snapshotter.unpacked),
+            quarantined=[
+                QuarantineReport(
+                    reference=one.layer.reference, chain=one.layer.chain, problem=one.problem
+                )
+                for one in await self._snapshotter.quarantined()
+            ],
+            completion=await self._report_completion(),
+        )
+
+    async def _report_completion(self) -> CompletionReport | None:
+        completion = self._completion
+        if completion is None:
+            return None
+        counters = completion.completer.counters
+        waiting = await completion.waiting()
+        return CompletionReport(
+            current=completion.current.reference if completion.current else "",
+            waiting=waiting,
+            layers=counters.layers,
+            lies=counters.lies,
+            fetched=counters.fetched,
+            tight=completion.completer.tight,
+            failures=dict(completion.failures),
         )
 
     async def _open(self, request: ImageRequest) -> Image:

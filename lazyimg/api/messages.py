@@ -238,6 +238,42 @@ class HeldReport(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class QuarantineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Lazily loaded layers on which nothing new may stand.
+
+    Attributes:
+        reference: of their image, with its manifest's digest.
+        chain: the chain ID of these layers.
+        problem: how they are not what the image says.
+    """
+
+    reference: str
+    chain: str
+    problem: str
+
+
+class CompletionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes containers' images local, and checks them, since the daemon's start.
+
+    Attributes:
+        current: the image that is worked on; "" for none.
+        waiting: images in the queue, with this one.
+        layers: that were found to be what their images say.
+        lies: that were not.
+        fetched: bytes of blobs.
+        tight: it waits for room in the cache.
+        failures: why images rest, by their references.
+    """
+
+    current: str
+    waiting: int
+    layers: int
+    lies: int
+    fetched: int
+    tight: bool
+    failures: dict[str, str]
+
+
 class SnapshotterReport(msgspec.Struct, frozen=True, kw_only=True):
     """containerd's snapshotter.
 
@@ -245,11 +281,15 @@ class SnapshotterReport(msgspec.Struct, frozen=True, kw_only=True):
         images: those that it has layers of.
         lazy: layers that were loaded lazily, since the daemon's start.
         unpacked: layers that were to be, and are unpacked, since then, by `HeldReport.reason`.
+        quarantined: layers that must not be used.
+        completion: null if images are not completed.
     """
 
     images: list[HeldReport]
     lazy: int
     unpacked: dict[str, int]
+    quarantined: list[QuarantineReport] = []
+    completion: CompletionReport | None = None
 
 
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,13 @@ from lazyimg.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from lazyimg.api.messages import HeldReport, SnapshotterReport, StatusReply
+    from lazyimg.api.messages import (
+        CompletionReport,
+        HeldReport,
+        QuarantineReport,
+        SnapshotterReport,
+        StatusReply,
+    )
     from lazyimg.cli.invocation import Invocation
 
 NOT_ASKED: Final = "pulled without saying for which image; `lazyimg pull` does"
@@ -61,6 +67,9 @@ def command(invocation: Invocation, *, output: str) -> None:
     if reply.snapshotter and reply.snapshotter.images:
         print_line("")
         _print_images(reply.snapshotter.images)
+    if reply.snapshotter and reply.snapshotter.quarantined:
+        print_line("")
+        _print_quarantined(reply.snapshotter.quarantined)
     if reply.registries:
         print_line("")
         _print_registries(reply)
@@ -79,7 +88,29 @@ def _describe_snapshotter(report: SnapshotterReport | None) -> list[tuple[str, s
         ("layers", f"{lazy} lazy, {unpacked} unpacked"),
         ("since start", f"{report.lazy} lazy, {total} unpacked{reasons and f': {reasons}'}"),
         ("containers", str(containers)),
+        *_describe_completion(report.completion),
     ]
+
+
+def _describe_completion(report: CompletionReport | None) -> list[tuple[str, str]]:
+    if report is None:
+        return [("completion", "off: nobody checks what layers hold")]
+    state = f"{report.waiting} waiting" if report.waiting else "nothing to do"
+    if report.tight:
+        state = f"waits for room in the cache, {state}"
+    elif report.current:
+        state = f"at {report.current}, {report.waiting - 1} more"
+    done = f"{report.layers} layers checked, {format_size(report.fetched)} fetched"
+    lies = f", {report.lies} not what they should be" if report.lies else ""
+    failures = [("not completed", f"{name}: {why}") for name, why in report.failures.items()]
+    return [("completion", f"{state}; {done}{lies}"), *failures]
+
+
+def _print_quarantined(quarantined: list[QuarantineReport]) -> None:
+    rows = []
+    for one in quarantined:
+        rows += [(one.chain, one.reference), ("", f"  {one.problem}")]
+    print_table(("MUST NOT BE USED: CHAIN", "IMAGE OF THIS CHAIN"), rows)
 
 
 def _print_images(images: list[HeldReport]) -> None:

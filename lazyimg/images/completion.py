@@ -140,7 +140,6 @@ class Completer:
     """Makes images local, and finds out whether they are what they say.
 
     Args:
-        root: the daemon's directory.
         images: makes them ready.
         mounts: holds them, so that the kernel keeps their devices open.
         prefetcher: opens the devices.
@@ -159,7 +158,6 @@ class Completer:
     def __init__(
         self,
         *,
-        root: Path,
         images: Images,
         mounts: Mounts,
         prefetcher: Prefetcher,
@@ -172,7 +170,6 @@ class Completer:
     ) -> None:
         self.counters = Counters()
         self.tight = False
-        self._root = root
         self._images = images
         self._mounts = mounts
         self._prefetcher = prefetcher

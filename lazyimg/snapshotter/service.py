@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
-    from lazyimg.snapshotter.lifecycle import HeldImage, RemoteLayer
+    from lazyimg.snapshotter.lifecycle import HeldImage, Quarantined, RemoteLayer
     from lazyimg.snapshotter.overlay import Mount
     from lazyimg.snapshotter.ports import LazyImages
     from lazyimg_formats.containerd.filters import Filter
@@ -72,11 +72,11 @@ class Snapshotter:
         root: of the snapshotter.
         images: shows layers that were not downloaded.
         options: further mount options of each overlay.
-        changed: is called when a container begins to stand on lazily loaded layers, and when such
-            a layer is removed.
 
     Attributes:
         records: what is known.
+        changed: is called when a container begins to stand on lazily loaded layers, and when such
+            a layer is removed.
         lazy: how many layers were loaded lazily since the start.
         unpacked: how many were to be, and are unpacked, for each reason.
 
@@ -90,7 +90,6 @@ class Snapshotter:
         root: Path,
         images: LazyImages,
         options: Sequence[str] = (),
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
         for path in (root, root.resolve()):
             check_root(path)
@@ -100,7 +99,7 @@ class Snapshotter:
         self.records = Records(root / "records.sqlite")
         self._images = images
         self._options = tuple(options)
-        self._changed = changed
+        self.changed: Callable[[], None] = lambda: None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="snapshots")
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -202,7 +201,7 @@ class Snapshotter:
         """
         removed = await self._run(self.records.remove, key)
         if removed.remote is not None:
-            self._changed()
+            self.changed()
             return
         self._release_soon(removed.number)
         try:
@@ -246,6 +245,10 @@ class Snapshotter:
         """Give the images that layers are there for."""
         return await self._run(self.records.images)
 
+    async def quarantined(self) -> list[Quarantined]:
+        """Give the layers that must not be used."""
+        return await self._run(self.records.quarantined)
+
     async def usage(self, key: str) -> tuple[int, int]:
         """Give a snapshot's bytes on the disk and inodes, without those below it.
 
@@ -280,7 +283,7 @@ class Snapshotter:
         make = partial(self._make, wanted.kind is Kind.ACTIVE)
         ancestry = await self._run(self.records.create, wanted, make, unpacked)
         if _remote(ancestry) is not None:
-            self._changed()
+            self.changed()
         try:
             return await self._mount(ancestry)
         except BaseException:

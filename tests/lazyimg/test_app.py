@@ -20,9 +20,16 @@ import msgspec
 import pytest
 
 from lazyimg import app
-from lazyimg.api.messages import Access, ImageRequest, MountRequest, PrefetchRequest
+from lazyimg.api.messages import (
+    Access,
+    CompletionReport,
+    ImageRequest,
+    MountRequest,
+    PrefetchRequest,
+)
 from lazyimg.config import (
     CachefilesSettings,
+    CompletionSettings,
     Config,
     ImageServiceSettings,
     RegistrySettings,
@@ -182,6 +189,12 @@ async def test_image_is_mounted_over_the_socket_and_unmounted_at_the_end(
     assert started.events[-1] == ("stop", [])
 
 
+async def completion_of(config: Config) -> CompletionReport | None:
+    report = (await ApiClient(config.address).status()).snapshotter
+    assert report is not None
+    return report.completion
+
+
 @pytest.mark.usefixtures("started")
 async def test_snapshotter_answers_where_the_configuration_says(
     config: Config, tmp_path: Path
@@ -193,7 +206,11 @@ async def test_snapshotter_answers_where_the_configuration_says(
         (mount,) = await asyncio.to_thread(client.prepare, "key")
         assert mount.source == f"{config.root}/snapshotter/snapshots/1/fs"
         client.close()
+        assert (await completion_of(config)) is not None
     assert not address.exists()
+    off = CompletionSettings(bytes_per_second=0)
+    async with start(msgspec.structs.replace(config, snapshotter=settings, completion=off)):
+        assert (await completion_of(config)) is None
     async with start(config):
         assert not address.exists()
 

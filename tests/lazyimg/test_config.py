@@ -57,6 +57,7 @@ def test_sections_are_described() -> None:
         "mount",
         "build",
         "snapshotter",
+        "completion",
         "image_service",
     ]
     assert all(text.endswith(".") for _, text in list_sections())

@@ -13,11 +13,13 @@ import pytest
 from lazyimg import __version__
 from lazyimg.api.messages import (
     Access,
+    CompletionReport,
     HeldReport,
     ImageRequest,
     InspectRequest,
     MountRequest,
     PrefetchRequest,
+    QuarantineReport,
     SnapshotterReport,
     UnmountRequest,
 )
@@ -33,10 +35,12 @@ from lazyimg.errors import (
     UsageError,
 )
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.images.completion import Counters, Lie
 from lazyimg.images.mounted import Mounted
 from lazyimg.registry.ports import Access as RegistryAccess
 from lazyimg.registry.resolve import local_platform
-from lazyimg.snapshotter.lifecycle import REF
+from lazyimg.snapshotter.completion import Completion
+from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError
 from lazyimg.snapshotter.service import Snapshotter
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.devices import MemorySink
@@ -77,7 +81,9 @@ def daemon(node: Node) -> LazyimgDaemon:
     return make_daemon(node)
 
 
-def make_daemon(node: Node, snapshotter: Snapshotter | None = None) -> LazyimgDaemon:
+def make_daemon(
+    node: Node, snapshotter: Snapshotter | None = None, completion: Completion | None = None
+) -> LazyimgDaemon:
     return LazyimgDaemon(
         config=Config(
             root=str(node.root),
@@ -91,6 +97,7 @@ def make_daemon(node: Node, snapshotter: Snapshotter | None = None) -> LazyimgDa
         manager=ServiceManager({"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "3"}),
         client=node.client,
         snapshotter=snapshotter,
+        completion=completion,
     )
 
 
@@ -349,6 +356,50 @@ async def test_status_counts(node: Node, daemon: LazyimgDaemon) -> None:
     assert registry.requests > 3
     assert (registry.failures, registry.rests) == (0, 0.0)
     assert status.snapshotter is None
+
+
+class Idle:
+    """A completer that does nothing."""
+
+    counters = Counters(layers=3, lies=1, fetched=4096)
+    tight = False
+
+    async def complete(self, _reference: str, _platform: str, _depth: int) -> Lie | None:
+        return None
+
+
+async def test_status_of_completion(node: Node, tmp_path: Path) -> None:
+    snapshotter = Snapshotter(tmp_path / "snapshotter", FakeLazyImages("chain"))
+    with pytest.raises(AlreadyExistsError):
+        await snapshotter.prepare("extract", "", {REF: "chain"})
+    await snapshotter.prepare("container", "chain extract", {})
+    (pending,) = snapshotter.records.pending()
+    completion = Completion(snapshotter.records, Idle())
+    completion.current = pending
+    completion.failures["image"] = "is away"
+    daemon = make_daemon(node, snapshotter, completion)
+    status = (await daemon.status()).snapshotter
+    assert status is not None
+    expected = CompletionReport(
+        current="image",
+        waiting=1,
+        layers=3,
+        lies=1,
+        fetched=4096,
+        tight=False,
+        failures={"image": "is away"},
+    )
+    assert (status.completion, status.quarantined) == (expected, [])
+    snapshotter.records.quarantine(pending, 1, "is another")
+    completion.current = None
+    status = (await daemon.status()).snapshotter
+    assert status is not None
+    assert status.completion is not None
+    assert status.completion.current == ""
+    assert status.quarantined == [
+        QuarantineReport(reference="image", chain="chain", problem="is another")
+    ]
+    await snapshotter.close()
 
 
 async def test_status_of_the_snapshotter(node: Node, tmp_path: Path) -> None:

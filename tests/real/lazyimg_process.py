@@ -36,6 +36,8 @@ VERB_TIMEOUT: Final = 240.0
 class Lazyimg:
     """A daemon's directory and socket; verbs run against it, whether or not it runs.
 
+    It completes no images unless the settings say so: what is fetched is what tests look at.
+
     Attributes:
         root: the daemon's directory, on a file system that cachefiles takes.
         settings: further environment of every command.
@@ -52,6 +54,7 @@ class Lazyimg:
             "LAZYIMG_ROOT": str(self.root),
             "LAZYIMG_ADDRESS": str(self.root / "socket"),
             "LAZYIMG_CONFIG": "/dev/null",
+            "LAZYIMG_COMPLETION_BYTES_PER_SECOND": "0",
             **self.settings,
         }
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lazyimg.api.messages import HeldReport, RegistryReport, SnapshotterReport
+from lazyimg.api.messages import (
+    CompletionReport,
+    HeldReport,
+    QuarantineReport,
+    RegistryReport,
+    SnapshotterReport,
+)
 from tests.fakes.daemon import DIGEST, IMAGE
 
 if TYPE_CHECKING:
@@ -85,6 +91,7 @@ def test_snapshotter_without_images(run: Callable[..., Result], daemon: FakeDaem
         "layers      0 lazy, 0 unpacked",
         "since start 0 lazy, 0 unpacked",
         "containers  0",
+        "completion  off: nobody checks what layers hold",
     ]
 
 
@@ -106,6 +113,7 @@ def test_images_of_containerd(run: Callable[..., Result], daemon: FakeDaemon) ->
         "layers      11 lazy, 19 unpacked",
         "since start 4 lazy, 9 unpacked: 7 below, 2 registry",
         "containers  15",
+        "completion  off: nobody checks what layers hold",
         "",
         "LAZY  UNPACKED  CONTAINERS  IMAGE OF THESE LAYERS",
         "   5         0          12  reg/lazy:1",
@@ -119,6 +127,55 @@ def test_images_of_containerd(run: Callable[..., Result], daemon: FakeDaemon) ->
     report = json.loads(run("status", "--json").out)["snapshotter"]
     assert report["unpacked"] == {"registry": 2, "below": 7}
     assert report["images"][1]["reason"] == "format"
+
+
+def completion(**changes: Any) -> SnapshotterReport:
+    state: dict[str, Any] = {
+        "current": "", "waiting": 0, "layers": 0, "lies": 0, "fetched": 0, "tight": False,
+        "failures": {},
+    }  # fmt: skip
+    report = CompletionReport(**{**state, **changes})
+    return SnapshotterReport(images=[], lazy=0, unpacked={}, completion=report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ["completion  nothing to do; 0 layers checked, 0 B fetched"]),
+        (
+            {"waiting": 2, "current": "reg/app@sha256:1", "layers": 7, "fetched": 3 << 20},
+            ["completion  at reg/app@sha256:1, 1 more; 7 layers checked, 3.1 MB fetched"],
+        ),
+        (
+            {"waiting": 1, "current": "reg/app@sha256:1", "tight": True},
+            [
+                "completion  waits for room in the cache, 1 waiting; 0 layers checked, 0 B fetched",
+            ],
+        ),
+        (
+            {"waiting": 1, "lies": 1, "failures": {"reg/app@sha256:1": "registry: is away"}},
+            [
+                "completion    1 waiting; 0 layers checked, 0 B fetched, 1 not what they should be",
+                "not completed reg/app@sha256:1: registry: is away",
+            ],
+        ),
+    ],
+)
+def test_completion(
+    run: Callable[..., Result], daemon: FakeDaemon, changes: dict[str, Any], expected: list[str]
+) -> None:
+    daemon.snapshotter = completion(**changes)
+    assert run("status").out.splitlines()[11:] == expected
+
+
+def test_chains_that_must_not_be_used(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    one = QuarantineReport(reference="reg/app@sha256:1", chain="sha256:2", problem="is another")
+    daemon.snapshotter = SnapshotterReport(images=[], lazy=0, unpacked={}, quarantined=[one])
+    assert run("status").out.splitlines()[13:] == [
+        "MUST NOT BE USED: CHAIN  IMAGE OF THIS CHAIN",
+        "sha256:2                 reg/app@sha256:1",
+        "                           is another",
+    ]
 
 
 def held(

@@ -54,7 +54,6 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 def completer_of(node: Node, limits: BuildLimits | None = None) -> Completer:
     return Completer(
-        root=node.root,
         images=node.images,
         mounts=node.mounts,
         prefetcher=node.prefetcher,

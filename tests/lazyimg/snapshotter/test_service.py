@@ -456,7 +456,8 @@ async def test_layers_are_to_be_completed_from_their_first_container_on(
     root: Path, images: FakeLazyImages
 ) -> None:
     changes: list[int] = []
-    snapshotter = Snapshotter(root, images, [], lambda: changes.append(1))
+    snapshotter = Snapshotter(root, images)
+    snapshotter.changed = lambda: changes.append(1)
     base = await lazy(snapshotter, "one")
     top = await lazy(snapshotter, "two", base)
     assert (snapshotter.records.pending(), changes) == ([], [])
@@ -495,7 +496,7 @@ async def test_nothing_new_stands_on_what_is_quarantined(
     assert images.asked == asked
     await snapshotter.prepare("below", base, {})
     await snapshotter.mounts("container")  # what runs goes on
-    assert [one.layer.chain for one in snapshotter.records.quarantined()] == ["two"]
+    assert [one.layer.chain for one in await snapshotter.quarantined()] == ["two"]
 
 
 async def test_chain_is_there_anew_beside_what_is_quarantined(snapshotter: Snapshotter) -> None:
