@@ -107,6 +107,17 @@ _ANCESTRY: Final = " ".join(
     )
 )
 
+_SHOWN: Final = """
+WITH RECURSIVE below (user, number) AS (
+    SELECT number, parent FROM snapshot WHERE kind != :committed AND parent IS NOT NULL
+    UNION ALL
+    SELECT user, parent FROM below JOIN snapshot USING (number) LEFT JOIN remote USING (number)
+        WHERE remote.number IS NULL AND parent IS NOT NULL
+)
+SELECT user, chain, reference, platform, depth FROM below JOIN remote USING (number) ORDER BY user
+"""
+"""The uppermost remote snapshot below each one that is mounted."""
+
 _LABELS: Final = msgspec.json.Decoder(dict[str, str])
 
 
@@ -177,11 +188,10 @@ class Records(Database):
         with self._transaction(write=True) as db:
             call({number for (number,) in db.execute("SELECT number FROM snapshot")})
 
-    def mountable(self) -> list[Snapshot]:
-        """Give the active snapshots and views."""
+    def shown(self) -> dict[int, RemoteLayer]:
+        """Give what each active snapshot and view shows of remote ones, by its number."""
         with self._transaction(write=False) as db:
-            rows = db.execute(f"{_SELECT} WHERE snapshot.kind != ?", (Kind.COMMITTED,)).fetchall()
-        return [_snapshot(row) for row in rows]
+            return {user: RemoteLayer(*layer) for user, *layer in db.execute(_SHOWN, _KINDS)}
 
     def images(self) -> list[HeldImage]:
         """Give the images that committed snapshots were made for, those with lazy layers first."""

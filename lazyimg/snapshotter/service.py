@@ -111,7 +111,7 @@ class Snapshotter:
         """
         await self._run(self._sweep)
         turns = asyncio.Semaphore(MOUNTED_AT_ONCE)
-        shown = await self._run(self._shown)
+        shown = await self._run(self.records.shown)
         await asyncio.gather(
             *(self._mount_again(remote, number, turns) for number, remote in shown.items())
         )
@@ -127,7 +127,7 @@ class Snapshotter:
 
     async def remote_layers(self) -> list[RemoteLayer]:
         """Give what `start` will mount."""
-        return list((await self._run(self._shown)).values())
+        return list((await self._run(self.records.shown)).values())
 
     async def finish(self) -> None:
         """Unmount what nobody needs any more; what takes too long is left to the mounts' end."""
@@ -335,15 +335,6 @@ class Snapshotter:
         except NotFoundError:
             return False
         return (now.number, now.kind) == (snapshot.number, snapshot.kind)
-
-    def _shown(self) -> dict[int, RemoteLayer]:
-        """Give the remote layer that each active snapshot and view stands on, by its number."""
-        shown = {}
-        for snapshot in self.records.mountable():
-            remote = _remote(self.records.ancestry(snapshot.key))
-            if remote is not None:
-                shown[snapshot.number] = remote
-        return shown
 
     def _commit(self, key: str, wanted: NewSnapshot) -> int:
         snapshot = self.records.find(key)

@@ -221,11 +221,22 @@ def test_while_unchanged(records: Records) -> None:
     assert seen == [{1, 2}]
 
 
-def test_mountable(records: Records) -> None:
-    layer(records, "layer")
-    create(records, "active")
-    make(records, Kind.VIEW, "view")
-    assert [one.key for one in records.mountable()] == ["active", "view"]
+def test_shown(records: Records) -> None:
+    base = add_remote(records, 1)
+    top = add_remote(records, 2, base)
+    layer(records, "unpacked", top)
+    layer(records, "upper", "unpacked")
+    layer(records, "other")
+    users = {
+        create(records, "on top", top).number: 2,
+        make(records, Kind.VIEW, "view of the base", base).number: 1,
+        create(records, "on unpacked ones", "upper").number: 2,
+    }
+    create(records, "on nothing")
+    create(records, "on others", "other")
+    assert {user: shown.depth for user, shown in records.shown().items()} == users
+    (shown,) = {one for one in records.shown().values() if one.depth == 1}
+    assert shown == records.ancestry("view of the base")[1].remote
 
 
 def add_remote(records: Records, depth: int, parent: str = "", name: str = "app:1") -> str:
