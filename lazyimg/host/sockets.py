@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+import stat
+from typing import TYPE_CHECKING, Final, Protocol
 
-from lazyimg.errors import StorageError
+from lazyimg.errors import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+"""That others than the owner may write."""
 
 
 class Server(Protocol):
@@ -44,8 +48,20 @@ def make_socket_directory(path: Path) -> None:
 
     Raises:
         StorageError: it cannot be made.
+        ConfigurationError: others than root could put a socket of their own in its place.
     """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(str(path.parent), f"cannot be made: {error.strerror}") from error
+    for directory in path.absolute().parents:
+        status = directory.stat()
+        shared = status.st_mode & OTHERS and (
+            directory == path.absolute().parent or not status.st_mode & stat.S_ISVTX
+        )
+        if shared or status.st_uid not in {0, os.geteuid()}:
+            raise ConfigurationError(
+                str(path),
+                f"others than root may change {directory}, and so replace the socket",
+                "choose another address, or make the directory root's",
+            )

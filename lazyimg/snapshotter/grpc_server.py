@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lazyimg.errors import (
@@ -27,7 +28,7 @@ from lazyimg.errors import (
     UsageError,
 )
 from lazyimg.host.sockets import make_socket_directory, start_for_root
-from lazyimg.snapshotter.lifecycle import AlreadyExistsError, WrongStateError
+from lazyimg.snapshotter.lifecycle import AlreadyExistsError, WrongStateError, check_key
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from lazyimg_formats.containerd.filters import parse_filter
 from lazyimg_formats.errors import FormatError
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-    from google.protobuf.message import Message
-
     from lazyimg.snapshotter.lifecycle import Snapshot
     from lazyimg.snapshotter.overlay import Mount
     from lazyimg.snapshotter.service import Snapshotter
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+M = TypeVar("M", bound=Message)
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ SERVICE: Final = "containerd.services.snapshots.v1.Snapshots"
 
 MAX_MESSAGE: Final = 16 << 20
 """Bytes of a request or an answer, as containerd has it."""
+
+MAX_DETAILS: Final = 512
+"""Characters of what a status says: with up to 12 bytes each, they go into 8 KiB of headers."""
 
 STOP_GRACE: Final = 5.0
 """Seconds that calls under way may still take when the server stops."""
@@ -143,13 +147,11 @@ def make_handler(snapshotter: Snapshotter, begun: set[asyncio.Task[Any]]) -> grp
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answer(name, call, begun), request.FromString, _serialize
+            _answer(name, call, request, begun), None, _serialize
         )
         for name, (call, request) in unary.items()
     }
-    handlers["List"] = grpc.unary_stream_rpc_method_handler(
-        calls.list, pb.ListSnapshotsRequest.FromString, _serialize
-    )
+    handlers["List"] = grpc.unary_stream_rpc_method_handler(calls.list, None, _serialize)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
@@ -157,11 +159,22 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
+def _parse(kind: type[M], data: bytes) -> M:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise UsageError("request", f"is no {kind.DESCRIPTOR.name}") from error
+
+
 def _answer(
-    name: str, call: Callable[[Any], Coroutine[Any, Any, Message]], begun: set[asyncio.Task[Any]]
+    name: str,
+    call: Callable[[Any], Coroutine[Any, Any, Message]],
+    kind: type[Message],
+    begun: set[asyncio.Task[Any]],
 ) -> Any:
-    async def answer(request: Message, context: Context) -> Message:
+    async def answer(data: bytes, context: Context) -> Message:
         try:
+            request = _parse(kind, data)
             if name in _FINISHED:
                 return await _begin(name, call(request), begun)
             return await call(request)
@@ -195,14 +208,14 @@ def _say_end(name: str, task: asyncio.Task[Any]) -> None:
 
 def _explain(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, FormatError):
-        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)[:MAX_DETAILS]
     if not isinstance(error, LazyimgError):
         _log.error("%s failed", name, exc_info=error)
         return grpc.StatusCode.INTERNAL, "lazyimg: an error of its own; its log has the details"
     code = status_of(error)
     level = logging.DEBUG if code in _EXPECTED else logging.WARNING
     _log.log(level, "%s: %s", name, error)
-    return code, str(error)
+    return code, str(error)[:MAX_DETAILS]
 
 
 _EXPECTED: Final = frozenset(
@@ -244,6 +257,7 @@ class _Calls:
         return pb.StatSnapshotResponse(info=_info(await self._snapshotter.stat(request.key)))
 
     async def update(self, request: pb.UpdateSnapshotRequest) -> Message:
+        check_key(request.info.name)
         changed = await self._snapshotter.update(
             request.info.name, request.info.labels, request.update_mask.paths
         )
@@ -257,10 +271,9 @@ class _Calls:
         await self._snapshotter.cleanup()
         return Empty()
 
-    async def list(
-        self, request: pb.ListSnapshotsRequest, context: Context
-    ) -> AsyncIterator[Message]:
+    async def list(self, data: bytes, context: Context) -> AsyncIterator[Message]:
         try:
+            request = _parse(pb.ListSnapshotsRequest, data)
             filters = [parse_filter(text) for text in request.filters]
             async for page in self._snapshotter.select(filters):
                 yield pb.ListSnapshotsResponse(info=map(_info, page))

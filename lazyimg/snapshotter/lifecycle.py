@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 REF: Final = "containerd.io/snapshot.ref"
 """Label: the chain ID of the layer that a Prepare is for."""
 
-MAX_KEY: Final = 4096
-"""Bytes of a key: containerd's own are a namespace, a number and a name."""
+MAX_KEY: Final = 33 << 10
+"""Bytes of a key: containerd takes up to 32 KiB, and puts a namespace and a number before it."""
 
 MAX_LABEL: Final = 4096
 """Bytes of a label and its value together, as containerd has it."""
 
-MAX_LABELS: Final = 1024
+MAX_LABELS: Final = 2 << 20
+"""Bytes of all labels of a snapshot together: a message of 4 MiB, which every client takes, must
+have room for them. containerd's manifests have up to 8 MiB, for all layers."""
 
 
 class Kind(IntEnum):
@@ -195,15 +197,21 @@ def check_key(key: str, what: str = "a snapshot") -> None:
 
 def check_labels(key: str, labels: Mapping[str, str]) -> None:
     """Raise UsageError unless these can be a snapshot's labels."""
-    if len(labels) > MAX_LABELS:
-        raise UsageError(f"snapshot {key}", f"{len(labels)} labels, at most {MAX_LABELS} are kept")
+    whole = 0
     for name, value in labels.items():
+        if not name:
+            raise UsageError(f"snapshot {key}", "a label needs a name")
         length = len(name.encode()) + len(value.encode())
         if length > MAX_LABEL:
             raise UsageError(
                 f"snapshot {key}",
                 f"label {name[:64]!r} and its value have {length} bytes, at most {MAX_LABEL}",
             )
+        whole += length
+    if whole > MAX_LABELS:
+        raise UsageError(
+            f"snapshot {key}", f"its labels have {whole} bytes, at most {MAX_LABELS} are kept"
+        )
 
 
 def check_new(wanted: NewSnapshot, existing: Snapshot | None, below: Snapshot | None) -> None:

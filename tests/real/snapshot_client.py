@@ -86,13 +86,16 @@ class SnapshotClient:
         mask: Sequence[str] | None = None,
         parent: str = "",
     ) -> pb.Info:
+        return self.update_info(pb.Info(name=key, labels=labels, parent=parent), mask)
+
+    def update_info(self, info: pb.Info, mask: Sequence[str] | None = None) -> pb.Info:
         request = pb.UpdateSnapshotRequest(
             snapshotter=self._name,
-            info=pb.Info(name=key, labels=labels, parent=parent),
+            info=info,
             update_mask=None if mask is None else FieldMask(paths=mask),
         )
-        info: pb.Info = self._call("Update", request, pb.UpdateSnapshotResponse).info
-        return info
+        updated: pb.Info = self._call("Update", request, pb.UpdateSnapshotResponse).info
+        return updated
 
     def list(self, *filters: str) -> list[pb.Info]:
         return [info for page in self.pages(*filters) for info in page]

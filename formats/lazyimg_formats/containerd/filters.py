@@ -5,7 +5,7 @@ r"""Which objects a caller of a List wants. Source: containerd, pkg/filters.
     fieldpath := field ("." field)*
     field     := [A-Za-z0-9_]+ | '"' ... '"'
     operator  := "==" | "!=" | "~="                  equal, not equal, contains a match of
-    value     := quoted | [^\s,"/|=!~.][^\s,]*
+    value     := quoted | [^\s,"/|=!~.][^\s,]*      without NUL
     quoted    := '"' ... '"', after ~= also /.../ and |...|, with Go's escapes
 
 White space between tokens means nothing. A field that is not there has the value "". Regular
@@ -33,7 +33,7 @@ MAX_SELECTORS: Final = 256
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
 _OPERATOR: Final = re.compile(r"[=!~]+")
-_VALUE: Final = re.compile(r'[^\s,"/|=!~.][^\s,]*')
+_VALUE: Final = re.compile(r'[^\s,"/|=!~.\0][^\s,\0]*')
 _SPACE: Final = re.compile(r"\s*")
 _OPERATORS: Final = frozenset({"==", "!=", "~="})
 _PLAIN_ESCAPES: Final = {

@@ -89,6 +89,8 @@ def test_does_not_match(text: str) -> None:
         ("name==", "expected a value, at character 6 of 'name=='"),
         ("name=web", "'=' is none of ==, != and ~=, at character 5 of 'name=web'"),
         ("name===web", "'===' is none of ==, != and ~=, at character 7 of 'name===web'"),
+        ("name==\0", "expected a value, at character 6 of 'name==\\x00'"),
+        ("name==w\0b", "expected a comma or the end, at character 7 of 'name==w\\x00b'"),
         ("name==web x", "expected a comma or the end, at character 10 of 'name==web x'"),
         ("name==/web/", "expected a value, at character 6 of 'name==/web/'"),
         ('name=="web', "expected the closing quote, at character 10 of 'name==\"web'"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import StorageError
+from lazyimg.errors import ConfigurationError, StorageError
 from lazyimg.host.sockets import make_socket_directory, start_for_root
 
 if TYPE_CHECKING:
@@ -60,3 +60,37 @@ async def test_no_place_for_a_socket(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}/file: cannot be made: File exists"
     (tmp_path / "other").touch(0o644)
     assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("modes", "allowed"),
+    [
+        ((0o755, 0o755), True),
+        ((0o700, 0o700), True),
+        ((0o1777, 0o755), True),  # as below /tmp: nobody else can rename what is root's
+        ((0o755, 0o1777), False),
+        ((0o755, 0o775), False),
+        ((0o755, 0o757), False),
+        ((0o777, 0o755), False),
+        ((0o770, 0o700), False),
+    ],
+)
+def test_directories_in_which_others_may_write(
+    tmp_path: Path,
+    modes: tuple[int, int],
+    allowed: bool,  # noqa: FBT001
+) -> None:
+    upper, lower = tmp_path / "upper", tmp_path / "upper/lower"
+    lower.mkdir(parents=True)
+    for directory, mode in zip((upper, lower), modes, strict=True):
+        directory.chmod(mode)
+    if allowed:
+        make_socket_directory(lower / "socket")
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        make_socket_directory(lower / "socket")
+    shared = lower if modes[0] in {0o755, 0o700} else upper
+    assert str(caught.value) == (
+        f"{lower}/socket: others than root may change {shared}, and so replace the socket; "
+        "choose another address, or make the directory root's"
+    )

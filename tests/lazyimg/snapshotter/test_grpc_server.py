@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from contextlib import AsyncExitStack
+import tempfile
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lazyimg.errors import (
     AccessDeniedError,
@@ -25,7 +30,7 @@ from lazyimg.errors import (
     UsageError,
 )
 from lazyimg.snapshotter import grpc_server
-from lazyimg.snapshotter.grpc_server import SERVICE, listen, start_server, status_of
+from lazyimg.snapshotter.grpc_server import MAX_DETAILS, SERVICE, listen, start_server, status_of
 from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, WrongStateError
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from lazyimg.snapshotter.service import Snapshotter
@@ -33,7 +38,6 @@ from tests.fakes.lazy_images import FakeLazyImages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from google.protobuf.message import Message
 
@@ -322,6 +326,103 @@ async def test_stop_waits_for_what_is_unmounted(
 )
 def test_statuses(error: LazyimgError, status: grpc.StatusCode) -> None:
     assert status_of(error) is status
+
+
+METHODS = {
+    "Prepare": pb.PrepareSnapshotRequest,
+    "View": pb.ViewSnapshotRequest,
+    "Mounts": pb.MountsRequest,
+    "Commit": pb.CommitSnapshotRequest,
+    "Remove": pb.RemoveSnapshotRequest,
+    "Stat": pb.StatSnapshotRequest,
+    "Update": pb.UpdateSnapshotRequest,
+    "Usage": pb.UsageRequest,
+}
+
+
+async def send(channel: grpc.aio.Channel, name: str, data: bytes) -> grpc.StatusCode:
+    """Send any bytes; give the status, which must say what is wrong with them."""
+    kind: Any = channel.unary_stream if name == "List" else channel.unary_unary
+    answer = kind(f"/{SERVICE}/{name}")(data, timeout=60)
+    if name == "List":
+        with suppress(grpc.aio.AioRpcError):
+            async for _ in answer:
+                pass
+    code: grpc.StatusCode = await answer.code()
+    assert code is grpc.StatusCode.OK or await answer.details()
+    return code
+
+
+@pytest.mark.parametrize("name", [*METHODS, "Cleanup", "List"])
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xc3\x28", b"\x1b\x1b"])
+async def test_what_is_no_message(channel: grpc.aio.Channel, name: str, data: bytes) -> None:
+    if name == "Cleanup" and data == b"\x0a\x05ab":
+        return
+    assert await send(channel, name, data) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+REFUSALS = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+}
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    ["", "a", "b", "labels", "labels.a", "kind", "name==a", "labels.a,kind!=view", "x" * 40_000]
+)
+LABELS = st.dictionaries(TEXTS | st.just(REF), TEXTS, max_size=3)
+REQUESTS = st.one_of(
+    st.builds(pb.PrepareSnapshotRequest, key=TEXTS, parent=TEXTS, labels=LABELS),
+    st.builds(pb.ViewSnapshotRequest, key=TEXTS, parent=TEXTS, labels=LABELS),
+    st.builds(pb.MountsRequest, key=TEXTS),
+    st.builds(pb.CommitSnapshotRequest, name=TEXTS, key=TEXTS, parent=TEXTS, labels=LABELS),
+    st.builds(pb.RemoveSnapshotRequest, key=TEXTS),
+    st.builds(pb.StatSnapshotRequest, key=TEXTS),
+    st.builds(
+        pb.UpdateSnapshotRequest,
+        info=st.builds(pb.Info, name=TEXTS, kind=st.integers(0, 99), parent=TEXTS, labels=LABELS),
+        update_mask=st.none() | st.builds(FieldMask, paths=st.lists(TEXTS, max_size=3)),
+    ),
+    st.builds(pb.UsageRequest, key=TEXTS),
+    st.builds(pb.ListSnapshotsRequest, filters=st.lists(TEXTS, max_size=3)),
+)
+NAMES = {kind: name for name, kind in METHODS.items()} | {pb.ListSnapshotsRequest: "List"}
+
+
+@settings(max_examples=15)
+@given(requests=st.lists(REQUESTS, min_size=5, max_size=25))
+def test_any_requests(requests: list[Message]) -> None:
+    """Whatever is asked for in whatever order, the answer says whose fault a refusal is."""
+
+    async def ask(directory: Path) -> None:
+        snapshotter = Snapshotter(directory / "root", FakeLazyImages("a"))
+        await snapshotter.start()
+        server = await start_server(directory / "socket", snapshotter)
+        async with grpc.aio.insecure_channel(f"unix:{directory}/socket") as channel:
+            for request in requests:
+                name = NAMES[type(request)]
+                code = await send(channel, name, request.SerializeToString())
+                assert code in REFUSALS, (name, request)
+        await server.stop(None)
+        await snapshotter.close()
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(ask(Path(directory)))
+
+
+async def test_refusal_of_long_names_can_be_read(channel: grpc.aio.Channel) -> None:
+    request = pb.PrepareSnapshotRequest(key="k", parent="\N{SPOUTING WHALE}" * 8000)
+    code, details = await refusal(channel, "Prepare", request)
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert details is not None
+    assert len(details) == MAX_DETAILS
+
+
+async def test_update_of_nothing(channel: grpc.aio.Channel) -> None:
+    code, details = await refusal(channel, "Update", pb.UpdateSnapshotRequest())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details == "snapshot: a snapshot needs a key"
 
 
 async def test_no_socket(snapshotter: Snapshotter, tmp_path: Path) -> None:

@@ -50,8 +50,19 @@ def test_key_is_too_long() -> None:
         check_key("ü" * (MAX_KEY // 2 + 1))
 
 
+def many_labels(size: int) -> dict[str, str]:
+    """Give labels of 1 KiB each, `size` bytes in all."""
+    return {f"{number:024}": "x" * 1000 for number in range(size // 1024)}
+
+
 def test_labels() -> None:
-    check_labels("k", {"a": "x" * (MAX_LABEL - 1)} | {f"l{n}": "" for n in range(MAX_LABELS - 1)})
+    check_labels("k", {"a": "x" * (MAX_LABEL - 1)} | {f"l{n}": "" for n in range(10_000)})
+    check_labels("k", many_labels(MAX_LABELS))
+
+
+def test_label_without_a_name() -> None:
+    with pytest.raises(UsageError, match=r"^snapshot k: a label needs a name$"):
+        check_labels("k", {"": "x"})
 
 
 def test_label_is_too_large() -> None:
@@ -60,8 +71,8 @@ def test_label_is_too_large() -> None:
 
 
 def test_too_many_labels() -> None:
-    with pytest.raises(UsageError, match=rf"^snapshot k: {MAX_LABELS + 1} labels, at most"):
-        check_labels("k", {f"l{n}": "" for n in range(MAX_LABELS + 1)})
+    with pytest.raises(UsageError, match=rf"^snapshot k: its labels have {MAX_LABELS + 1} bytes"):
+        check_labels("k", {**many_labels(MAX_LABELS), "x": ""})
 
 
 def test_new_ones() -> None:
