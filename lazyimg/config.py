@@ -171,7 +171,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
     """How registries are reached."""
 
     connections: Annotated[
-        int, Meta(ge=1, le=256, description="Connections to one registry host at the same time.")
+        int, Meta(ge=1, le=256, description="Reads of blobs at one registry host at the same time.")
     ] = 16
     connect_timeout: Annotated[
         float,

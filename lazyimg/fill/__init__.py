@@ -33,7 +33,8 @@ Rules:
   - A fill for another sink than the flight's waits for the flight to end, and then makes its own.
   - Readers go before what is fetched ahead of them, and that before prefetching; these two have
     only a share of memory and requests. A reader that joins what waits makes it urgent.
-  - Each registry has a share of the budget, so that one that hangs does not stop reads of others.
+  - Each registry has a share of the budget, and each repository a share of its registry's, so that
+    one that hangs does not stop reads of others.
   - Memory in flight is bounded by the budget. A single span may be larger than a request's usual
     size, and than the budget: it then goes alone.
 

@@ -3,8 +3,8 @@
 A flight takes all that it needs in one go and holds nothing while it waits, so there is no
 deadlock; one that needs more than there is goes when nobody else holds anything. Order is by
 priority, then first come, and nobody overtakes: a large one is never starved by small ones. Only
-those whose place (the registry that they ask) has its share already are passed over: a registry
-that hangs does not keep others from being read.
+those whose place has its share already are passed over. A place is a registry, and there a
+repository: one that hangs does not keep others from being read, at the same registry either.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from lazyimg.registry.fairness import may_take
+from lazyimg.registry.fairness import may_take, share_of
 
 if TYPE_CHECKING:
     from lazyimg.limits import FillLimits
+
+
+Place = tuple[str, ...]
+"""From the widest part on."""
 
 
 class Priority(IntEnum):
@@ -40,7 +44,8 @@ class Ticket:
         held: it was admitted.
         prefetch: it was admitted within the share of prefetching.
         order: when it came; assigned by the budget.
-        place: what it is fetched from, which has a share of the budget; "" has all of it.
+        place: what it is fetched from, such as (registry, repository): the first has a share of the
+            budget, the next a share of that. () has all of it.
     """
 
     priority: Priority
@@ -49,7 +54,7 @@ class Ticket:
     held: bool = False
     prefetch: bool = False
     order: int = 0
-    place: str = ""
+    place: Place = ()
 
 
 @dataclass(slots=True)
@@ -60,29 +65,35 @@ class _Share:
     fetches_limit: int
     memory: int = 0
     fetches: int = 0
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    places: dict[Place, tuple[int, int]] = field(default_factory=dict)
 
     def fits(self, ticket: Ticket) -> bool:
         memory = not self.memory or self.memory + ticket.memory <= self.memory_limit
         return memory and (not ticket.fetching or self.fetches < self.fetches_limit)
 
-    def leaves_room(self, ticket: Ticket) -> bool:
-        """Tell whether the ticket's place does not have its share."""
-        if not ticket.place:
-            return True
-        memory, fetches = self.places.get(ticket.place, (0, 0))
-        return may_take(ticket.memory, self.memory_limit, memory, self.memory) and (
-            not ticket.fetching or may_take(1, self.fetches_limit, fetches, self.fetches)
-        )
+    def find_sated(self, ticket: Ticket) -> Place | None:
+        """Give the widest part of the ticket's place that has its share; None if none has."""
+        limits, held = (self.memory_limit, self.fetches_limit), (self.memory, self.fetches)
+        for depth in range(1, len(ticket.place) + 1):
+            part = ticket.place[:depth]
+            own = self.places.get(part, (0, 0))
+            if not may_take(ticket.memory, limits[0], own[0], held[0]) or (
+                ticket.fetching and not may_take(1, limits[1], own[1], held[1])
+            ):
+                return part
+            limits = (share_of(limits[0], held[0] - own[0]), share_of(limits[1], held[1] - own[1]))
+            held = own
+        return None
 
-    def count(self, place: str, memory: int, fetches: int) -> None:
+    def count(self, place: Place, memory: int, fetches: int) -> None:
         self.memory += memory
         self.fetches += fetches
-        if place:
-            held_memory, held_fetches = self.places.get(place, (0, 0))
-            self.places[place] = (held_memory + memory, held_fetches + fetches)
-            if self.places[place] == (0, 0):
-                del self.places[place]
+        for depth in range(1, len(place) + 1):
+            part = place[:depth]
+            held_memory, held_fetches = self.places.get(part, (0, 0))
+            self.places[part] = (held_memory + memory, held_fetches + fetches)
+            if self.places[part] == (0, 0):
+                del self.places[part]
 
 
 class Budget:
@@ -103,7 +114,7 @@ class Budget:
         """Wait until `ticket` may go on; cancelling leaves nothing behind."""
         self._order += 1
         ticket.order = self._order
-        if not self._waiting and self._leaves_room(ticket) and self._fits(ticket):
+        if not self._waiting and self._find_sated(ticket) is None and self._fits(ticket):
             self._take(ticket)
             return
         turn = asyncio.get_running_loop().create_future()
@@ -151,21 +162,24 @@ class Budget:
         for share in (self._all, self._prefetch) if ticket.prefetch else (self._all,):
             share.count(ticket.place, memory, fetches)
 
-    def _leaves_room(self, ticket: Ticket) -> bool:
-        reader = ticket.priority is Priority.ON_DEMAND
-        return self._all.leaves_room(ticket) and (reader or self._prefetch.leaves_room(ticket))
+    def _find_sated(self, ticket: Ticket) -> Place | None:
+        part = self._all.find_sated(ticket)
+        if part is None and ticket.priority is not Priority.ON_DEMAND:
+            part = self._prefetch.find_sated(ticket)
+        return part
 
     def _admit_waiting(self) -> None:
         """Admit whoever may go on, in order, and drop those that were cancelled."""
         self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
         self._waiting.sort(key=lambda waiting: (waiting[0].priority, waiting[0].order))
-        sated: set[str] = set()
+        sated: set[Place] = set()
         for waiting in list(self._waiting):
             ticket, turn = waiting
-            if ticket.place in sated:
+            if any(ticket.place[: len(part)] == part for part in sated):
                 continue
-            if not self._leaves_room(ticket):
-                sated.add(ticket.place)
+            part = self._find_sated(ticket)
+            if part is not None:
+                sated.add(part)
                 continue
             if not self._fits(ticket):
                 break

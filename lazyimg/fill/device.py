@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lazyimg.errors import LazyimgError
-    from lazyimg.fill.budget import Ticket
+    from lazyimg.fill.budget import Place, Ticket
     from lazyimg.fill.ports import BlobReader, Sink
     from lazyimg_formats.device_table import DeviceTable
 
@@ -24,7 +24,7 @@ class Source:
 
     table: DeviceTable
     blob: BlobReader
-    place: str = ""
+    place: Place = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -96,10 +96,10 @@ class Device:
         raise NotFoundError(f"device {self.table.name}", "this blob is not a source of it")
 
     @property
-    def place(self) -> str:
+    def place(self) -> Place:
         """Where what is fetched next comes from; see `Engine.add_device`."""
         sources = self.sources_to_ask()
-        return sources[0].place if sources else ""
+        return sources[0].place if sources else ()
 
     def sources_to_ask(self) -> list[Source]:
         """Give the sources: the one added last first, those that gave no answer last."""

@@ -32,6 +32,7 @@ from lazyimg_formats.device_table import BLOCK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from lazyimg.fill.budget import Place
     from lazyimg.fill.plan import BlobRange
     from lazyimg.fill.ports import BlobReader, Memory, Sink
     from lazyimg.limits import FillLimits
@@ -111,7 +112,7 @@ class Engine:
         self._working = False  # since it was told so
         self._closed = False
 
-    def add_device(self, table: DeviceTable, blob: BlobReader, place: str = "") -> None:
+    def add_device(self, table: DeviceTable, blob: BlobReader, place: Place = ()) -> None:
         """Add a device, or one more source of a device that is there already.
 
         The source added last is asked first; the others are asked when it fails.
@@ -119,7 +120,8 @@ class Engine:
         Args:
             table: says what is where in the blob.
             blob: where it comes from.
-            place: the registry that is asked, which has a share of the budget; "" for none.
+            place: the registry that is asked, and the repository there: each has a share of the
+                budget. () for none.
         """
         source = Source(table, blob, place)
         device = self._devices.get(table.name)
@@ -307,7 +309,7 @@ class Engine:
         ranges = plan_blob_ranges(table, spans, self.limits)
         decoded = sum(table.span_length(span) for span in spans)
         memory = sum(part.length for part in ranges) + decoded
-        ticket = Ticket(priority, memory, place="" if at_hand else device.place)
+        ticket = Ticket(priority, memory, place=() if at_hand else device.place)
         flight = Flight(device, spans, sink, ticket, at_hand=at_hand)
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.add(flight)

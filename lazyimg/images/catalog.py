@@ -206,7 +206,8 @@ class Catalog:
         table = await asyncio.to_thread(self.load_table, name, source.table)
         opened = await self._open_blob(source, self._shown.find(source.repository))
         blob = ReadersBlob(opened, self.readers, name, source.repository)
-        self._engine.add_device(table, blob, source.repository.partition("/")[0])
+        registry = source.repository.partition("/")[0]
+        self._engine.add_device(table, blob, (registry, source.repository))
         key = (name, source.repository, source.blob)
         replaced, self._blobs[key] = self._blobs.get(key), blob
         if replaced is not None:

@@ -145,7 +145,7 @@ class RegistryClient:
 
         host, limits = endpoint.host, self._transport.limits
         if host not in self._turns:
-            self._turns[host] = Turns(limits.connections_per_host, limits.bytes_per_host)
+            self._turns[host] = Turns(limits.reads_per_host, limits.bytes_per_host)
         return Connection(
             reference,
             endpoint,

@@ -104,7 +104,7 @@ class Connection:
         self.endpoint = endpoint
         self.transport = transport
         self.traffic = traffic or Traffic()
-        self.turns = turns or Turns(limits.connections_per_host, limits.bytes_per_host)
+        self.turns = turns or Turns(limits.reads_per_host, limits.bytes_per_host)
         self._policy = policy
         self._node = node
         self._find_credential = find_credential

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def transport_limits(settings: RegistrySettings) -> TransportLimits:
     """Give the bounds of requests."""
     return TransportLimits(
-        connections_per_host=settings.connections,
+        reads_per_host=settings.connections,
         bytes_per_host=settings.bytes_in_flight,
         connect_timeout=settings.connect_timeout,
         read_timeout=settings.read_timeout,

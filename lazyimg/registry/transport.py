@@ -4,8 +4,9 @@ Redirects are followed here, by hand: the Authorization header goes to the origi
 port) that it was meant for and to no other, and never from HTTPS to HTTP. Statuses are the
 caller's business; whatever prevents an answer is a RegistryError.
 
-A connection belongs to its request until the answer's body has been read or left, and there are
-`connections_per_host`: do not hold an answer open while waiting for another from the same host.
+A connection belongs to its request until the answer's body has been read or left. There are as many
+as there are requests: who waited here for a connection would wait for requests that hang, of
+whatever image. Reads of blobs, which are many, wait for turns before (`turns`).
 """
 
 from __future__ import annotations
@@ -44,16 +45,14 @@ class TransportLimits:
     """Bounds of all requests together.
 
     Attributes:
-        connections: open at once.
-        connections_per_host: open at once to one host and port.
+        reads_per_host: of blobs, at a time.
         bytes_per_host: that reads may have asked of one host and that have not come yet.
         connect_timeout: seconds until TCP and TLS are up.
         read_timeout: seconds without a byte from the other side.
         redirects: followed in one request.
     """
 
-    connections: int = 128
-    connections_per_host: int = 16
+    reads_per_host: int = 16
     bytes_per_host: int = 64 << 20
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
@@ -194,11 +193,8 @@ class Transport:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            limits = self.limits
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=limits.connections, limit_per_host=limits.connections_per_host
-                ),
+                connector=aiohttp.TCPConnector(limit=0),
                 headers={"User-Agent": USER_AGENT},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

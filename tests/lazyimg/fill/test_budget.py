@@ -201,11 +201,11 @@ def test_everybody_gets_a_turn_and_all_comes_back(
 async def test_place_has_a_share() -> None:
     limits = FillLimits(memory=1000, background_memory=400, fetches=8, background_fetches=4)
     budget = Budget(limits)
-    bad = [Ticket(READER, 10, place="bad") for _ in range(10)]
+    bad = [Ticket(READER, 10, place=("bad",)) for _ in range(10)]
     tasks = [claim(budget, ticket) for ticket in bad]
     await turn()
     assert [ticket.held for ticket in bad] == [True] * 6 + [False] * 4
-    good, nowhere = Ticket(READER, 10, place="good"), Ticket(BACKGROUND, 10)
+    good, nowhere = Ticket(READER, 10, place=("good",)), Ticket(BACKGROUND, 10)
     tasks += [claim(budget, good), claim(budget, nowhere)]
     await turn()
     assert good.held
@@ -222,11 +222,11 @@ async def test_place_has_a_share() -> None:
 async def test_place_has_a_share_of_what_prefetching_may_use() -> None:
     limits = FillLimits(memory=1000, background_memory=400, fetches=8, background_fetches=4)
     budget = Budget(limits)
-    bad = [Ticket(BACKGROUND, 10, place="bad") for _ in range(4)]
+    bad = [Ticket(BACKGROUND, 10, place=("bad",)) for _ in range(4)]
     tasks = [claim(budget, ticket) for ticket in bad]
     await turn()
     assert [ticket.held for ticket in bad] == [True] * 3 + [False]
-    good, reader = Ticket(TRACED, 10, place="good"), Ticket(READER, 10, place="bad")
+    good, reader = Ticket(TRACED, 10, place=("good",)), Ticket(READER, 10, place=("bad",))
     tasks += [claim(budget, good), claim(budget, reader)]
     await turn()
     assert good.held
@@ -240,10 +240,47 @@ async def test_place_has_a_share_of_what_prefetching_may_use() -> None:
 
 async def test_place_has_a_share_of_the_memory() -> None:
     budget = Budget(FillLimits(memory=100, background_memory=50, fetches=8, background_fetches=4))
-    large, small = Ticket(READER, 70, place="bad"), Ticket(READER, 10, place="bad")
+    large, small = Ticket(READER, 70, place=("bad",)), Ticket(READER, 10, place=("bad",))
     await budget.admit(large)
     task = claim(budget, small)
-    await budget.admit(Ticket(READER, 30, place="good"))
+    await budget.admit(Ticket(READER, 30, place=("good",)))
     assert not small.held
     budget.release(large)
     await task
+
+
+async def test_place_within_a_place_has_a_share_of_its_share() -> None:
+    """A repository for which the registry hangs leaves room to the others there, and elsewhere."""
+    limits = FillLimits(memory=1000, background_memory=400, fetches=32, background_fetches=4)
+    budget = Budget(limits)
+    bad = [Ticket(READER, 10, place=("here", "bad")) for _ in range(40)]
+    good = [Ticket(READER, 10, place=("here", "good")) for _ in range(10)]
+    other = [Ticket(READER, 10, place=("there", "other")) for _ in range(10)]
+    tasks = [claim(budget, ticket) for ticket in (*bad, *good, *other)]
+    await turn()
+    assert [sum(ticket.held for ticket in some) for some in (bad, good, other)] == [18, 5, 6]
+    for task in tasks:
+        task.cancel()
+    for ticket in (*bad, *good, *other):
+        budget.release(ticket)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert budget.memory == 0
+    assert not budget._all.places
+
+
+async def test_large_one_is_not_overtaken_within_its_place() -> None:
+    budget = Budget(FillLimits(memory=100, background_memory=50, fetches=8, background_fetches=4))
+    first = [Ticket(READER, 10, place=("here", "bad")) for _ in range(5)]
+    for ticket in first:
+        await budget.admit(ticket)
+    large = Ticket(READER, 40, place=("here", "good"))
+    small = Ticket(READER, 10, place=("here", "third"))
+    elsewhere = Ticket(READER, 10, place=("there", "other"))
+    tasks = [claim(budget, ticket) for ticket in (large, small, elsewhere)]
+    await turn()
+    assert (large.held, small.held, elsewhere.held) == (False, False, True)
+    for ticket in (elsewhere, *first):
+        budget.release(ticket)
+    await asyncio.gather(*tasks)
+    assert large.held
+    assert small.held

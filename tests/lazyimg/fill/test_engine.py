@@ -458,11 +458,16 @@ async def test_read_of_what_the_kernel_has_closed_does_not_try_again() -> None:
     await engine.close()
 
 
-async def test_registry_that_hangs_leaves_room_for_others() -> None:
+@pytest.mark.parametrize(
+    "place", [("works.test", "works.test/good"), ("hangs.test", "hangs.test/good")]
+)
+async def test_registry_or_repository_that_hangs_leaves_room_for_others(
+    place: tuple[str, str],
+) -> None:
     bad, good = aligned_device(40), aligned_device(3, shift=1)
     engine = Engine(limits=FillLimits(min_fetch=0, merge_gap=0))
-    engine.add_device(bad.table, held_blob(bad), "hangs.test")
-    engine.add_device(good.table, MemoryBlob(good.blob), "works.test")
+    engine.add_device(bad.table, held_blob(bad), ("hangs.test", "hangs.test/bad"))
+    engine.add_device(good.table, MemoryBlob(good.blob), place)
     reads = [
         asyncio.create_task(engine.fill(bad.name, at, 4096, MemorySink()))
         for at in range(0, 40 * 8192, 8192)

@@ -154,7 +154,7 @@ class TestManyAtOnce:
     async def test_cancelled_reads_leave_nothing_behind(
         self, registry: FakeRegistry, blob: Descriptor
     ) -> None:
-        limits = TransportLimits(connections_per_host=2)
+        limits = TransportLimits(reads_per_host=2)
         async with RegistryClient(limits=limits, policy=FAST, environ={}) as client:
             repository = client.repository(Reference(registry.host, "team/app"))
             await repository.read_blob(blob, 0, 10)

@@ -334,7 +334,7 @@ class TestMix:
 
 class TestTurns:
     async def test_who_waited_at_a_host_that_fails_meanwhile_goes_on(self, setup: Setup) -> None:
-        setup.client._transport.limits = TransportLimits(connections_per_host=1)
+        setup.client._transport.limits = TransportLimits(reads_per_host=1)
         setup.mirror.fail("hang", times=100)
         setup.hurry()
         repository = setup.repository()
@@ -346,7 +346,7 @@ class TestTurns:
         setup.origin.fail("hang", path="/v2/bad/", times=1000)
         hanging = setup.client.repository(Reference(setup.origin.host, "bad"))
         reads = [asyncio.create_task(hanging.read_blob(bad, at, 10)) for at in range(40)]
-        limit = setup.client._transport.limits.connections_per_host
+        limit = setup.client._transport.limits.reads_per_host
         while setup.origin.count("GET", "/v2/bad/") < limit * 3 // 4:  # noqa: ASYNC110 - all hang
             await asyncio.sleep(0.001)
         await setup.read(setup.repository(access=Access()))

@@ -22,7 +22,7 @@ from lazyimg_formats.oci.reference import RegistryLocation, parse_location
 def test_limits_and_policy() -> None:
     settings = RegistrySettings(connections=3, connect_timeout=4.0, read_timeout=5.0, retries=0)
     limits = transport_limits(settings)
-    assert (limits.connections_per_host, limits.connect_timeout, limits.read_timeout) == (3, 4, 5)
+    assert (limits.reads_per_host, limits.connect_timeout, limits.read_timeout) == (3, 4, 5)
     assert retry_policy(settings).attempts == 1
     assert retry_policy(settings) == RetryPolicy(attempts=1)
     assert retry_policy(settings, 300.0) == RetryPolicy(attempts=1, max_retry_after=300.0)

@@ -334,22 +334,26 @@ class TestFailures:
                 await task
 
 
-async def test_connections_of_a_host_are_limited() -> None:
-    transport = Transport(TransportLimits(connections_per_host=2))
-    running = most = 0
+async def test_requests_that_hang_leave_connections_to_others() -> None:
+    transport = Transport(TransportLimits())
+    hanging = 0
 
-    async def count(_: web.Request) -> web.Response:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.01)
-        running -= 1
-        return web.Response()
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal hanging
+        if request.path == "/hang":
+            hanging += 1
+            await asyncio.Event().wait()
+        return web.Response(text="well")
 
-    async with serve(count) as url:
-        await asyncio.gather(*[get(transport, url) for _ in range(8)])
-    await transport.close()
-    assert most == 2
+    async with serve(answer) as url:
+        waiting = [asyncio.create_task(get(transport, url / "hang")) for _ in range(150)]
+        while hanging < 150:  # noqa: ASYNC110 - all hang
+            await asyncio.sleep(0.001)
+        assert await get(transport, url) == b"well"
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        await transport.close()
 
 
 async def test_closing_twice() -> None:
