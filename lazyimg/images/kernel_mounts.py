@@ -1,7 +1,9 @@
 """The kernel's mounts of images: one for each, under ROOT/mnt, counted by its users.
 
 The kernel takes an image's name once in a domain, so there can never be two. The last user to let
-go unmounts it. An image that somebody mounted by hand is shown here too, and used from there.
+go unmounts it. An image that somebody mounted by hand is shown here too, and used from there. One
+that is in use where no mount shows it (an overlay in another mount namespace, left of a container
+that was removed) is mounted once more in another domain, in which nothing of it is local.
 
 The first use of a cache file: the kernel keeps a new file without a name until its object is
 closed, so a power cut would lose all of it. An image that needs new files is therefore mounted
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
+from lazyimg.host.domains import choose_domain
 from lazyimg.host.mount_table import mount_at
 
 if TYPE_CHECKING:
@@ -82,6 +85,7 @@ class KernelMounts:
 
     def __init__(self, root: Path, domain_id: str, read_ahead: int, objects: Objects) -> None:
         self._directory = root / "mnt"
+        self._first_domain = domain_id
         self._domain_id = domain_id
         self._read_ahead = read_ahead
         self._objects = objects
@@ -224,17 +228,16 @@ class KernelMounts:
             _log.warning("what is local is not used: %s", str(error) or "the kernel made no files")
 
     async def _mount(self, fsid: str, path: Path) -> bool:
-        """Mount an image; False if somebody had by hand, and that is shown here as well."""
+        """Mount an image; False if its files are not those of a new mount in the domain."""
         try:
-            await host.mount_erofs(
-                fsid, self._domain_id, path, read_ahead_kb=self._read_ahead // 1024
-            )
+            await self._mount_in(self._domain_id, fsid, path)
         except InUseError:
             entries = await host.mount_table()
             found = [entry for entry in entries if self._is_whole(entry, fsid)]
             found = [entry for entry in found if mount_at(entries, entry.mount_point) is entry]
             if not found:
-                raise
+                await self._mount_apart(fsid, path)
+                return False
             _log.info("%s: mounted by hand on %s, used from there", fsid, found[0].mount_point)
             await self._show(found[0].mount_point, fsid, path)
             return False
@@ -242,6 +245,19 @@ class KernelMounts:
             await self._refuse_when_short(error)
             raise
         return True
+
+    async def _mount_in(self, domain_id: str, fsid: str, path: Path) -> None:
+        await host.mount_erofs(fsid, domain_id, path, read_ahead_kb=self._read_ahead // 1024)
+
+    async def _mount_apart(self, fsid: str, path: Path) -> None:
+        """Mount an image whose mount in the domain is in use where nobody can reach it."""
+        used = {domain for domain, _ in await host.superblocks()}
+        domain = choose_domain(self._first_domain, used)
+        _log.warning(
+            "%s: a mount of it is in use out of sight; mounted in domain %s, all is fetched again",
+            fsid, domain,
+        )  # fmt: skip
+        await self._mount_in(domain, fsid, path)
 
     async def _refuse_when_short(self, error: Exception) -> None:
         """Raise StorageError if the cache has no room for new files."""

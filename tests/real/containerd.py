@@ -81,17 +81,26 @@ def running_containerd(directory: Path, more: str = "") -> Iterator[Containerd]:
         directory: made when missing.
         more: further configuration.
     """
+    with serving_containerd(directory, more) as (containerd, _):
+        yield containerd
+
+
+@contextmanager
+def serving_containerd(
+    directory: Path, more: str = ""
+) -> Iterator[tuple[Containerd, subprocess.Popen[bytes]]]:
+    """Run containerd, as `running_containerd`; gives its process, too, which may be killed."""
     directory.mkdir(exist_ok=True)
     configuration = directory / "config.toml"
     configuration.write_text(CONFIGURATION.format(directory=directory) + more)
     containerd = Containerd(directory)
     with (
-        (directory / "log").open("wb") as log,
+        (directory / "log").open("ab") as log,
         subprocess.Popen(["containerd", "--config", configuration], stderr=log) as process,
     ):
         try:
             wait_until_it_answers(containerd, process)
-            yield containerd
+            yield containerd, process
         finally:
             process.terminate()
 

@@ -248,10 +248,24 @@ async def test_image_that_was_mounted_by_hand_out_of_reach(
 ) -> None:
     table = [("/hand", "erofs in lazyimg", "a" * 64), ("/hand", "", "on top")]
     host.table = list(table)
-    with pytest.raises(InUseError, match="already mounted"):
-        await mounts.mount(image(), "/one", read_write=False)
+    async with mounts.held(image()) as path:
+        assert host.table == [*table, (str(path), "erofs in lazyimg-2", "a" * 64)]
     assert host.table == table
     assert leftovers(root) == []
+
+
+async def test_image_that_is_in_use_out_of_sight(
+    mounts: Mounts, host: FakeMounts, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.detached = [("lazyimg", "a" * 64), ("lazyimg-2", "b" * 64)]
+    await mounts.mount(image(), "/one", read_write=False)
+    assert host.table[0] == (kernel_mount(root), "erofs in lazyimg-3", "a" * 64)
+    assert f"{'a' * 64}: a mount of it is in use out of sight; mounted in domain" in caplog.text
+    await mounts.unmount("/one", lazy=False)
+    assert host.points == []
+    host.detached = []
+    async with mounts.held(image()) as path:
+        assert host.table == [(str(path), "erofs in lazyimg", "a" * 64)]
 
 
 async def test_image_that_was_mounted_by_hand_below_another_mount(
