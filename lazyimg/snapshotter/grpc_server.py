@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
@@ -173,6 +174,7 @@ def _answer(
     begun: set[asyncio.Task[Any]],
 ) -> Any:
     async def answer(data: bytes, context: Context) -> Message:
+        begin = time.monotonic()
         try:
             request = _parse(kind, data)
             if name in _FINISHED:
@@ -180,6 +182,8 @@ def _answer(
             return await call(request)
         except Exception as error:
             code, text = _explain(name, error)
+        finally:
+            _log.debug("%s: %.3f s", name, time.monotonic() - begin)
         await context.abort(code, text)
         raise AssertionError  # abort raises
 

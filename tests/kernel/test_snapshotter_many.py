@@ -1,0 +1,212 @@
+"""Many containers on layers that nobody downloaded: one after the other, and all at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.contracts.snapshots import mounted
+from tests.real.containerd import Containerd, running_containerd
+from tests.real.docker_registry import Registry, running_registry
+from tests.real.held import look_at, settled
+from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.program_images import make_program_images, sums
+from tests.real.scale import scaled
+from tests.real.snapshot_client import SnapshotClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.real.counting_proxy import Exchange
+    from tests.real.plain_image import PlainImage
+
+NAMES: Final = ("one", "two", "three", "four", "five")
+SIZE: Final = 2 << 20
+CYCLES: Final = scaled(500)
+CONTAINERS: Final = scaled(50, least=len(NAMES))
+WARMING: Final = 6  # cycles until pools of threads and caches have their size
+THREADS: Final = 40  # of all pools together
+GROWTH: Final = 10 << 20  # bytes of resident memory
+LIMIT: Final = 900.0  # seconds for all containers
+TOOK: Final = re.compile(r"\b([A-Z][a-z]+): (\d+\.\d{3}) s$", re.MULTILINE)
+PROXY_PLUGIN: Final = """
+[proxy_plugins.lazyimg]
+type = "snapshot"
+address = "{address}"
+"""
+
+
+@pytest.fixture(scope="module")
+def source(disk: Path) -> Iterator[tuple[Registry, dict[str, PlainImage]]]:
+    """A registry with five images on one base, converted."""
+    with (
+        tempfile.TemporaryDirectory(dir=disk) as directory,
+        running_registry(Path(directory)) as running,
+    ):
+        images = make_program_images(Path(directory), NAMES, size=SIZE)
+        lazyimg = Lazyimg(disk / "nowhere")
+        for name, image in images.items():
+            lazyimg.verb("convert", image.reference, f"{running.address}/{name}:1")
+        yield running, images
+
+
+@pytest.fixture
+def registry(source: tuple[Registry, dict[str, PlainImage]]) -> Registry:
+    return source[0]
+
+
+@pytest.fixture
+def images(source: tuple[Registry, dict[str, PlainImage]]) -> dict[str, PlainImage]:
+    return source[1]
+
+
+@pytest.fixture
+def place(disk: Path) -> Iterator[Path]:
+    """A directory for the daemon and containerd; nothing is mounted there afterwards."""
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        yield Path(directory)
+        assert mounts_below(Path(directory)) == []
+
+
+@pytest.fixture
+def lazyimg(place: Path) -> Lazyimg:
+    state = place / "state"
+    settings = {
+        "LAZYIMG_SNAPSHOTTER_ADDRESS": str(state / "snapshotter.sock"),
+        "LAZYIMG_LOG_LEVEL": "debug",  # says how long each call takes
+    }
+    return Lazyimg(state, settings)
+
+
+def plugin(lazyimg: Lazyimg) -> str:
+    return PROXY_PLUGIN.format(address=lazyimg.settings["LAZYIMG_SNAPSHOTTER_ADDRESS"])
+
+
+def pull(lazyimg: Lazyimg, containerd: Containerd, reference: str) -> str:
+    """Have containerd know an image, of which nothing is downloaded; return its snapshot."""
+    socket = containerd.directory / "socket"
+    printed = json.loads(lazyimg.verb("pull", "--json", "--containerd", socket, reference))
+    assert printed["layers"].keys() == {"lazy"}
+    return str(printed["snapshot"])
+
+
+def cycle(client: SnapshotClient, top: str, target: Path, number: int) -> None:
+    """Make a container and a view of it, read a little, write, and remove both."""
+    with mounted(client.prepare("container", top), target) as root:
+        files = sorted((root / "data").iterdir())
+        (root / "data/new").write_bytes(files[number % len(files)].read_bytes())
+    client.view("view", top)
+    for key in ("container", "view"):
+        client.remove(key)
+
+
+def test_containers_leak_nothing(
+    lazyimg: Lazyimg, registry: Registry, place: Path, tmp_path: Path
+) -> None:
+    directories = [
+        lazyimg.root / name for name in ("mnt", "snapshotter/snapshots", "snapshotter/removed")
+    ]
+    with (
+        lazyimg.serving(),
+        closing(SnapshotClient(lazyimg.root / "snapshotter.sock")) as client,
+    ):
+        with running_containerd(place / "containerd", plugin(lazyimg)) as containerd:
+            pull(lazyimg, containerd, f"{registry.address}/one:1")
+        (top,) = {info.name for info in client.list()} - {info.parent for info in client.list()}
+        pid = int(lazyimg.status()["pid"])
+        for number in range(WARMING):
+            cycle(client, top, tmp_path / "target", number)
+        client.cleanup()
+        before = look_at(pid, *directories)
+        assert before.entries == 0
+        for number in range(CYCLES):
+            cycle(client, top, tmp_path / "target", number)
+        client.cleanup()
+        after = settled(pid, before, *directories)
+        assert after.lasting == before.lasting
+        assert after.threads <= THREADS
+        logging.getLogger(__name__).info("%s, then %s", before, after)
+        assert after.resident - before.resident < GROWTH
+
+
+def test_many_containers_at_once(
+    lazyimg: Lazyimg,
+    registry: Registry,
+    images: dict[str, PlainImage],
+    place: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        lazyimg.serving(),
+        running_containerd(place / "containerd", plugin(lazyimg)) as containerd,
+    ):
+        references = {name: f"{registry.address}/{name}:1" for name in NAMES}
+        for reference in references.values():
+            pull(lazyimg, containerd, reference)
+        registry.counts.clear()
+        begin = time.monotonic()
+        running = [
+            (name, start(containerd, references[name], f"{name}-{number}"))
+            for number, name in enumerate(NAMES * -(-CONTAINERS // len(NAMES)))
+        ]
+        expected = {name: sums(image) for name, image in images.items()}
+        for name, process in running:
+            output, errors = process.communicate(timeout=LIMIT)
+            assert (output, process.returncode) == (expected[name], 0), errors
+        took = time.monotonic() - begin
+        assert fetched_twice(registry.counts.blob_reads()) == {}
+        for reference in references.values():
+            containerd.ctr("image", "rm", "--sync", reference)
+        assert mounts_below(lazyimg.root / "mnt") == []
+        assert list((lazyimg.root / "snapshotter/snapshots").iterdir()) == []
+    calls: defaultdict[str, list[float]] = defaultdict(list)
+    for name, seconds in TOOK.findall(capfd.readouterr().err):
+        calls[name].append(float(seconds))
+    longest = {name: (len(times), max(times)) for name, times in calls.items()}
+    assert longest["Prepare"][0] >= len(running)
+    logging.getLogger(__name__).info(
+        "%d containers in %.1f s; calls (count, longest in s): %s", len(running), took, longest
+    )
+
+
+def start(containerd: Containerd, reference: str, name: str) -> subprocess.Popen[str]:
+    """Start a container that reads all of its image's files."""
+    return subprocess.Popen(
+        [
+            *("ctr", "--address", str(containerd.directory / "socket"), "run", "--rm"),
+            *("--cgroup", "", "--snapshotter", "lazyimg", reference, name),
+            *("sh", "-c", "sha256sum /data/*"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def fetched_twice(reads: list[Exchange]) -> dict[str, list[tuple[int, int]]]:
+    """Return the ranges of each blob that were fetched again, as (first byte, last byte)."""
+    again: dict[str, list[tuple[int, int]]] = {}
+    ends: dict[str, int] = {}
+    for digest, first, last in sorted(map(read_range, reads)):
+        if first <= ends.get(digest, -1):
+            again.setdefault(digest, []).append((first, last))
+        ends[digest] = max(ends.get(digest, -1), last)
+    return again
+
+
+def read_range(read: Exchange) -> tuple[str, int, int]:
+    """Return which blob was read, its first and its last byte."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d+)", read.range or "")
+    assert found is not None, read
+    return read.path.rpartition("/")[2], int(found[1]), int(found[2])
