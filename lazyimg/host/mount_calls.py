@@ -50,6 +50,7 @@ class MountCalls:
         self._lock = lock
         self._kept = kept
         self._idle: list[asyncio.subprocess.Process] = []
+        self._late: list[asyncio.subprocess.Process] = []
 
     async def call(self, what: str, request: dict[str, Any]) -> dict[str, Any]:
         """Have a call made; gives the child's answer, {} when all is well.
@@ -68,6 +69,7 @@ class MountCalls:
                 reply = await _exchange(process, request)
         except BaseException as error:
             await _end(process, kill=True)
+            self._late = [one for one in (*self._late, process) if one.returncode is None]
             if isinstance(error, TimeoutError):
                 raise KernelError(what, f"not done after {CALL_TIMEOUT:g} s") from error
             raise
@@ -110,6 +112,10 @@ class MountCalls:
                 start_new_session=True,  # a signal for the daemon's group is not for it
                 limit=MAX_REPLY,
             )
+
+    def late(self) -> list[asyncio.subprocess.Process]:
+        """Give the processes that were killed in a call that has not ended, and may yet succeed."""
+        return [process for process in self._late if process.returncode is None]
 
     async def wait_for_others(self) -> bool:
         """Wait until nobody holds the lock; False if somebody does for too long.

@@ -79,6 +79,11 @@ async def wait_for_calls() -> bool:
     return await _calls.wait_for_others()
 
 
+def late_calls() -> list[asyncio.subprocess.Process]:
+    """Give the processes of calls that were given up, have not ended, and may yet succeed."""
+    return _calls.late()
+
+
 async def mount_erofs(
     fsid: str,
     domain_id: str,

@@ -33,7 +33,7 @@ from lazyimg.images.recovery import Recovery
 from lazyimg.images.scratch import prepare_scratch, remove_scratch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
     from lazyimg.images.kernel_mounts import Objects
     from lazyimg.images.library import Library
@@ -74,6 +74,7 @@ class Mounts:
         self._mounted: dict[str, Mounted] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lost = LostMounts(self._put, self._locks)
+        self._late: set[asyncio.Task[None]] = set()
 
     @property
     def domain_id(self) -> str:
@@ -258,6 +259,8 @@ class Mounts:
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
         await self._lost.close()
+        for task in self._late:
+            task.cancel()
         lost = [each.mounted.directory for each in self._lost.list()]
         for directory in [*lost, *reversed(list(self._mounted))]:  # one may lie in an earlier one
             try:
@@ -302,14 +305,27 @@ class Mounts:
             _log.warning("%s: %s is mounted again", directory, name)
 
     async def _take_back(self, mounted: Mounted) -> None:
-        """Undo a mount on a user's directory that may, or may not, have come about."""
+        """Undo a mount on a user's directory that may have come about, or may yet do so."""
+        await self._take_off_what_came(mounted)
+        await self.release(mounted.image)
+        if late := host.late_calls():
+            task = asyncio.create_task(self._take_back_late(mounted, late))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _take_back_late(
+        self, mounted: Mounted, calls: Sequence[asyncio.subprocess.Process]
+    ) -> None:
+        await asyncio.gather(*(call.wait() for call in calls))
+        await self._take_off_what_came(mounted)
+
+    async def _take_off_what_came(self, mounted: Mounted) -> None:
         try:
             there = mount_at(await host.mount_table(), mounted.directory)
             if there is not None and is_of(there, mounted):
                 await host.unmount(Path(mounted.directory), lazy=True)
         except LazyimgError as error:
             _log.warning("%s: %s", mounted.directory, error)
-        await self.release(mounted.image)
 
     async def _undo(self, mounted: Mounted) -> None:
         """Remove what is left of a mount that did not come about."""

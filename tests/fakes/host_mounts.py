@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     import pytest
 
 
+class LateCall:
+    """A call that was given up; it lasts until `ended` is set."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+
 @dataclass
 class FakeMounts:
     """Stands for the module `lazyimg.host.mounts`.
@@ -38,6 +48,7 @@ class FakeMounts:
         listed: what else is in the mount table.
         calls_end: whether calls of another process end in time.
         detached: domain and fsid of what is in use without being mounted.
+        late: what `late_calls` gives.
     """
 
     table: list[tuple[str, str, str]] = field(default_factory=list)
@@ -52,6 +63,7 @@ class FakeMounts:
     listed: list[MountEntry] = field(default_factory=list)
     calls_end: bool = True
     detached: list[tuple[str, str]] = field(default_factory=list)
+    late: list[LateCall] = field(default_factory=list)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
         """Stand for the module wherever images are mounted."""
@@ -62,6 +74,9 @@ class FakeMounts:
     async def wait_for_calls(self) -> bool:
         await self._enter("wait_for_calls")
         return self.calls_end
+
+    def late_calls(self) -> list[LateCall]:
+        return list(self.late)
 
     @property
     def points(self) -> list[str]:

@@ -169,7 +169,9 @@ async def test_process_that_cannot_be_killed(
         with pytest.raises(asyncio.CancelledError):
             await call
         assert "does not end" in caplog.text
+        assert calls.late() == killed
     await killed[0].wait()  # or its process would outlive the event loop
+    assert calls.late() == []
 
 
 async def test_cancelled_call_ends_with_its_process(calls: MountCalls, child: Child) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lazyimg.errors import InUseError, KernelError, LazyimgError, NotFoundError, StorageError
 from lazyimg.images import mounts as images_mounts
+from tests.fakes.host_mounts import LateCall
 from tests.fakes.image_mounts import (
     FAILURE,
     ROOT,
@@ -201,6 +202,42 @@ async def test_mount_that_is_cancelled_when_it_has_come_about_leaves_nothing(
     host.late_gates.clear()
     await mounts.mount(image(), "/one", read_write=read_write)
     assert host.points == [kernel_mount(root), "/one"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_cancelled_mount_that_comes_about_later_is_taken_back(
+    mounts: Mounts, host: FakeMounts, root: Path, *, again: bool
+) -> None:
+    """What is mounted on the directory meanwhile stays."""
+    host.gates["mount_overlay"] = asyncio.Event()
+    task = asyncio.create_task(mounts.mount(image(), "/one", read_write=True))
+    await host.waiting.wait()
+    (scratch,) = (root / "scratch").iterdir()
+    late = LateCall()
+    host.late = [late]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert host.points == []
+    host.late, host.gates = [], {}
+    if again:
+        await mounts.mount(image(), "/one", read_write=True)
+    before = list(host.table)
+    if not again:
+        host.table.append(("/one", "overlay", "a" * 64))
+        host.overlays["/one"] = (scratch / "upper", scratch / "work")
+    late.ended.set()
+    await asyncio.gather(*mounts._late)
+    assert host.table == before
+
+
+async def test_end_waits_for_no_mount_that_may_come_about(mounts: Mounts, host: FakeMounts) -> None:
+    host.late = [LateCall()]
+    host.failures["bind_mount"] = FAILURE
+    with pytest.raises(KernelError):
+        await mounts.mount(image(), "/one", read_write=False)
+    await mounts.close()
+    assert host.points == []
 
 
 async def test_cancelled_mount_that_cannot_be_taken_back_is_said(
