@@ -31,6 +31,7 @@ from lazyimg.host.allocator import HeapMemory, keep_freed_memory
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.host.sockets import remove_stale_socket
 from lazyimg.host.user import require_root
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
@@ -455,7 +456,7 @@ def _bind(path: Path, manager: ServiceManager, stack: AsyncExitStack) -> socket.
             listener.close()
             manager.forget(LISTENER)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _remove_stale(path)
+        remove_stale_socket(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.callback(listener.close)
         mask = os.umask(0o177)  # the socket is root's from its first moment
@@ -493,19 +494,6 @@ async def _listen(listener: socket.socket, daemon: LazyimgDaemon, stack: AsyncEx
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener, backlog=BACKLOG).start()
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a daemon that died; refuse one that answers."""
-    if not path.is_socket():
-        return  # bind says what is wrong with it
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise InUseError(str(path), "a daemon listens there", "stop it, or use --address")
 
 
 def _cache_limits(config: Config) -> CacheLimits:

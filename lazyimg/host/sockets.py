@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING, Final, Protocol
 
-from lazyimg.errors import ConfigurationError, StorageError
+from lazyimg.errors import ConfigurationError, InUseError, StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,8 +32,10 @@ async def start_for_root(server: Server, path: Path) -> None:
     """Start a gRPC server on a unix socket that only root can reach.
 
     Raises:
+        InUseError: another one listens there; gRPC itself would take its place.
         StorageError: there can be no socket.
     """
+    remove_stale_socket(path)
     mask = os.umask(0o177)  # the socket is root's from its first moment
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -41,6 +44,29 @@ async def start_for_root(server: Server, path: Path) -> None:
     finally:
         os.umask(mask)  # before anybody else can make a file
     await server.start()
+
+
+def remove_stale_socket(path: Path) -> None:
+    """Remove the socket of a process that died; whatever else is there stays.
+
+    Raises:
+        InUseError: somebody listens there.
+        StorageError: it cannot be removed.
+    """
+    if not path.is_socket():
+        return  # who binds it says what is wrong with it
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(str(path))
+    except ConnectionRefusedError:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(str(path), f"cannot be removed: {error.strerror}") from error
+    except OSError as error:
+        raise StorageError(str(path), f"cannot listen: {error}", "check the address") from error
+    else:
+        raise InUseError(str(path), "a daemon listens there", "stop it, or use another address")
 
 
 def make_socket_directory(path: Path) -> None:

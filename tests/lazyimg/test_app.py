@@ -340,7 +340,7 @@ async def test_second_daemon_on_the_same_address(config: Config, tmp_path: Path)
             async with start(second):
                 pass
         assert str(caught.value) == (
-            f"{config.address}: a daemon listens there; stop it, or use --address"
+            f"{config.address}: a daemon listens there; stop it, or use another address"
         )
         assert (await client.status()).root == config.root
 

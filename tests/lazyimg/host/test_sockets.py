@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import ConfigurationError, StorageError
-from lazyimg.host.sockets import make_socket_directory, start_for_root
+from lazyimg.errors import ConfigurationError, InUseError, StorageError
+from lazyimg.host.sockets import make_socket_directory, remove_stale_socket, start_for_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,3 +94,48 @@ def test_directories_in_which_others_may_write(
         f"{lower}/socket: others than root may change {shared}, and so replace the socket; "
         "choose another address, or make the directory root's"
     )
+
+
+async def test_socket_on_which_somebody_listens(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        text = r"/socket: a daemon listens there; stop it, or use another address$"
+        with pytest.raises(InUseError, match=text):
+            await start_for_root(FakeServer(), path)
+        assert path.is_socket()
+    await start_for_root(server := FakeServer(), path)  # it is gone
+    server.socket.close()
+    assert server.started
+
+
+def test_what_is_no_socket_stays(tmp_path: Path) -> None:
+    remove_stale_socket(tmp_path / "none")
+    (tmp_path / "file").write_text("mine")
+    remove_stale_socket(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_socket_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(StorageError, match=r"cannot listen: .*wrong type"):
+            remove_stale_socket(path)
+    assert path.is_socket()
+
+
+def test_stale_socket_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+
+    def refuse(_path: Path, *, missing_ok: bool) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(type(path), "unlink", refuse)
+    with pytest.raises(StorageError, match="cannot be removed: Operation not permitted"):
+        remove_stale_socket(path)
