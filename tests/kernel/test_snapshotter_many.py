@@ -25,8 +25,9 @@ from tests.real.scale import scaled
 from tests.real.snapshot_client import SnapshotClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from lazyimg.snapshotter.proto import snapshots_pb2 as pb
     from tests.real.counting_proxy import Exchange
     from tests.real.plain_image import PlainImage
 
@@ -37,6 +38,7 @@ CONTAINERS: Final = scaled(50, least=6)
 WARMING: Final = 6  # cycles until pools of threads and caches have their size
 THREADS: Final = 40  # of all pools together
 GROWTH: Final = 10 << 20  # bytes of resident memory
+PATIENCE: Final = 60.0  # seconds for anything that comes about by itself
 LIMIT: Final = 900.0  # seconds for all containers
 TOOK: Final = re.compile(r"\b([A-Z][a-z]+): (\d+\.\d{3}) s$", re.MULTILINE)
 PROXY_PLUGIN: Final = """
@@ -136,6 +138,56 @@ def test_containers_leak_nothing(
         assert after.threads <= THREADS
         logging.getLogger(__name__).info("%s, then %s", before, after)
         assert after.resident - before.resident < GROWTH
+
+
+def test_removal_while_the_registry_hangs(
+    lazyimg: Lazyimg, registry: Registry, place: Path, tmp_path: Path
+) -> None:
+    """The kernel may wait for what was being read; nobody else does."""
+    lazyimg.settings["LAZYIMG_FILL_READ_DEADLINE"] = "wait"
+    with (
+        lazyimg.serving(),
+        closing(SnapshotClient(lazyimg.root / "snapshotter.sock")) as client,
+    ):
+        tops: list[str] = []
+        with running_containerd(place / "containerd", plugin(lazyimg)) as containerd:
+            for name in NAMES[:2]:
+                before = {info.name for info in client.list()}
+                pull(lazyimg, containerd, f"{registry.address}/{name}:1")
+                listed = {info.name: info.parent for info in client.list()}
+                tops += listed.keys() - before - set(listed.values())
+        cycle(client, tops[1], tmp_path / "target", 0)
+        mount(client.prepare("slow", tops[0]), tmp_path / "slow")
+        registry.counts.held = True
+        try:
+            asked = len(registry.counts.exchanges)
+            with subprocess.Popen(["cat", tmp_path / "slow/data/00"]) as reader:
+                eventually(lambda: len(registry.counts.exchanges) > asked)
+                reader.kill()
+            subprocess.run(["umount", "-l", tmp_path / "slow"], check=True)
+            client.remove("slow")
+            cycle(client, tops[1], tmp_path / "target", 0)
+            assert client.list()
+        finally:
+            registry.counts.held = False
+        client.cleanup()
+        assert mounts_below(lazyimg.root / "mnt") == []
+
+
+def mount(mounts: list[pb.Mount], target: Path) -> None:
+    """Mount what a snapshotter said, as containerd does."""
+    (one,) = mounts
+    target.mkdir()
+    options = ",".join(one.options)
+    subprocess.run(["mount", "-t", one.type, one.source, "-o", options, target], check=True)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.05)
 
 
 def test_many_containers_at_once(

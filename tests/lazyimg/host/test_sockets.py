@@ -97,15 +97,15 @@ def test_directories_in_which_others_may_write(
 
 
 async def test_socket_on_which_somebody_listens(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+    server, path = FakeServer(), tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
         text = r"/socket: a daemon listens there; stop it, or use another address$"
         with pytest.raises(InUseError, match=text):
-            await start_for_root(FakeServer(), path)
+            await start_for_root(server, path)
         assert path.is_socket()
-    await start_for_root(server := FakeServer(), path)  # it is gone
+    await start_for_root(server, path)  # it is gone
     server.socket.close()
     assert server.started
 
