@@ -19,6 +19,7 @@ import msgspec
 
 from lazyimg.errors import CorruptError, LazyimgError, StorageError
 from lazyimg.host.files import write_file
+from lazyimg.images.comparable import mark_times
 from lazyimg.images.merge import merge_layers
 from lazyimg.layers.locate import IndexLocation  # noqa: TC001 - msgspec reads the annotation
 from lazyimg.layers.parse import parse_index
@@ -61,12 +62,14 @@ class BuildRequest(msgspec.Struct, frozen=True):
         bootstraps: path of the directory.
         memory: as in `lazyimg.limits.BuildLimits`.
         processor_time: likewise.
+        comparable: whether its times are marked, as in `lazyimg.images.comparable`.
     """
 
     layers: list[LayerSource]
     bootstraps: str
     memory: int = BuildLimits.memory
     processor_time: int = BuildLimits.processor_time
+    comparable: bool = False
 
 
 class BuiltLayer(msgspec.Struct, frozen=True):
@@ -175,6 +178,8 @@ def build(request: BuildRequest) -> BuildReply:
         root = tree
     if root is None:
         raise FormatError("image", "it has no layers")
+    if request.comparable:
+        mark_times(root)
     image = serialize_image(root, devices)
     fsid = hashlib.sha256(image).hexdigest()
     write_file(Path(request.bootstraps) / fsid, image)

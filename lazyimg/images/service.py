@@ -138,6 +138,7 @@ class _Part(NamedTuple):
     place: Location
     platform: Platform
     depth: int | None
+    comparable: bool
 
 
 class Images:
@@ -170,7 +171,13 @@ class Images:
         self._fetched = asyncio.Condition()
 
     async def open(
-        self, text: str, platform_text: str, access: Access, depth: int | None = None
+        self,
+        text: str,
+        platform_text: str,
+        access: Access,
+        depth: int | None = None,
+        *,
+        comparable: bool = False,
     ) -> Image:
         """Give the image under a reference, ready to be mounted.
 
@@ -180,6 +187,7 @@ class Images:
             access: how to reach the registry.
             depth: how many of its layers, the lowest ones; None: all. Then the reference must
                 have the digest of a platform's manifest.
+            comparable: with times as in `lazyimg.images.comparable`; for such parts only.
 
         Raises:
             BadReferenceError, UsageError: `text` or `platform_text` says nothing.
@@ -188,7 +196,7 @@ class Images:
             LazyimgError: the registry, the image or the disk fails.
         """
         location, platform = _locate(text), parse_platform(platform_text)
-        known = await self._known(location, platform, depth)
+        known = await self._known(location, platform, depth, comparable=comparable)
         source, wanted = await self._open_source(location, access)
         pinned = known is not None and _is_fixed(location) and not access.username
         if known is not None and pinned and await self._is_proven(source, known):
@@ -202,7 +210,7 @@ class Images:
         if isinstance(source, ProvingSource):
             needed = (*resolved.manifest.layers, resolved.manifest.config)
             await self._proofs.prove(source, needed)
-        part = _Part(location, platform, depth)
+        part = _Part(location, platform, depth, comparable)
         return await self._open_resolved(part, resolved, kept, access)
 
     async def _is_proven(self, source: ImageSource, image: Image) -> bool:
@@ -236,11 +244,16 @@ class Images:
         return Description(str(location), digest, str(platform), layers, formats, chain)
 
     async def _known(
-        self, location: Location, platform: Platform, depth: int | None
+        self,
+        location: Location,
+        platform: Platform,
+        depth: int | None,
+        *,
+        comparable: bool = False,
     ) -> Image | None:
         """Give an image as it is recorded; None when its files are not all there any more."""
         if depth is not None:
-            return await self._known_part(location, platform, depth)
+            return await self._known_part(location, platform, depth, comparable=comparable)
         record = await asyncio.to_thread(self._library.find_image, str(location), str(platform))
         if record is None:
             return None
@@ -249,19 +262,21 @@ class Images:
             return None
         return Image(record.reference, record.digest, record.platform, chain)
 
-    async def _known_part(self, location: Location, platform: Platform, depth: int) -> Image | None:
-        image = await self._recorded_part(location, platform, depth)
+    async def _known_part(
+        self, location: Location, platform: Platform, depth: int, *, comparable: bool
+    ) -> Image | None:
+        image = await self._recorded_part(location, platform, depth, comparable=comparable)
         if image is None or not await asyncio.to_thread(self._is_whole, image.chain):
             return None
         return image
 
     async def _recorded_part(
-        self, location: Location, platform: Platform, depth: int
+        self, location: Location, platform: Platform, depth: int, *, comparable: bool = False
     ) -> Image | None:
         if not isinstance(location, RegistryLocation) or location.reference.digest is None:
             raise UsageError(str(location), "parts of an image are known by its digest only")
         digest = str(location.reference.digest)
-        chain = await self.find_part(digest, depth)
+        chain = await self.find_part(digest, depth, comparable=comparable)
         return None if chain is None else Image(str(location), digest, str(platform), chain)
 
     async def recorded(self, text: str, platform_text: str, depth: int) -> Image:
@@ -281,14 +296,18 @@ class Images:
             raise NotFoundError(text, f"its lowest {depth} layers are not known here")
         return image
 
-    async def find_part(self, digest: str, depth: int) -> ChainRecord | None:
+    async def find_part(
+        self, digest: str, depth: int, *, comparable: bool = False
+    ) -> ChainRecord | None:
         """Give what was made of the lowest layers of an image, if it was.
 
         Args:
             digest: of the platform's manifest.
             depth: how many layers.
+            comparable: as `open` takes it.
         """
-        key = await asyncio.to_thread(self._library.find_part, digest, depth)
+        name = _part_name(digest, comparable=comparable)
+        key = await asyncio.to_thread(self._library.find_part, name, depth)
         return None if key is None else await asyncio.to_thread(self._library.find_chain, key)
 
     async def resolve(self, text: str, access: Access) -> ResolvedImage:
@@ -347,18 +366,18 @@ class Images:
         source: ImageSource,
         access: Access,
     ) -> Image:
-        place, platform, depth = part
+        place, platform, depth, comparable = part
         layers = resolved.manifest.layers[:depth]
         locations = [
             locate_index(layer, f"{place}: layer {number} of {len(layers)}")
             for number, layer in enumerate(layers, 1)
         ]
         _check_indexes(str(place), locations)
-        key = _chain_key(layers, locations)
+        key = _chain_key(layers, locations, comparable=comparable)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
             if chain is None or not await asyncio.to_thread(self._is_whole, chain):
-                chain = await self._build(key, layers, locations, source)
+                chain = await self._build(key, layers, locations, source, comparable=comparable)
         sources = [
             (layer.device, _source_record(place, layer, access))
             for layer in chain.layers
@@ -368,7 +387,8 @@ class Images:
         if depth is None:
             await asyncio.to_thread(self._library.add_image, image, sources)
         else:
-            await asyncio.to_thread(self._library.add_part, image.digest, depth, chain.key, sources)
+            name = _part_name(image.digest, comparable=comparable)
+            await asyncio.to_thread(self._library.add_part, name, depth, chain.key, sources)
         self._catalog.add(chain)
         for device, one in sources:
             await self._catalog.add_source(device, one, access)
@@ -385,6 +405,8 @@ class Images:
         layers: tuple[Descriptor, ...],
         locations: list[IndexLocation],
         source: ImageSource,
+        *,
+        comparable: bool,
     ) -> ChainRecord:
         indexes = await self._fetch(layers, locations, source)
         request = BuildRequest(
@@ -400,6 +422,7 @@ class Images:
             str(self._root / "bootstraps"),
             self._limits.memory,
             self._limits.processor_time,
+            comparable,
         )
         built = await build_image(source.name, request)
         chain = ChainRecord(
@@ -501,8 +524,14 @@ def _is_fixed(location: Location) -> bool:
     return isinstance(location, RegistryLocation) and location.reference.digest is not None
 
 
-def _chain_key(layers: tuple[Descriptor, ...], locations: list[IndexLocation]) -> str:
-    text = [f"bootstrap {BUILDER}"]
+def _part_name(digest: str, *, comparable: bool) -> str:
+    return f"{digest} comparable" if comparable else digest
+
+
+def _chain_key(
+    layers: tuple[Descriptor, ...], locations: list[IndexLocation], *, comparable: bool = False
+) -> str:
+    text = [f"bootstrap {BUILDER}{' comparable' if comparable else ''}"]
     text += [
         f"{layer.digest} {layer.size} {location.format} {location.digest}"
         for layer, location in zip(layers, locations, strict=True)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 REF: Final = "containerd.io/snapshot.ref"
 """Label: the chain ID of the layer that a Prepare is for."""
 
+COMPARED: Final = "-parent-view-"
+"""In a view's key: containerd's client compares what it shows with what was written on top of it
+(containerd, pkg/rootfs/diff.go)."""
+
 MAX_KEY: Final = 33 << 10
 """Bytes of a key: containerd takes up to 32 KiB, and puts a namespace and a number before it."""
 

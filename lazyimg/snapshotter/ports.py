@@ -28,8 +28,14 @@ class LazyImages(Protocol):
         """
         ...
 
-    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+    async def mount(self, layer: RemoteLayer, user: int, *, comparable: bool = False) -> Path:
         """Mount layers for a snapshot, or give where they are mounted for it already.
+
+        Args:
+            layer: what to mount.
+            user: the snapshot.
+            comparable: with times by which containerd can compare two trees without reading files,
+                if that can be had.
 
         Raises:
             LazyimgError: the kernel refuses, or the registry is needed and does not answer.

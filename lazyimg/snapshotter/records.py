@@ -15,6 +15,7 @@ import msgspec
 from lazyimg.host.database import Database
 from lazyimg.snapshotter import queue
 from lazyimg.snapshotter.lifecycle import (
+    COMPARED,
     REF,
     HeldImage,
     Kind,
@@ -153,6 +154,21 @@ class Records(Database):
         if not ancestry:
             raise missing(key)
         return ancestry
+
+    def are_compared(self, ancestry: Sequence[Snapshot]) -> bool:
+        """Tell whether a client compares what is on top of some snapshots with what is below.
+
+        Then there is a view of one of them as `lifecycle.COMPARED` says.
+        """
+        numbers = [snapshot.number for snapshot in ancestry]
+        marks = ", ".join("?" * len(numbers))
+        with self._transaction(write=False) as db:
+            row = db.execute(
+                f"SELECT 1 FROM snapshot WHERE parent IN ({marks}) AND kind = ?"  # noqa: S608
+                " AND instr(key, ?) LIMIT 1",
+                (*numbers, Kind.VIEW, COMPARED),
+            ).fetchone()
+        return row is not None
 
     def page(self, after: str, count: int, size: int, ref: str | None = None) -> list[Snapshot]:
         """Give up to `count` snapshots in the order of their keys, beginning behind `after`.

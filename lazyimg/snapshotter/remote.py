@@ -91,6 +91,7 @@ class RemoteLayers:
         self._repositories = tuple(repositories) or ("*",)
         self._known: OrderedDict[str, _Layers] = OrderedDict()
         self._users: dict[int, Image] = {}
+        self._comparable: dict[int, Image] = {}
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._said = Repeats(QUIET)
 
@@ -158,14 +159,28 @@ class RemoteLayers:
                 self._known.popitem(last=False)
         return known
 
-    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+    async def mount(self, layer: RemoteLayer, user: int, *, comparable: bool = False) -> Path:
         """Mount layers for a snapshot; see `ports.LazyImages`."""
+        if comparable:
+            try:
+                return await self._mount(layer, user, self._comparable)
+            except LazyimgError as error:
+                _log.warning("%s: files will be read to compare them: %s", layer.reference, error)
+        return await self._mount(layer, user, self._users)
+
+    async def _mount(self, layer: RemoteLayer, user: int, users: dict[int, Image]) -> Path:
         async with self._lock(user):
-            image = self._users.get(user)
+            image = users.get(user)
             if image is None:
-                image = await self._images.open(layer.reference, layer.platform, NODE, layer.depth)
+                image = await self._images.open(
+                    layer.reference,
+                    layer.platform,
+                    NODE,
+                    layer.depth,
+                    comparable=users is self._comparable,
+                )
                 await self._mounts.hold(image)
-                self._users[user] = image
+                users[user] = image
         return self._mounts.path(image)
 
     async def mount_again(self, layer: RemoteLayer, user: int) -> None:
@@ -182,9 +197,10 @@ class RemoteLayers:
     async def release(self, user: int) -> None:
         """Take back what was mounted for a snapshot; see `ports.LazyImages`."""
         async with self._lock(user):
-            image = self._users.pop(user, None)
-            if image is not None:
-                await self._mounts.release(image)
+            for users in (self._users, self._comparable):
+                image = users.pop(user, None)
+                if image is not None:
+                    await self._mounts.release(image)
 
     async def fsids(self, layers: Iterable[RemoteLayer]) -> set[str]:
         """Give the names of the images that show layers, as far as they were made."""

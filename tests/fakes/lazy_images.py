@@ -36,11 +36,11 @@ class FakeLazyImages:
             return Unpacked("image", "", "format", "cannot be loaded lazily")
         return RemoteLayer(chain, "image", "linux/amd64", 1 + (below.depth if below else 0))
 
-    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+    async def mount(self, layer: RemoteLayer, user: int, *, comparable: bool = False) -> Path:
         if self.broken:
             raise KernelError("/dev/cachefiles", "is gone")
         self.mounted[user] = layer
-        return Path("/mnt") / layer.chain
+        return Path("/mnt") / (f"{layer.chain}-comparable" if comparable else layer.chain)
 
     async def mount_again(self, layer: RemoteLayer, user: int) -> None:
         await self.mount(layer, user)

@@ -7,8 +7,10 @@ well with LAZYIMG_TEST_SCALE=1.
 
 from __future__ import annotations
 
+import io
 import json
 import socket
+import tarfile
 import tempfile
 import urllib.request
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.real.commit import commit
 from tests.real.debian_images import debian_images
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazy_node import LAZY, Node, running_node
@@ -152,3 +155,48 @@ def test_server_says_what_it_says_on_overlayfs(registry: Registry, node: Node, t
     node.containerd.ctr("image", "pull", "--plain-http", "--snapshotter", ORDINARY, image)
     assert USES[tag](node, image, ORDINARY) == lazily
     print(f"{tag}: {fetched / 1e6:.1f} of {size / 1e6:.1f} MB")  # noqa: T201 - with -s
+
+
+CHANGES: Final = """
+set -e
+echo new > /etc/written
+echo more >> /etc/bash.bashrc
+rm /etc/debian_version
+rm -r /usr/share/doc/bash
+mkdir -p /opt/a/b && ln -s ../b /opt/a/b/link && chmod 2750 /opt/a/b && chown 12:34 /opt/a/b
+ln /etc/written /opt/hard && chown 5:6 /usr/bin/id
+"""
+STATE: Final = """
+cd / && cat etc/written && tail -n 2 etc/bash.bashrc && ls -l opt/a/b usr/bin/id opt etc/written
+stat -c '%a %u %g' opt/a/b && test ! -e etc/debian_version && test ! -e usr/share/doc/bash
+test opt/hard -ef etc/written && /usr/bin/id -u && find usr/share | sort | md5sum
+"""
+
+
+async def test_changes_of_a_container_become_an_image(registry: Registry, node: Node) -> None:
+    image, changed = image_of(registry, "python"), f"{registry.address}/changed:latest"
+    size = compressed_size(node, image)
+    node.pull(image)
+    node.run(image, "sh", "-c", CHANGES, name="changing", options=())
+    state = node.run(image, "sh", "-c", CHANGES + STATE)
+    before = registry.counts.sent()
+    layer = await commit(node, "changing", image, changed)
+    assert registry.counts.sent() - before < 10_000  # no byte of a layer
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        names = {name for name in tar.getnames() if not tar.getmember(name).isdir()}
+    assert names == {
+        "etc/written", "etc/bash.bashrc", "etc/.wh.debian_version", "opt/a/b/link", "opt/hard",
+        "usr/bin/id", "usr/share/doc/.wh.bash",
+    }  # fmt: skip
+    assert node.run(changed, "sh", "-c", STATE) == state
+    ctr = node.containerd.ctr
+    ctr("content", "fetch", "--plain-http", image)  # to push takes all layers
+    ctr("image", "push", "--plain-http", changed)
+    ctr("container", "rm", "changing")
+    ctr("image", "rm", "--sync", changed, image)
+    assert ctr("snapshots", "--snapshotter", LAZY, "ls").splitlines()[1:] == []
+    before = registry.counts.sent()
+    assert node.pull(changed) == {"lazy": 2, "unpacked": 1}
+    assert registry.counts.sent() - before < len(layer) + 100_000
+    assert node.run(changed, "sh", "-c", STATE) == state
+    assert registry.counts.sent() - before < size / 4

@@ -282,3 +282,19 @@ async def test_child_ends_with_its_caller(
         await task
     with pytest.raises(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
+
+
+async def test_comparable_image_differs_by_its_times_only(workshop: Workshop) -> None:
+    workshop.add(await make_lazy_layer(BASE))
+    plain = build(workshop.request)
+    marked = build(BuildRequest(workshop.layers, workshop.request.bootstraps, comparable=True))
+    assert (marked.layers, marked.size) == (plain.layers, plain.size)
+    assert marked.fsid != plain.fsid
+    one, other = (
+        dict(Image((workshop.root / "bootstraps" / fsid).read_bytes()).walk())
+        for fsid in (plain.fsid, marked.fsid)
+    )
+    assert one.keys() == other.keys()
+    for path, inode in one.items():
+        assert other[path].mtime == inode.mtime
+        assert (inode.mtime_ns, other[path].mtime_ns) == (0, int(path.count(b"/") == 1))

@@ -584,6 +584,21 @@ async def test_lowest_layers_of_an_image(node: Node, layers: list[LazyLayer]) ->
     assert len(node.builds) == 2
 
 
+async def test_lowest_layers_with_comparable_times(node: Node, layers: list[LazyLayer]) -> None:
+    descriptor = add_lazy_image(node.registry, "app", "1", layers)
+    fixed = f"{node.registry.host}/app@{descriptor.digest}"
+    part = await node.images.open(fixed, "", NO_ACCESS, 1)
+    marked = await node.images.open(fixed, "", NO_ACCESS, 1, comparable=True)
+    assert marked.chain.fsid != part.chain.fsid
+    assert marked.chain.layers == part.chain.layers  # the same devices
+    assert await node.images.open(fixed, "", NO_ACCESS, 1) == part
+    assert await node.images.open(fixed, "", NO_ACCESS, 1, comparable=True) == marked
+    assert await node.images.find_part(part.digest, 1) == part.chain
+    assert await node.images.find_part(part.digest, 1, comparable=True) == marked.chain
+    assert await node.images.recorded(fixed, "", 1) == part
+    assert len(node.builds) == 2
+
+
 async def test_lowest_layers_of_an_image_without_its_registry(
     node: Node, layers: list[LazyLayer]
 ) -> None:

@@ -206,13 +206,13 @@ class SlowMount:
         self._mount = images.mount
         monkeypatch.setattr(images, "mount", self.mount)
 
-    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+    async def mount(self, layer: RemoteLayer, user: int, *, comparable: bool) -> Path:
         self.begun.set()
         try:
             await self.go.wait()
             if self.error is not None:
                 raise self.error
-            return await self._mount(layer, user)
+            return await self._mount(layer, user, comparable=comparable)
         finally:
             self.done.set()
 

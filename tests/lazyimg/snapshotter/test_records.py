@@ -213,6 +213,23 @@ def test_find_ref_wants_a_committed_one_on_that_parent(records: Records) -> None
     assert found.key == "layer"
 
 
+def test_comparison_with_what_is_below(records: Records) -> None:
+    layer(records, "base")
+    layer(records, "top", "base")
+    create(records, "container", "top")
+    for key, parent, kind in (
+        ("plain", "top", Kind.VIEW),
+        ("active-parent-view-1", "top", Kind.ACTIVE),
+        ("1/base-parent-view-2", "base", Kind.VIEW),
+    ):
+        assert not records.are_compared(records.ancestry("container"))
+        make(records, kind, key, parent)
+    assert records.are_compared(records.ancestry("container"))
+    assert not records.are_compared(records.ancestry("base")[1:])
+    records.remove("1/base-parent-view-2")
+    assert not records.are_compared(records.ancestry("container"))
+
+
 def test_while_unchanged(records: Records) -> None:
     create(records, "a")
     create(records, "b")

@@ -338,10 +338,10 @@ async def test_released_while_two_mount(
     await remote.mount(layer, 7)
     open_image, opening, go = node.images.open, asyncio.Semaphore(0), asyncio.Event()
 
-    async def open_slowly(*arguments: Any) -> Any:
+    async def open_slowly(*arguments: Any, **named: Any) -> Any:
         opening.release()
         await go.wait()
-        return await open_image(*arguments)
+        return await open_image(*arguments, **named)
 
     monkeypatch.setattr(node.images, "open", open_slowly)
     async with asyncio.TaskGroup() as group:
@@ -394,6 +394,34 @@ async def test_mount_without_a_registry(
     node.registry.fail("reset", path="/", times=1000)
     with pytest.raises(RegistryError):
         await remote.mount(image.remote(1), 7)
+    assert host.table == []
+
+
+async def test_mounted_for_a_comparison_as_well(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer]
+) -> None:
+    layer = node.add(layers).remote(2)
+    plain = await remote.mount(layer, 7)
+    marked = await remote.mount(layer, 7, comparable=True)
+    assert await remote.mount(layer, 8, comparable=True) == marked
+    assert await remote.mount(layer, 7) == plain
+    assert set(host.points) == {str(plain), str(marked)}
+    await remote.release(7)
+    assert host.points == [str(marked)]
+    await remote.release(8)
+    assert host.table == []
+
+
+async def test_comparison_without_a_registry(
+    remote: RemoteLayers, node: Node, host: FakeMounts, layers: list[LazyLayer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    layer = node.add(layers).remote(1)
+    plain = await remote.mount(layer, 7)
+    node.registry.fail("reset", path="/", times=1000)
+    assert await remote.mount(layer, 7, comparable=True) == plain
+    assert f"{layer.reference}: files will be read to compare them: " in caplog.text
+    await remote.release(7)
     assert host.table == []
 
 

@@ -111,6 +111,17 @@ async def test_view_of_lazy_layers(snapshotter: Snapshotter) -> None:
     assert await snapshotter.view("view", top, {}) == [Mount("bind", "/mnt/one", ("ro", "rbind"))]
 
 
+async def test_container_that_is_compared_with_its_image(snapshotter: Snapshotter) -> None:
+    one = await lazy(snapshotter, "one")
+    (mount,) = await snapshotter.prepare("container", one, {})
+    (view,) = await snapshotter.view(f"1/{one}-parent-view-x", one, {})
+    assert view.source == "/mnt/one-comparable"
+    (compared,) = await snapshotter.mounts("container")
+    assert options(compared) == {**options(mount), "lowerdir": "/mnt/one-comparable"}
+    await snapshotter.remove(f"1/{one}-parent-view-x")
+    assert await snapshotter.mounts("container") == [mount]
+
+
 async def test_layer_that_was_unpacked_on_lazy_ones(
     snapshotter: Snapshotter, images: FakeLazyImages, root: Path
 ) -> None:
@@ -217,10 +228,10 @@ class SlowMount:
         self._mount = images.mount
         monkeypatch.setattr(images, "mount", self.mount)
 
-    async def mount(self, layer: RemoteLayer, user: int) -> Path:
+    async def mount(self, layer: RemoteLayer, user: int, *, comparable: bool) -> Path:
         self.begun.set()
         await self.go.wait()
-        return await self._mount(layer, user)
+        return await self._mount(layer, user, comparable=comparable)
 
 
 @pytest.mark.parametrize("end", ["remove", "commit"])
