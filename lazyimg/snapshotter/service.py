@@ -301,7 +301,7 @@ class Snapshotter:
         lowers = [str(self._directories.upper(one.number)) for one in below if one.remote is None]
         remote = _remote(below)
         if remote is not None:
-            compared = await self._run(self._records.are_compared, ancestry)
+            compared = await self._run(self.records.are_compared, ancestry)
             path = await self._images.mount(remote, snapshot.number, comparable=compared)
             lowers.append(str(path))
             if not await self._run(self._is_mountable, snapshot):  # since it was read
