@@ -211,6 +211,21 @@ def pull_lazily(
     return snapshotter.labels
 
 
+@pytest.mark.parametrize("suite", ["sid"])
+def test_content_is_fetched_later(suite: str, images: Images, tmp_path: Path) -> None:
+    with (
+        recording_snapshotter(tmp_path / "snapshotter") as snapshotter,
+        containerd_over(suite, tmp_path, snapshotter.socket) as containerd,
+    ):
+        ctr, whole = containerd.ctr, LAYERS + 1  # and the config
+        ctr("image", "pull", "--plain-http", "--snapshotter", "lazyimg", images.converted)
+        assert f"incomplete (1/{whole})" in ctr("image", "check")
+        ctr("content", "fetch", "--plain-http", images.converted)
+        assert f"complete ({whole}/{whole})" in ctr("image", "check")
+        ctr("image", "export", tmp_path / "image.tar", images.converted)
+        assert len(containerd.snapshots("lazyimg")) == LAYERS
+
+
 @pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("snapshotter", ["lazyimg", "overlayfs"])
 def test_pull_by_lazyimg(suite: str, snapshotter: str, images: Images, tmp_path: Path) -> None:
