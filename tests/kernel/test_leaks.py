@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 CYCLES: Final = scaled(500)
 READS: Final = scaled(10_000)
 WARMING: Final = 6  # cycles until pools of threads and caches have their size
-THREADS: Final = 40  # of all pools together
-GROWTH: Final = 10 << 20  # bytes of resident memory
 
 
 @pytest.fixture
@@ -76,10 +73,7 @@ async def test_mounts_leak_nothing(
         for number in range(CYCLES):
             await cycle(lazyimg, image[0], target, number)
         after = settled(pid, before, *directories(lazyimg))
-        assert after.lasting == before.lasting
-        assert after.threads <= THREADS
-        logging.getLogger(__name__).info("%s, then %s", before, after)
-        assert after.resident - before.resident < GROWTH
+        assert after.is_no_more_than(before), (before, after)
 
 
 def test_reads_leak_nothing(
@@ -96,10 +90,7 @@ def test_reads_leak_nothing(
         before = look_at(pid, *directories(lazyimg))
         read(target, image[1], READS)
         after = settled(pid, before, *directories(lazyimg))
-        assert after.lasting == before.lasting
-        assert after.threads <= THREADS
-        logging.getLogger(__name__).info("%s, then %s", before, after)
-        assert after.resident - before.resident < GROWTH
+        assert after.is_no_more_than(before), (before, after)
 
 
 def read(target: Path, image: PlainImage, reads: int) -> None:
