@@ -34,7 +34,7 @@ from lazyimg.errors import (
 )
 from lazyimg.host import mount_child
 from lazyimg.host.mount_calls import MountCalls
-from lazyimg.host.mount_table import MountEntry, parse_mount_table
+from lazyimg.host.mount_table import MountEntry, parse_mount_table, parse_mounts_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -217,6 +217,15 @@ async def read_byte(path: Path, offset: int) -> None:
 async def mount_table() -> list[MountEntry]:
     """Give what is mounted, as this process sees it. Raises KernelError."""
     return parse_mount_table(await asyncio.to_thread(Path("/proc/self/mountinfo").read_bytes))
+
+
+async def mounts_on(path: str) -> list[MountEntry]:
+    """Give what is mounted on a path, the topmost last, as this process sees it."""
+    return await asyncio.to_thread(_read_mounts_on, path)
+
+
+def _read_mounts_on(path: str) -> list[MountEntry]:
+    return parse_mounts_on(Path("/proc/self/mountinfo").read_bytes(), path)
 
 
 async def superblocks() -> list[tuple[str, str]]:

@@ -107,8 +107,8 @@ class KernelMounts:
         """Where an image is that somebody holds."""
         return self._directory / fsid
 
-    async def hold(self, chain: ChainRecord) -> Path:
-        """Mount an image if it is not, and count one user more; gives where it is.
+    async def hold(self, chain: ChainRecord, users: int = 1) -> Path:
+        """Mount an image if it is not, and count so many users more; gives where it is.
 
         Raises:
             LazyimgError: the kernel refuses; nothing is left.
@@ -116,7 +116,7 @@ class KernelMounts:
         fsid = chain.fsid
         path = self._directory / fsid
         async with self._locks[fsid]:
-            if fsid in self._held and mount_at(await host.mount_table(), str(path)) is None:
+            if fsid in self._held and not await host.mounts_on(str(path)):
                 _log.warning("%s: was unmounted by somebody else", path)
                 self._held.discard(fsid)
             if fsid not in self._held:
@@ -127,7 +127,7 @@ class KernelMounts:
                     await asyncio.shield(_take_off(path))
                     raise
                 self._held.add(fsid)
-            self._users[fsid] += 1
+            self._users[fsid] += users
         return path
 
     async def release(self, fsid: str) -> None:
@@ -270,8 +270,8 @@ class KernelMounts:
 
     async def _show(self, place: str, fsid: str, path: Path) -> None:
         await host.bind_mount(Path(place), path)
-        shown = mount_at(await host.mount_table(), str(path))
-        if shown is None or not self._is_whole(shown, fsid):  # a mount above it hides it
+        shown = await host.mounts_on(str(path))
+        if not shown or not self._is_whole(shown[-1], fsid):  # a mount above it hides it
             raise KernelError(fsid, f"is out of reach on {place}")
 
     def _is_whole(self, mount: MountEntry, fsid: str) -> bool:
@@ -290,7 +290,7 @@ async def _ask(question: Callable[[Iterable[str]], _T], cookies: set[str]) -> _T
 async def _take_off(path: Path) -> None:
     """Undo a mount under ROOT/mnt that may, or may not, have come about."""
     try:
-        if mount_at(await host.mount_table(), str(path)) is not None:
+        if await host.mounts_on(str(path)):
             await host.unmount(path, lazy=True)
     except LazyimgError as error:
         _log.warning("%s: %s", path, error)

@@ -61,7 +61,7 @@ async def unmount_ours(mounted: Mounted) -> None:
         InUseError: it is busy, or covered (`CoveredError`).
     """
     directory = mounted.directory
-    there = [entry for entry in await host.mount_table() if entry.mount_point == directory]
+    there = await host.mounts_on(directory)
     ours = [is_of(entry, mounted) for entry in there]
     if any(ours) and not ours[-1]:
         raise CoveredError(

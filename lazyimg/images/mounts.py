@@ -24,7 +24,6 @@ from uuid import uuid4
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
 from lazyimg.host.domains import is_domain_of
-from lazyimg.host.mount_table import mount_at
 from lazyimg.images.kernel_mounts import KernelMounts
 from lazyimg.images.library import MountState
 from lazyimg.images.lost import LostMounts
@@ -321,8 +320,8 @@ class Mounts:
 
     async def _take_off_what_came(self, mounted: Mounted) -> None:
         try:
-            there = mount_at(await host.mount_table(), mounted.directory)
-            if there is not None and is_of(there, mounted):
+            there = await host.mounts_on(mounted.directory)
+            if there and is_of(there[-1], mounted):
                 await host.unmount(Path(mounted.directory), lazy=True)
         except LazyimgError as error:
             _log.warning("%s: %s", mounted.directory, error)
@@ -333,17 +332,19 @@ class Mounts:
             await asyncio.to_thread(remove_scratch, mounted.scratch)
         await self._forget(mounted.directory)
 
-    async def hold(self, image: Image) -> Path:
-        """Mount an image out of users' sight, for one user more.
+    async def hold(self, image: Image, users: int = 1) -> Path:
+        """Mount an image out of users' sight, for some users more.
 
         Raises:
             LazyimgError: the kernel refuses; nothing is left.
         """
-        self._readers.begin(image.reference, image.chain)
+        for _ in range(users):
+            self._readers.begin(image.reference, image.chain)
         try:
-            return await self._kernel.hold(image.chain)
+            return await self._kernel.hold(image.chain, users)
         except BaseException:
-            self._readers.end(image.reference, image.chain)
+            for _ in range(users):
+                self._readers.end(image.reference, image.chain)
             raise
 
     def path(self, image: Image) -> Path:

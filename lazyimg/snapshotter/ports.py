@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
@@ -42,10 +42,10 @@ class LazyImages(Protocol):
         """
         ...
 
-    async def mount_again(self, layer: RemoteLayer, user: int) -> None:
-        """Mount layers for a snapshot that a process before this one mounted them for.
+    async def mount_again(self, layer: RemoteLayer, users: Sequence[int]) -> None:
+        """Mount layers for snapshots that a process before this one mounted them for.
 
-        Asks no registry.
+        Asks no registry; nobody else calls meanwhile.
 
         Raises:
             LazyimgError: the kernel refuses, or it is not known what to mount.

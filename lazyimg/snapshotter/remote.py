@@ -183,12 +183,11 @@ class RemoteLayers:
                 users[user] = image
         return self._mounts.path(image)
 
-    async def mount_again(self, layer: RemoteLayer, user: int) -> None:
+    async def mount_again(self, layer: RemoteLayer, users: Sequence[int]) -> None:
         """Mount layers as a process before this one did; see `ports.LazyImages`."""
-        async with self._lock(user):
-            image = await self._images.recorded(layer.reference, layer.platform, layer.depth)
-            await self._mounts.hold(image)
-            self._users[user] = image
+        image = await self._images.recorded(layer.reference, layer.platform, layer.depth)
+        await self._mounts.hold(image, len(users))
+        self._users.update(dict.fromkeys(users, image))
 
     def _lock(self, user: int) -> asyncio.Lock:
         """Give the lock of a user, the same one to all who wait for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -56,7 +56,7 @@ THREADS: Final = 8
 """For the disk's work: measuring a large directory must not hold up other calls."""
 
 MOUNTED_AT_ONCE: Final = 64
-"""Snapshots that a start mounts side by side."""
+"""Images that a start mounts side by side."""
 
 RELEASE_WAIT: Final = 10.0
 """Seconds that Cleanup, or the end, waits for the kernel to unmount what nobody needs."""
@@ -111,19 +111,19 @@ class Snapshotter:
         """
         await self._run(self._sweep)
         turns = asyncio.Semaphore(MOUNTED_AT_ONCE)
-        shown = await self._run(self.records.shown)
-        await asyncio.gather(
-            *(self._mount_again(remote, number, turns) for number, remote in shown.items())
-        )
+        users = defaultdict(list)
+        for number, remote in (await self._run(self.records.shown)).items():
+            users[remote].append(number)
+        await asyncio.gather(*(self._mount_again(*each, turns) for each in users.items()))
 
     async def _mount_again(
-        self, remote: RemoteLayer, number: int, turns: asyncio.Semaphore
+        self, remote: RemoteLayer, numbers: list[int], turns: asyncio.Semaphore
     ) -> None:
         async with turns:
             try:
-                await self._images.mount_again(remote, number)
-            except LazyimgError as error:  # the others are not to wait; its Mounts tries again
-                _log.error("snapshot %d: %s", number, error)
+                await self._images.mount_again(remote, numbers)
+            except LazyimgError as error:  # the others are not to wait; their Mounts try again
+                _log.error("snapshots %s: %s", ", ".join(map(str, numbers)), error)
 
     async def remote_layers(self) -> list[RemoteLayer]:
         """Give what `start` will mount."""

@@ -155,6 +155,9 @@ class FakeMounts:
         await self._enter("mount_table")
         return self.listed + [self._entry(*mount) for mount in self.table]
 
+    async def mounts_on(self, path: str) -> list[MountEntry]:
+        return [entry for entry in await self.mount_table() if entry.mount_point == path]
+
     def _entry(self, point: str, kind: str, fsid: str) -> MountEntry:
         domain, _ = self._superblock(fsid)
         fs_type, options = "fake", list[str]()

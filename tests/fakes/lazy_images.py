@@ -9,7 +9,7 @@ from lazyimg.errors import KernelError
 from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class FakeLazyImages:
@@ -42,8 +42,9 @@ class FakeLazyImages:
         self.mounted[user] = layer
         return Path("/mnt") / (f"{layer.chain}-comparable" if comparable else layer.chain)
 
-    async def mount_again(self, layer: RemoteLayer, user: int) -> None:
-        await self.mount(layer, user)
+    async def mount_again(self, layer: RemoteLayer, users: Sequence[int]) -> None:
+        for user in users:
+            await self.mount(layer, user)
 
     async def release(self, user: int) -> None:
         self.mounted.pop(user, None)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyimg.errors import KernelError
-from lazyimg.host.mount_table import MountEntry, find_mount, mount_at, parse_mount_table
+from lazyimg.host.mount_table import (
+    MountEntry,
+    find_mount,
+    mount_at,
+    parse_mount_table,
+    parse_mounts_on,
+)
 
 TEXT = rb"""22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
 40 22 0:35 / /mnt/a\040b rw,relatime shared:7 master:2 - erofs none ro,fsid=abc,domain_id=lazyimg
@@ -26,6 +32,18 @@ def test_entries() -> None:
     assert [entry.mount_point for entry in entries] == ["/", "/mnt/a b", "/mnt/c", "/mnt/c"]
     assert entries[2].root == "/sub"
     assert entries[3].source == "tmp\\fs"
+
+
+@pytest.mark.parametrize("point", ["/", "/mnt/a b", "/mnt/c", "/sub", "/x", "none"])
+def test_mounts_on_one_path(point: str) -> None:
+    expected = [entry for entry in parse_mount_table(TEXT) if entry.mount_point == point]
+    assert parse_mounts_on(TEXT, point) == expected
+
+
+def test_lines_about_others_need_not_be_understood() -> None:
+    assert len(parse_mounts_on(b"nonsense\n" + TEXT, "/mnt/c")) == 2
+    with pytest.raises(KernelError, match="line 1 is not understood: b'non /mnt/c sense'"):
+        parse_mounts_on(b"non /mnt/c sense\n" + TEXT, "/mnt/c")
 
 
 def test_options() -> None:

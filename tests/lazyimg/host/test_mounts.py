@@ -39,6 +39,7 @@ from lazyimg.host.mounts import (
     mount_erofs,
     mount_overlay,
     mount_table,
+    mounts_on,
     unmount,
 )
 
@@ -304,6 +305,12 @@ async def test_read_ahead_that_cannot_be_set(
 
 def refuse(_path: Path, _text: str) -> int:
     raise PermissionError(13, "Permission denied")
+
+
+async def test_mounts_on() -> None:
+    table = await mount_table()
+    assert await mounts_on("/proc") == [one for one in table if one.mount_point == "/proc"] != []
+    assert await mounts_on("/proc/self") == []
 
 
 async def test_mount_table() -> None:

@@ -362,11 +362,13 @@ async def test_mounted_again_without_a_registry(
     await remote.release(7)
     asked = len(node.registry.asked)
     following = remote_layers(node, host)
-    await following.mount_again(layer, 7)
+    await following.mount_again(layer, [7, 8])
     assert host.points == [str(path)]
     assert await following.mount(layer, 7) == path
     assert len(node.registry.asked) == asked
     await following.release(7)
+    assert host.points == [str(path)]
+    await following.release(8)
     assert host.table == []
 
 
@@ -376,7 +378,7 @@ async def test_what_was_never_mounted_is_not_mounted_again(
     image = node.add(layers)
     text = rf"^{image.reference}: its lowest 1 layers are not known here$"
     with pytest.raises(NotFoundError, match=text):
-        await remote.mount_again(image.remote(1), 7)
+        await remote.mount_again(image.remote(1), [7])
     await remote.release(7)
     assert host.table == []
 

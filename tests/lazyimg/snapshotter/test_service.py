@@ -28,7 +28,7 @@ from lazyimg_formats.containerd.filters import parse_filter
 from tests.fakes.lazy_images import FakeLazyImages
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from lazyimg.snapshotter.lifecycle import RemoteLayer
@@ -375,10 +375,10 @@ async def test_restart_mounts_side_by_side(root: Path, monkeypatch: pytest.Monke
     images = FakeLazyImages()
     mount, all_begun = images.mount_again, asyncio.Barrier(2)
 
-    async def mount_together(layer: RemoteLayer, user: int) -> None:
+    async def mount_together(layer: RemoteLayer, users: Sequence[int]) -> None:
         async with asyncio.timeout(10):
             await all_begun.wait()
-        await mount(layer, user)
+        await mount(layer, users)
 
     monkeypatch.setattr(images, "mount_again", mount_together)
     second = Snapshotter(root, images)
@@ -405,7 +405,7 @@ async def test_one_broken_mount_does_not_hinder_the_start(
     images.broken = True
     second = Snapshotter(root, images)
     await second.start()
-    assert "snapshot 2: /dev/cachefiles: is gone" in caplog.text
+    assert "snapshots 2: /dev/cachefiles: is gone" in caplog.text
     with pytest.raises(KernelError):
         await second.mounts("container")
     images.broken = False
