@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import textwrap
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,6 +18,9 @@ from lazyimg.errors import KernelError
 if TYPE_CHECKING:
     from lazyimg.cli.invocation import Invocation
     from lazyimg.host.preflight import Check
+
+SOCKET: Final = "/run/containerd/containerd.sock"
+"""Where a containerd answers, if one runs."""
 
 
 @click.command("doctor")
@@ -35,6 +41,8 @@ def command(invocation: Invocation, *, output: str) -> int:
     containerd = findings.check_containerd(
         address=config.snapshotter.address, root=str(config.snapshotter_directory)
     )
+    if containerd.ok and config.snapshotter.address and Path(SOCKET).exists():
+        containerd = _ask_containerd(containerd)
     checks = [*run_checks(machine), containerd]
     if output == "json":
         print_json(checks)
@@ -42,6 +50,17 @@ def command(invocation: Invocation, *, output: str) -> int:
         _print_checks(checks, shutil.get_terminal_size().columns)
     lacking = any(check.needed and not check.ok for check in checks)
     return KernelError.exit_code if lacking else 0
+
+
+def _ask_containerd(check: Check) -> Check:
+    """Give what is known of containerd, and what is wrong with the one that runs."""
+    from lazyimg.containerd.running import find_fault  # noqa: PLC0415  seldom needed
+    from lazyimg.setup.settings import NAME  # noqa: PLC0415
+
+    fault = asyncio.run(find_fault(SOCKET, NAME))
+    if fault is None:
+        return check
+    return replace(check, ok=False, detail=f"{fault.what}: {fault.problem}", remedy=fault.remedy)
 
 
 def _print_checks(checks: list[Check], columns: int) -> None:

@@ -367,9 +367,41 @@ def test_doctor(suite: str, tmp_path: Path) -> None:
     assert detail.endswith("; calls lazyimg")
 
 
-def doctor(suite: str, directory: Path, socket: Path) -> tuple[bool, str, str]:
-    """Ask where containerd's configuration is below `directory`; give what it says of it."""
-    script = f"mount --bind '{directory}' /etc/containerd && exec '{COMMAND}' doctor --json"
+@pytest.mark.parametrize("suite", ["sid"])
+def test_doctor_beside_a_containerd_that_has_not_been_restarted(suite: str, tmp_path: Path) -> None:
+    directory, socket = tmp_path / "etc", tmp_path / "socket"
+    directory.mkdir()
+    file = directory / "config.toml"
+    file.write_text("")
+    set_up(suite, "--file", file, "--apply", socket=socket)
+    with running_version(suite, tmp_path / "run") as containerd:
+        (tmp_path / "run/containerd.sock").symlink_to(containerd.socket)
+        ok, detail, remedy = doctor(suite, directory, socket, run=tmp_path / "run")
+    assert not ok
+    assert detail == "containerd at /run/containerd/containerd.sock: has no snapshotter 'lazyimg'"
+    assert remedy.startswith("restart containerd")
+    lines = set_up(suite, "--file", tmp_path / "none", "--print", socket=socket)
+    with running_version(suite, tmp_path / "run", lines):
+        ok, detail, _ = doctor(suite, directory, socket, run=tmp_path / "run")
+    assert ok, detail
+
+
+def doctor(
+    suite: str, directory: Path, socket: Path, run: Path | None = None
+) -> tuple[bool, str, str]:
+    """Ask what is said of containerd.
+
+    Args:
+        suite: of the containerd that is installed.
+        directory: has its configuration.
+        socket: of the snapshotter.
+        run: what is /run/containerd; None: empty.
+    """
+    mount = f"mount --bind '{run}'" if run else "mount -t tmpfs none"
+    script = (
+        f"mount --bind '{directory}' /etc/containerd && mkdir -p /run/containerd"
+        f" && {mount} /run/containerd && exec '{COMMAND}' doctor --json"
+    )
     ended = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script],
         env={

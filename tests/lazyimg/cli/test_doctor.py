@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
+from lazyimg.cli import doctor
 from lazyimg.host import preflight
 from lazyimg.host.preflight import Check
 from lazyimg.setup import findings
+from tests.fakes.containerd import running_containerd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pytest
+    from pathlib import Path
 
     from lazyimg.host.preflight import Machine
     from tests.lazyimg.cli.conftest import Result
@@ -92,3 +95,30 @@ def test_containerd_is_asked_for_what_is_configured(
 def test_on_this_machine(run: Callable[..., Result]) -> None:
     checks = json.loads(run("doctor", "--json").out)
     assert all(check["ok"] or check["remedy"] for check in checks)
+
+
+CALLS = Check("containerd", ok=True, detail="2.1.9; calls lazyimg", needed=False)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_containerd_that_runs_is_asked(
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    known: bool,  # noqa: FBT001
+) -> None:
+    find(monkeypatch, GOOD)
+    monkeypatch.setattr(findings, "check_containerd", lambda **_: CALLS)
+    monkeypatch.setattr(doctor, "SOCKET", str(tmp_path / "socket"))
+    monkeypatch.setenv("LAZYIMG_SNAPSHOTTER_ADDRESS", "/run/x.sock")
+    with running_containerd(tmp_path / "socket") as containerd:
+        containerd.snapshotters = {"lazyimg"} if known else {"overlayfs"}
+        result = run("doctor", "--json")
+    assert result.code == 0
+    _, found = json.loads(result.out)
+    if known:
+        assert (found["ok"], found["detail"]) == (True, "2.1.9; calls lazyimg")
+    else:
+        assert not found["ok"]
+        assert found["detail"] == (f"containerd at {tmp_path}/socket: has no snapshotter 'lazyimg'")
+        assert found["remedy"].startswith("restart containerd")
