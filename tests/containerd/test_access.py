@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -53,7 +54,7 @@ def test_others_see_nothing_of_what_is_unpacked(open_path: Path) -> None:
     with running_snapshotter(root, open_path / "socket"):
         for each in ("snapshots", "records.sqlite"):
             assert (root / each).exists()
-            assert status(start_as(NOBODY, lambda path=root / each: look(path))) == REFUSED
+            assert status(start_as(NOBODY, partial(look, root / each))) == REFUSED
 
 
 def start_as(user: int, call: Callable[[], int]) -> int:
