@@ -25,7 +25,9 @@ from lazyimg.config import Config
 from lazyimg.config_file import serialize_config
 from lazyimg.convert.layer import LayerConversion
 from lazyimg.images.build import BuildReply
+from lazyimg.images.check import CheckReply
 from lazyimg.images.library import LayerRecord
+from lazyimg.imageservice.proto import images_pb2
 from lazyimg_formats.containerd.labels import MANIFEST, REFERENCE
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
@@ -339,6 +341,18 @@ def messages() -> list[bytes]:
     ]
 
 
+def image_pulls() -> list[bytes]:
+    auths = (
+        images_pb2.AuthConfig(username="u", password="p", server_address="https://a.test/v1/"),
+        images_pb2.AuthConfig(auth="dTpw", server_address="a.test"),
+        images_pb2.AuthConfig(identity_token="i"),
+        images_pb2.AuthConfig(registry_token="r"),
+    )
+    image = images_pb2.ImageSpec(image="a.test/b:c")
+    requests = [images_pb2.PullImageRequest(image=image, auth=auth) for auth in auths]
+    return [request.SerializeToString() for request in requests]
+
+
 def records() -> list[bytes]:
     layer = LayerRecord("sha256:a", 1, "m", "zstd:chunked", "t", "d", 4096)
     access = b'{"authfile":"/a","plain_http":true,"insecure":false,"ca_file":"/b","hosts_dir":""}'
@@ -346,6 +360,8 @@ def records() -> list[bytes]:
         access,
         msgspec.json.encode(BuildReply("f", 4096)),
         msgspec.json.encode([layer]),
+        msgspec.json.encode(CheckReply()),
+        b'{"repository":"r","end":1e9,"username":"u","password":"p"}\n',
         b'{"repository":"r","username":"u","password":"p","access":' + access + b"}\n",
         b"READY=1\nFDSTORE=1\nFDNAME=api\nSTATUS=serving",
     ]

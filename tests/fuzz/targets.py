@@ -24,16 +24,22 @@ from lazyimg.config_file import load_config
 from lazyimg.convert.cut import Cutter
 from lazyimg.errors import ConfigurationError, CorruptError, KernelError, LazyimgError
 from lazyimg.fill.decode import decode_span
-from lazyimg.host.mount_table import find_mount, parse_mount_table
+from lazyimg.host.mount_table import find_mount, parse_mount_table, parse_mounts_on
 from lazyimg.host.own_mounts import parse_mapped_files
 from lazyimg.images.access import parse_access
 from lazyimg.images.build import BuildReply
+from lazyimg.images.check import CheckReply
+from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import LayerRecord
 from lazyimg.images.merge import merge_layers
 from lazyimg.images.shown import ShownAccess
+from lazyimg.imageservice.pull import parse_pull
 from lazyimg.layers.decompress import MAGIC_SIZE, choose_decompressor
-from lazyimg.layers.locate import locate_index, name_format
+from lazyimg.layers.locate import IndexLocation, locate_index, name_format
+from lazyimg.layers.parse import parse_index
+from lazyimg.registry import resolve
 from lazyimg.registry.login import parse_registry
+from lazyimg.registry.manifests import parse_digest
 from lazyimg.setup.edit import edit_configuration, parse_configuration
 from lazyimg.setup.settings import configuration_version, parse_version, settings_for
 from lazyimg.supervisor.messages import is_name, parse_notification
@@ -200,11 +206,13 @@ def run_tar_parts(data: bytes) -> None:
 
 
 def run_zstd_frames(data: bytes) -> None:
+    location = IndexLocation("zstd:chunked", 1 << 40, len(data), 1000, str(Digest.of(data)))
     each(
         lambda: parse_frame_header(data),
         lambda: list(islice(iterate_frames(data), 1000)),
         lambda: decode_frame(data, MAX_DECODED),
         lambda: [bytes(part) for part in StreamCutter(1000).cut(data)],
+        lambda: parse_index(location, data),
     )
 
 
@@ -314,7 +322,13 @@ def run_references(data: bytes) -> None:
         lambda: Digest.parse(text),
         lambda: parse_platform(text, _LOCAL),
     )
-    each(lambda: parse_registry(text), allowed=LazyimgError)
+    each(
+        lambda: parse_registry(text),
+        lambda: parse_digest("a registry", text),
+        lambda: resolve.parse_location(text),
+        lambda: resolve.parse_platform(text),
+        allowed=LazyimgError,
+    )
 
 
 def run_labels(data: bytes) -> None:
@@ -326,6 +340,11 @@ def run_labels(data: bytes) -> None:
         lambda: parse_filter(text).matches(fields.get),
         lambda: parse_image_labels({name: value for name, _, value in lines}),
     )
+
+
+def run_image_pull(data: bytes) -> None:
+    """What the kubelet asks containerd's image service for, on the way through."""
+    each(lambda: parse_pull(data))
 
 
 def run_containerd_configuration(data: bytes) -> None:
@@ -346,6 +365,7 @@ def run_containerd_configuration(data: bytes) -> None:
 def run_mount_table(data: bytes) -> None:
     each(
         lambda: find_mount(parse_mount_table(data), "/a/b"),
+        lambda: parse_mounts_on(data, "/a/b"),
         lambda: parse_mapped_files(data),
         allowed=KernelError,
     )
@@ -400,7 +420,7 @@ def run_records(data: bytes) -> None:
     """JSON of our own that is read back, and what the worker tells the supervisor."""
     with suppress(ValueError, RecursionError):
         parse_access(data)
-    for kind in (BuildReply, list[LayerRecord]):
+    for kind in (BuildReply, CheckReply, list[LayerRecord]):
         with suppress(ValueError, RecursionError):
             msgspec.json.decode(data, type=kind)
     if not is_name(parse_notification(data).name):
@@ -409,6 +429,7 @@ def run_records(data: bytes) -> None:
     try:
         os.write(descriptor, data)
         ShownAccess(descriptor).find("a")
+        GivenCredentials(60.0, descriptor).find("a")
     finally:
         os.close(descriptor)
 
@@ -427,6 +448,7 @@ TARGETS: Final = {
     "erofs-parts": Target(run_erofs_parts, seeds.erofs_parts),
     "headers": Target(registry_targets.run_headers, seeds.headers),
     "hosts": Target(registry_targets.run_hosts, seeds.hosts),
+    "image-pull": Target(run_image_pull, seeds.image_pulls),
     "labels": Target(run_labels, seeds.labels),
     "layout": Target(registry_targets.run_layout, seeds.layouts),
     "messages": Target(run_messages, seeds.messages),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lazyimg
+import lazyimg_formats
 from tests.fuzz.targets import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
 CUTS = 40
 DAMAGED = 150
@@ -35,6 +40,31 @@ def test_seeds_whole_cut_and_damaged(name: str) -> None:
             for _ in range(chance.choice((1, 1, 2, 8))):
                 damaged[chance.randrange(len(seed))] = chance.randrange(256)
             target.run(bytes(damaged))
+
+
+def test_every_parser_is_reached() -> None:
+    """By what a target does with its seeds."""
+    called: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            called.add((frame.f_code.co_filename, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        for target in TARGETS.values():
+            for seed in target.seeds():
+                target.run(seed)
+    finally:
+        sys.setprofile(None)
+    parsers = {
+        (str(path), name)
+        for package in (lazyimg, lazyimg_formats)
+        for path in Path(package.__path__[0]).rglob("*.py")
+        for name in re.findall(r"^def (parse_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert len(parsers) > 40
+    assert parsers - called == set()
 
 
 @pytest.mark.parametrize("name", TARGETS)
