@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from lazyimg.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -34,17 +36,30 @@ FileDescriptorStoreMax=64
 WantedBy=multi-user.target containerd.service
 """
 
+_UNSAFE: Final = re.compile(r"""[\x00-\x1f\x7f"'\\]""")
+
 
 def serialize_unit(command: Sequence[str]) -> str:
     """Give lazyimg.service.
 
     Args:
         command: what runs the daemon; the program's path is absolute.
+
+    Raises:
+        ConfigurationError: systemd takes no program of this path.
     """
-    return _UNIT.format(command=" ".join(map(_quote, command)))
+    program, *arguments = command
+    if _UNSAFE.search(program):
+        raise ConfigurationError(
+            repr(program),
+            "systemd takes no program whose path has quotes, backslashes or control characters",
+            "install lazyimg elsewhere",
+        )
+    words = [_quote(program), *(_quote(word.replace("$", "$$")) for word in arguments)]
+    return _UNIT.format(command=" ".join(words))
 
 
 def _quote(word: str) -> str:
-    """Give a word as systemd.service(5) reads it."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    """Give a word as systemd.service(5) reads it; in the program's path $ means nothing."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return escaped if re.fullmatch(r"[^\s'\";]+", word) else f'"{escaped}"'

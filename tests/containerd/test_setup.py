@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lazyimg.setup.unit import serialize_unit
 from tests.fakes.containerd_configurations import DOCKER, KUBERNETES_1_6
 from tests.real.containerd import running_containerd
 
@@ -120,5 +121,25 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     text = lazyimg("setup", "systemd", "--print").stdout
     unit.write_text(text)
     assert verify(unit) == (0, "")
-    unit.write_text(text.replace("KillMode=process", "KillMode=what"))
-    assert "Failed to parse kill mode" in verify(unit)[1]
+    for right, wrong, complaint in (
+        ("KillMode=process", "KillMode=what", "Failed to parse kill mode"),
+        ("[Service]", "[Servise]", "Unknown section"),
+        ("ExecStart=", "ExecStart=/no/such", "is not executable"),
+        ("RestartSec=1", "RestartSecs=1", "Unknown key"),
+        ("LimitNOFILE=1048576", "LimitNOFILE=many", "Failed to parse resource value"),
+    ):
+        unit.write_text(text.replace(right, wrong))
+        code, errors = verify(unit)
+        assert code != 0
+        assert complaint in errors
+
+
+@pytest.mark.parametrize("name", ["with space", "100%", "dol$lar", "semi;colon", "größe"])
+def test_systemd_finds_the_program(tmp_path: Path, name: str) -> None:
+    program = tmp_path / name / "lazyimg"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / "lazyimg.service"
+    unit.write_text(serialize_unit([str(program), "serve", "50%", "$HOME"]))
+    assert verify(unit) == (0, "")

@@ -6,6 +6,7 @@ import configparser
 
 import pytest
 
+from lazyimg.errors import ConfigurationError
 from lazyimg.setup.unit import serialize_unit
 
 
@@ -36,14 +37,31 @@ def test_what_the_unit_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "written"),
+    ("path", "written"),
     [
         ("/opt/lazy-img_1.0/bin/lazyimg", "/opt/lazy-img_1.0/bin/lazyimg"),
         ("/opt/my programs/lazyimg", '"/opt/my programs/lazyimg"'),
-        ("/opt/100%/$x", "/opt/100%%/$$x"),
-        ('/a"b\\c', '"/a\\"b\\\\c"'),
-        ("", '""'),
+        ("/opt/a;b/lazyimg", '"/opt/a;b/lazyimg"'),
+        ("/opt/100%/$x", "/opt/100%%/$x"),
     ],
 )
-def test_words_of_the_command(word: str, written: str) -> None:
-    assert f"ExecStart={written} serve\n" in serialize_unit([word, "serve"])
+def test_path_of_the_program(path: str, written: str) -> None:
+    assert f"ExecStart={written} serve\n" in serialize_unit([path, "serve"])
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [("100%", "100%%"), ("$x", "$$x"), ('a"b\\c', '"a\\"b\\\\c"'), ("", '""'), ("a b", '"a b"')],
+)
+def test_further_words_of_the_command(word: str, written: str) -> None:
+    assert f"ExecStart=/lazyimg {written}\n" in serialize_unit(["/lazyimg", word])
+
+
+@pytest.mark.parametrize("path", ['/a"b', "/a'b", "/a\\b", "/a\tb", "/a\nb"])
+def test_program_that_systemd_does_not_take(path: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        serialize_unit([path, "serve"])
+    assert str(caught.value) == (
+        f"{path!r}: systemd takes no program whose path has quotes, backslashes or control"
+        " characters; install lazyimg elsewhere"
+    )
