@@ -143,6 +143,18 @@ class Records(Database):
         with self._transaction(write=False) as db:
             return _require(db, key)
 
+    def find_to_commit(self, key: str, name: str) -> Snapshot:
+        """Give a snapshot that is to be committed under a name.
+
+        Raises:
+            AlreadyExistsError: the name is taken, perhaps because this was done before.
+            NotFoundError: there is none of this key.
+        """
+        with self._transaction(write=False) as db:
+            if _find(db, name) is not None:
+                raise taken(name)
+            return _require(db, key)
+
     def ancestry(self, key: str) -> list[Snapshot]:
         """Give a snapshot and all below it, the lowest last.
 
@@ -273,23 +285,25 @@ class Records(Database):
             )
         return replace(created, remote=remote)
 
-    def commit(self, key: str, wanted: NewSnapshot, usage: tuple[int, int]) -> None:
+    def commit(self, active: Snapshot, wanted: NewSnapshot, usage: tuple[int, int]) -> None:
         """Turn an active snapshot into a committed one.
 
         Args:
-            key: its name until now.
+            active: as it was when it was measured.
             wanted: what it becomes; its parent is "" for the one that it has.
             usage: bytes on the disk and inodes.
 
         Raises:
             AlreadyExistsError: the new key is taken.
-            NotFoundError: there is none of this key.
+            NotFoundError: it is not there any more.
             LazyimgError: as `lifecycle.check_commit`.
         """
         with self._transaction(write=True) as db:
             if _find(db, wanted.key) is not None:
                 raise taken(wanted.key)
-            active = _require(db, key)
+            now = _require(db, active.key)
+            if now.number != active.number:  # another one has its key
+                raise missing(active.key)
             below = _find(db, wanted.parent) if wanted.parent else None
             check_commit(wanted, active, below)
             if below is not None:

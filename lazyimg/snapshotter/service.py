@@ -339,18 +339,31 @@ class Snapshotter:
         return (now.number, now.kind) == (snapshot.number, snapshot.kind)
 
     def _commit(self, key: str, wanted: NewSnapshot) -> int:
-        snapshot = self.records.find(key)
+        snapshot = self.records.find_to_commit(key, wanted.key)
         usage = (0, 0)
         if snapshot.kind is Kind.ACTIVE:  # the records refuse others
-            usage = self._directories.usage(snapshot.number)
-        self.records.commit(key, wanted, usage)
+            usage = self._measure(snapshot)
+        self.records.commit(snapshot, wanted, usage)
         return snapshot.number
 
     def _usage(self, key: str) -> tuple[int, int]:
         snapshot = self.records.find(key)
         if snapshot.kind is Kind.ACTIVE:
-            return self._directories.usage(snapshot.number)
+            return self._measure(snapshot)
         return snapshot.size, snapshot.inodes
+
+    def _measure(self, snapshot: Snapshot) -> tuple[int, int]:
+        """Give an active snapshot's bytes on the disk and inodes.
+
+        Raises:
+            NotFoundError: it was removed meanwhile, or committed.
+        """
+        try:
+            return self._directories.usage(snapshot.number)
+        except StorageError:
+            if self._is_mountable(snapshot):
+                raise
+            raise missing(snapshot.key) from None
 
     def _sweep(self) -> None:
         self.records.while_unchanged(self._directories.sweep)

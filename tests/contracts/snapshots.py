@@ -352,6 +352,13 @@ class SnapshotsContract:
         with refused(grpc.StatusCode.NOT_FOUND):
             client.commit(new_key("layer"), "no-such-snapshot")
 
+    def test_commit_that_was_done_before(self, client: SnapshotClient) -> None:
+        key, name = new_key(), new_key("layer")
+        client.prepare(key)
+        client.commit(name, key, GC_ROOT)
+        with refused(grpc.StatusCode.ALREADY_EXISTS):
+            client.commit(name, key, GC_ROOT)
+
     def test_commit_of_a_view(self, client: SnapshotClient) -> None:
         key = new_key()
         client.view(key)

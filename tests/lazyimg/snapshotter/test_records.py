@@ -51,7 +51,8 @@ def make(records: Records, kind: Kind, key: str, parent: str = "", **labels: str
 
 
 def commit(records: Records, key: str, name: str, parent: str = "", **labels: str) -> None:
-    records.commit(key, NewSnapshot(Kind.COMMITTED, name, parent, labels, 9), (4096, 1))
+    wanted = NewSnapshot(Kind.COMMITTED, name, parent, labels, 9)
+    records.commit(records.find_to_commit(key, name), wanted, (4096, 1))
 
 
 def layer(records: Records, name: str, parent: str = "", **labels: str) -> None:
@@ -128,6 +129,18 @@ def test_commit_to_a_name_that_is_taken(records: Records) -> None:
 def test_commit_of_nothing(records: Records) -> None:
     with pytest.raises(NotFoundError, match=r"^snapshot key: it does not exist$"):
         commit(records, "key", "name")
+
+
+def test_commit_of_what_another_call_has_changed(records: Records) -> None:
+    active = create(records, "key")
+    records.remove("key")
+    create(records, "key")
+    wanted = NewSnapshot(Kind.COMMITTED, "name", "", {}, 9)
+    with pytest.raises(NotFoundError, match=r"^snapshot key: it does not exist$"):
+        records.commit(active, wanted, (4096, 1))
+    layer(records, "name")
+    with pytest.raises(AlreadyExistsError):
+        records.commit(records.find("key"), wanted, (4096, 1))
 
 
 def test_remove_gives_what_was_there(records: Records) -> None:

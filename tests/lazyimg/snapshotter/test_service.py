@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import ConfigurationError, KernelError, NotFoundError, UsageError
+from lazyimg.errors import (
+    ConfigurationError,
+    KernelError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from lazyimg.host import removal
 from lazyimg.snapshotter import directories, service
+from lazyimg.snapshotter.directories import Directories
 from lazyimg.snapshotter.lifecycle import (
     REF,
     AlreadyExistsError,
@@ -350,6 +357,34 @@ def test_root_that_no_overlay_can_have(tmp_path: Path, name: str) -> None:
         with pytest.raises(ConfigurationError, match=r"choose another --root$"):
             Snapshotter(root, FakeLazyImages())
     assert list((tmp_path / name).iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["usage", "commit"])
+async def test_snapshot_that_goes_while_it_is_measured(
+    snapshotter: Snapshotter, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A kubelet asks for the usage of all containers, also of those that end."""
+    measure, loop = Directories.usage, asyncio.get_running_loop()
+
+    def measure_late(directories: Directories, number: int) -> tuple[int, int]:
+        asyncio.run_coroutine_threadsafe(snapshotter.remove("key"), loop).result()
+        return measure(directories, number)
+
+    await snapshotter.prepare("key", "", {})
+    monkeypatch.setattr(Directories, "usage", measure_late)
+    with pytest.raises(NotFoundError, match=r"^snapshot key: it does not exist$"):
+        await (
+            snapshotter.usage("key")
+            if call == "usage"
+            else snapshotter.commit("layer", "key", "", {})
+        )
+
+
+async def test_disk_that_fails_while_it_measures(snapshotter: Snapshotter, root: Path) -> None:
+    await snapshotter.prepare("key", "", {})
+    (root / "snapshots/1").rename(root / "away")
+    with pytest.raises(StorageError, match="No such file or directory"):
+        await snapshotter.usage("key")
 
 
 async def test_restart_mounts_again(root: Path) -> None:
