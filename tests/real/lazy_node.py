@@ -36,11 +36,13 @@ class Node(NamedTuple):
 
     lazyimg: Lazyimg
     containerd: Containerd
+    daemon: subprocess.Popen[bytes]
 
-    def pull(self, image: str) -> dict[str, int]:
+    def pull(self, image: str, namespace: str = "default") -> dict[str, int]:
         """Pull an image lazily; give how many of its layers became what."""
         socket = self.containerd.directory / "socket"
-        printed = self.lazyimg.verb("pull", "--json", "--containerd", socket, image)
+        where = ("--containerd", socket, "--namespace", namespace)
+        printed = self.lazyimg.verb("pull", "--json", *where, image)
         layers: dict[str, int] = json.loads(printed)["layers"]
         return layers
 
@@ -97,9 +99,9 @@ def running_node(directory: Path, settings: dict[str, Any] | None = None) -> Ite
         directory / "state", {"LAZYIMG_SNAPSHOTTER_ADDRESS": address, **(settings or {})}
     )
     with (
-        lazyimg.serving(),
+        lazyimg.serving() as daemon,
         running_containerd(
             directory / "containerd", PROXY_PLUGIN.format(address=address)
         ) as containerd,
     ):
-        yield Node(lazyimg, containerd)
+        yield Node(lazyimg, containerd, daemon)
