@@ -5,11 +5,15 @@ Whoever has containerd unpack an image may send them with each Prepare:
 | by                                | reference               | manifest                     |
 |-----------------------------------|-------------------------|------------------------------|
 | CRI, the transfer service, lazyimg| cri.image-ref           | cri.manifest-digest          |
-| soci image rpull                  | remote/soci.reference   | remote/image.manifest.digest |
+| soci image rpull, since 0.3       | the same                | the same                     |
+| soci image rpull, before          | remote/soci.reference   | remote/image.manifest.digest |
 | ctr-remote images rpull (stargz)  | remote/stargz.reference |                              |
 
-all behind ``containerd.io/snapshot/``. Sources: containerd, pkg/snapshotters/annotations.go;
-soci-snapshotter and stargz-snapshotter, fs/source/source.go.
+all behind ``containerd.io/snapshot/``. Annotations of a layer in its manifest become labels, too,
+if they are called so: what an image says of itself must not overrule what its puller says, so
+labels that name two images are refused. Sources: containerd, pkg/snapshotters/annotations.go and
+core/snapshots/snapshotter.go (FilterInheritedLabels); soci-snapshotter and stargz-snapshotter,
+fs/source/source.go.
 """
 
 from __future__ import annotations
@@ -53,14 +57,16 @@ def parse_image_labels(labels: Mapping[str, str]) -> ImageLabels | None:
     """Give the image that labels name; None if they name none.
 
     Raises:
-        FormatError: the manifest's digest is none.
+        FormatError: they name two images, or the manifest's digest is none.
     """
-    reference = next((labels[name] for name in _REFERENCES if labels.get(name)), None)
-    if reference is None:
+    references = {labels[name] for name in _REFERENCES if labels.get(name)}
+    if not references:
         return None
+    if len(references) > 1:
+        raise FormatError("labels of a snapshot", "they name two images")
     digest = next((labels[name] for name in _MANIFESTS if labels.get(name)), None)
     try:
-        return ImageLabels(reference, None if digest is None else Digest.parse(digest))
+        return ImageLabels(references.pop(), None if digest is None else Digest.parse(digest))
     except FormatError as error:
         raise FormatError("labels of a snapshot", str(error)) from error
 

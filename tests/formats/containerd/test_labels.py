@@ -33,6 +33,14 @@ def test_image(labels: dict[str, str], manifest: Digest | None) -> None:
     assert found == ImageLabels("r", manifest)
 
 
+def test_image_that_calls_itself_something_else() -> None:
+    """Annotations of a layer become labels, beside those of who pulls it."""
+    labels = {PREFIX + "remote/stargz.reference": "pulled", PREFIX + "cri.image-ref": "other"}
+    with pytest.raises(FormatError, match=r"^labels of a snapshot: they name two images$"):
+        parse_image_labels(labels)
+    assert parse_image_labels(dict.fromkeys(labels, "pulled")) == ImageLabels("pulled", None)
+
+
 @pytest.mark.parametrize("labels", [{}, {"other": "label"}, {PREFIX + "cri.layer-digest": "x"}])
 def test_no_image(labels: dict[str, str]) -> None:
     assert parse_image_labels(labels) is None
