@@ -5,7 +5,8 @@ lock. A request is a line of JSON on standard input: {"call": name, arguments by
 writes one on standard output: {} when done, or {"errno": number, "call": system call, "log": the
 kernel's own words, if any}. It ends when its input does.
 
-Source: mount(2), umount2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2);
+Source: mount(2), umount2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2),
+open_tree(2), mount_setattr(2), user_namespaces(7);
 include/uapi/linux/mount.h.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,10 +32,18 @@ MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
 # The same numbers on every architecture that Python runs on but alpha.
+_SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_MOUNT_SETATTR = 442
+_OPEN_TREE_CLONE = 1
+_AT_EMPTY_PATH = 0x1000
+_MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_IDMAP = 0x100000
+_MS_PRIVATE = 1 << 18
+_CLONE_NEWUSER = 0x10000000
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
@@ -168,6 +178,67 @@ def mount_bind(*, source: str, target: str, read_only: bool) -> None:
             raise
 
 
+def mount_mapped(*, source: str, target: str, uids: list[list[int]], gids: list[list[int]]) -> None:
+    """Show a directory at a second place, read-only, with other owners.
+
+    `uids` and `gids` are [owner on the file system, owner that is shown, how many].
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    tree = _syscall("open_tree", _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags)
+    try:
+        namespace = _open_user_namespace(uids, gids)
+        try:
+            wanted = _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_IDMAP
+            attributes = struct.pack("4Q", wanted, 0, _MS_PRIVATE, namespace)
+            _syscall(
+                "mount_setattr", _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes,
+                len(attributes),
+            )  # fmt: skip
+        finally:
+            os.close(namespace)
+        place = os.fsencode(target)
+        _syscall(
+            "move_mount", _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, place, _MOVE_MOUNT_F_EMPTY_PATH
+        )
+    finally:
+        os.close(tree)
+
+
+def _open_user_namespace(uids: list[list[int]], gids: list[list[int]]) -> int:
+    """Give an fd of a new user namespace with these ids; it lives as long as the fd, or a mount."""
+    answers, tell = os.pipe()
+    waits, hold = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.close(hold)
+        failed = _libc.unshare(_CLONE_NEWUSER)
+        os.write(tell, bytes([ctypes.get_errno() if failed else 0]))
+        os.read(waits, 1)  # until the other side is closed
+        os._exit(0)
+    try:
+        number = os.read(answers, 1)[0]
+        if number:
+            raise CallError("unshare", number)
+        _write(f"/proc/{process}/uid_map", uids)
+        _write(f"/proc/{process}/gid_map", gids)
+        return os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CallError("user_namespaces", error.errno or 0) from error
+    finally:
+        for fd in (answers, tell, waits, hold):
+            os.close(fd)
+        os.waitpid(process, 0)
+
+
+def _write(path: str, ids: list[list[int]]) -> None:
+    """Write ids as user_namespaces(7) has them, all at once."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, "".join(f"{first} {shown} {count}\n" for first, shown, count in ids).encode())
+    finally:
+        os.close(fd)
+
+
 def unmount(*, target: str, lazy: bool) -> None:
     """Take the topmost mount off a directory; `lazy` even if it is in use."""
     flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
@@ -192,6 +263,7 @@ def read_byte(*, path: str, offset: int) -> None:
 _CALLS: dict[str, Callable[..., None]] = {
     "mount": mount_file_system,
     "bind": mount_bind,
+    "map": mount_mapped,
     "unmount": unmount,
     "read": read_byte,
 }

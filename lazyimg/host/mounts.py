@@ -192,6 +192,33 @@ async def bind_mount(source: Path, target: Path, *, read_only: bool = False) -> 
     await _call(f"bind mount of {source}", target, request)
 
 
+async def bind_mapped(
+    source: Path,
+    target: Path,
+    uids: Sequence[tuple[int, int, int]],
+    gids: Sequence[tuple[int, int, int]],
+) -> None:
+    """Show the directory `source` at `target` as well, read-only, with other owners.
+
+    Args:
+        source: a directory.
+        target: where.
+        uids: (owner on the file system, owner that is shown, how many).
+        gids: likewise.
+
+    Raises:
+        LazyimgError: the kernel cannot; then nothing is mounted.
+    """
+    request = {
+        "call": "map",
+        "source": os.fspath(source),
+        "target": os.fspath(target),
+        "uids": uids,
+        "gids": gids,
+    }
+    await _call(f"{source} with other owners", target, request)
+
+
 async def unmount(target: Path, *, lazy: bool = False) -> None:
     """Take the topmost mount off a directory; `lazy` detaches it even while it is in use.
 
@@ -280,6 +307,11 @@ _ERRORS: Final[dict[tuple[str, int], tuple[type[LazyimgError], str, str]]] = {
     ("overlay", EINVAL): (KernelError, "the kernel refuses the directories", "`dmesg` says why"),
     ("bind", ENOENT): (NotFoundError, "it or {target} does not exist", ""),
     ("bind", EINVAL): (KernelError, "the kernel refuses to show it on {target}", ""),
+    ("map", EINVAL): (
+        KernelError,
+        "its file system cannot show other owners (id-mapped mounts), or the ids overlap",
+        "run the container without a user namespace",
+    ),
     ("unmount", EBUSY): (
         InUseError, "{target} is in use", "end the processes that use it, or unmount lazily"
     ),

@@ -12,13 +12,17 @@ is there as a committed snapshot without a directory, and containerd downloads n
     container: overlay of   upper (fs/, work/)
                             fs/ of committed layers that were unpacked, the topmost first
                             mnt/<fsid> of the remote layers below them, merged to one EROFS image
+               with a user namespace: of upper, and of id-mapped mounts (`mapped`) of the others
 
 Files: `lifecycle` decides (pure: which step is allowed, what it changes), `overlay` plans what is
-mounted (pure), `records` keeps what is known (SQLite), `directories` is the disk, `service` puts
-them together, `grpc_server` speaks to containerd.
+mounted (pure), `records` keeps what is known (SQLite), `directories` is the disk, `mapped` shows
+lower directories with other owners, `service` puts them together, `grpc_server` speaks to
+containerd.
 
 Rules:
-  - A snapshot's key means nothing here; containerd puts its namespace and a number into it.
+  - A snapshot's key means nothing here; containerd puts its namespace and a number into it. Only a
+    view that a client compares with what is on top of it is known by its key: meanwhile both stand
+    on a bootstrap whose times spare containerd the reading of files (`lazyimg.images.comparable`).
   - Remote snapshots lie below all others: on a layer that was unpacked, only unpacked ones follow.
   - Each call is one transaction, and none is held across a call to somebody else. A directory is
     made before its record is committed, and removed after its record is gone: whatever dies in
@@ -37,5 +41,6 @@ On disk, below ROOT/snapshotter:
     records.reserve             room for the removal of a record when the disk is full
     snapshots/<number>/fs       what was written: the upper directory, later a lower one
     snapshots/<number>/work     of an active snapshot, for overlayfs
+    mapped/<number>/<name>      id-mapped mounts of lower directories, for user namespaces
     removed/<number>            on its way out
 """

@@ -12,6 +12,7 @@ Source: containerd, core/snapshots/snapshotter.go (the contract), core/snapshots
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 REF: Final = "containerd.io/snapshot.ref"
 """Label: the chain ID of the layer that a Prepare is for."""
+
+UID_MAP: Final = "containerd.io/snapshot/uidmapping"
+"""Label: the ids of the container's user namespace, as CONTAINER:HOST:COUNT[,...]."""
+
+GID_MAP: Final = "containerd.io/snapshot/gidmapping"
+
+MAX_ID: Final = (1 << 32) - 2
 
 COMPARED: Final = "-parent-view-"
 """In a view's key: containerd's client compares what it shows with what was written on top of it
@@ -67,6 +75,22 @@ class QuarantinedError(WrongStateError):
     """What the snapshot would stand on is not what its image says."""
 
     kind = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class IdMaps:
+    """A user namespace's ids: (in the container, on this machine, how many), in no order."""
+
+    uids: tuple[tuple[int, int, int], ...]
+    gids: tuple[tuple[int, int, int], ...]
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """What uid and gid 0 are on this machine."""
+        uid, gid = (
+            next(host for inside, host, _ in ids if inside == 0) for ids in (self.uids, self.gids)
+        )
+        return uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +240,35 @@ def check_labels(key: str, labels: Mapping[str, str]) -> None:
         raise UsageError(
             f"snapshot {key}", f"its labels have {whole} bytes, at most {MAX_LABELS} are kept"
         )
+
+
+def parse_id_maps(key: str, labels: Mapping[str, str]) -> IdMaps | None:
+    """Give the ids that a snapshot is to have in a container; None: the machine's own.
+
+    Raises:
+        UsageError: the labels make no sense.
+    """
+    uids, gids = (_parse_ids(key, name, labels.get(name, "")) for name in (UID_MAP, GID_MAP))
+    if not uids and not gids:
+        return None
+    if not (uids and gids):
+        raise UsageError(f"snapshot {key}", f"of {UID_MAP} and {GID_MAP} one alone says nothing")
+    return IdMaps(uids, gids)
+
+
+def _parse_ids(key: str, name: str, text: str) -> tuple[tuple[int, int, int], ...]:
+    ids = []
+    for part in text.split(",") if text else ():
+        match = re.fullmatch("([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", part)
+        inside, host, count = map(int, match.groups()) if match else (0, 0, 0)
+        if count == 0 or max(inside, host) + count - 1 > MAX_ID:
+            raise UsageError(
+                f"snapshot {key}", f"label {name}: {part[:64]!r} is not CONTAINER:HOST:COUNT"
+            )
+        ids.append((inside, host, count))
+    if ids and all(inside for inside, _, _ in ids):
+        raise UsageError(f"snapshot {key}", f"label {name}: the container's id 0 is missing")
+    return tuple(ids)
 
 
 def check_new(wanted: NewSnapshot, existing: Snapshot | None, below: Snapshot | None) -> None:

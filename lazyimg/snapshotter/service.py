@@ -28,8 +28,10 @@ from lazyimg.snapshotter.lifecycle import (
     check_shown,
     missing,
     name_image,
+    parse_id_maps,
     taken,
 )
+from lazyimg.snapshotter.mapped import MappedMounts
 from lazyimg.snapshotter.overlay import check_root, plan_mount
 from lazyimg.snapshotter.records import Records
 
@@ -98,6 +100,7 @@ class Snapshotter:
         self._directories = Directories(root)
         self.records = Records(root / "records.sqlite")
         self._images = images
+        self._mapped = MappedMounts(root)
         self._options = tuple(options)
         self.changed: Callable[[], None] = lambda: None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="snapshots")
@@ -109,6 +112,7 @@ class Snapshotter:
         Raises:
             StorageError: the disk refuses.
         """
+        await self._mapped.clear()
         await self._run(self._sweep)
         turns = asyncio.Semaphore(MOUNTED_AT_ONCE)
         users = defaultdict(list)
@@ -135,6 +139,7 @@ class Snapshotter:
         for task in self._releasing:
             task.cancel()
         await asyncio.gather(*self._releasing, return_exceptions=True)
+        await self._mapped.clear()
 
     async def close(self) -> None:
         """End; mounts stay."""
@@ -291,8 +296,9 @@ class Snapshotter:
             raise
 
     def _make(self, writable: bool, ancestry: Sequence[Snapshot]) -> None:  # noqa: FBT001
-        owner = None
-        if len(ancestry) > 1 and ancestry[1].remote is None:
+        maps = parse_id_maps(ancestry[0].key, ancestry[0].labels)
+        owner = maps.root if maps is not None else None
+        if maps is None and len(ancestry) > 1 and ancestry[1].remote is None:
             owner = self._directories.owner(ancestry[1].number)
         self._directories.make(ancestry[0].number, owner, writable=writable)
 
@@ -304,9 +310,12 @@ class Snapshotter:
             compared = await self._run(self.records.are_compared, ancestry)
             path = await self._images.mount(remote, snapshot.number, comparable=compared)
             lowers.append(str(path))
-            if not await self._run(self._is_mountable, snapshot):  # since it was read
-                self._release_soon(snapshot.number)
-                raise missing(snapshot.key)
+        maps = parse_id_maps(snapshot.key, snapshot.labels)
+        if maps is not None:
+            lowers = await self._mapped.show(snapshot.number, lowers, maps)
+        if (remote or maps) and not await self._run(self._is_mountable, snapshot):
+            self._release_soon(snapshot.number)  # it went since it was read
+            raise missing(snapshot.key)
         upper, work = (
             str(path(snapshot.number)) for path in (self._directories.upper, self._directories.work)
         )
@@ -316,9 +325,13 @@ class Snapshotter:
 
     def _release_soon(self, number: int) -> None:
         """Take back what was mounted for a snapshot; the kernel may take its time for that."""
-        task = asyncio.create_task(self._images.release(number))
+        task = asyncio.create_task(self._release(number))
         self._releasing.add(task)
         task.add_done_callback(self._end_release)
+
+    async def _release(self, number: int) -> None:
+        await self._mapped.release(number)  # it stands on the other
+        await self._images.release(number)
 
     def _end_release(self, task: asyncio.Task[None]) -> None:
         self._releasing.discard(task)
@@ -375,6 +388,8 @@ class Snapshotter:
 def _wanted(kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> NewSnapshot:
     check_key(key)
     check_labels(key, labels)
+    if kind is not Kind.COMMITTED:
+        parse_id_maps(key, labels)
     kept = {name: value for name, value in labels.items() if value}
     return NewSnapshot(kind, key, parent, kept, time.time_ns())
 

@@ -200,3 +200,46 @@ async def test_changes_of_a_container_become_an_image(registry: Registry, node: 
     assert registry.counts.sent() - before < len(layer) + 100_000
     assert node.run(changed, "sh", "-c", STATE) == state
     assert registry.counts.sent() - before < size / 4
+
+
+OWNERS: Final = """
+id -u && id -g && cat /proc/self/uid_map && stat -c '%u %g %n' / /etc/shadow /usr/bin/python3 /tmp
+echo new > /etc/new && chown 7:8 /etc/new && stat -c '%u %g' /etc/new && rm /etc/hostname
+echo more >> /etc/bash.bashrc && stat -c '%u %g' /etc/bash.bashrc && python3 -c 'print("runs")'
+"""
+MAPPED: Final = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels")
+
+
+def test_container_with_a_user_namespace(registry: Registry, node: Node) -> None:
+    image = image_of(registry, "python")
+    size = compressed_size(node, image)
+    before = registry.counts.sent()
+    node.pull(image)
+    plain = node.run(image, "sh", "-c", OWNERS)
+    ran = node.run(image, "sh", "-c", OWNERS, options=MAPPED)
+    ids, mapped = ran.splitlines()[2].split(), ran.splitlines()
+    assert ids == ["0", "100000", "65536"]
+    expected = plain.splitlines()
+    assert expected[-1] == "runs"
+    assert mapped[:2] + mapped[3:] == expected[:2] + expected[3:]
+    assert registry.counts.sent() - before < size / 4
+    root = node.lazyimg.root / "snapshotter"
+    (upper,) = (path.parent.parent for path in root.glob("snapshots/*/fs/etc/new"))
+    owned = [upper, upper / "etc/new", upper / "etc/bash.bashrc"]
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in owned] == [
+        (100_000, 200_000), (100_007, 200_008), (100_000, 200_000)
+    ]  # fmt: skip
+    assert len(mounts_below(root)) == 1
+    node.containerd.ctr("container", "rm", "test")
+    node.containerd.ctr("image", "rm", "--sync", image)
+    assert mounts_below(root) == []
+
+
+def test_user_namespace_that_makes_no_sense(registry: Registry, node: Node) -> None:
+    image = image_of(registry, "python")
+    node.pull(image)
+    labels = ("--snapshotter-label", "containerd.io/snapshot/uidmapping=0:1000:0")
+    with node.start(image, "true", options=("--rm", *labels)) as process:
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "'0:1000:0' is not CONTAINER:HOST:COUNT" in printed

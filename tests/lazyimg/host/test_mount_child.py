@@ -9,16 +9,13 @@ import os
 import subprocess
 import sys
 from errno import EINVAL, EISDIR, ENODATA, ENOENT, EPERM
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lazyimg.host import mount_child
 from lazyimg.host.mount_child import MS_BIND, MS_RDONLY, MS_REMOUNT, CallError, answer, main
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 CONTEXT, MOUNT = 7, 8
 """Fds that the kernel gives."""
@@ -58,6 +55,11 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
         os, "close", lambda fd: library.closed.append(fd) if fd in {CONTEXT, MOUNT} else close(fd)
     )
     return library
+
+
+def open_fds() -> list[str]:
+    """Give what is open; listing it takes one more, always the same."""
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 def ask(call: str, **arguments: Any) -> dict[str, Any]:
@@ -160,6 +162,59 @@ def test_bind_that_cannot_be_made_read_only_is_taken_back(library: Library) -> N
     reply = ask("bind", source="/a", target="/b", read_only=True)
     assert library.calls[2:] == [("umount2", b"/b", 2 | 8)]
     assert reply["errno"] == EPERM
+
+
+def test_bind_with_other_owners(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def open_namespace(*ids: object) -> int:
+        asked.extend(ids)
+        return os.open("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr(mount_child, "_open_user_namespace", open_namespace)
+    fds = open_fds()
+    assert ask("map", source="/a", target="/b", uids=[[0, 1, 2]], gids=[[0, 3, 4]]) == {}
+    assert asked == [[[0, 1, 2]], [[0, 3, 4]]]
+    opened, changed, moved = library.calls
+    assert opened == (428, -100, b"/a", 1 | os.O_CLOEXEC)
+    assert changed[:4] == (442, CONTEXT, b"", 0x1000)
+    assert changed[5] == 32
+    assert moved == (429, CONTEXT, b"", -100, b"/b", 4)
+    assert library.closed == [CONTEXT]
+    assert open_fds() == fds
+
+
+def test_other_owners_that_the_file_system_refuses(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_namespace(*_: object) -> int:
+        return os.open("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr(mount_child, "_open_user_namespace", open_namespace)
+    library.errors = {1: EINVAL}
+    reply = ask("map", source="/a", target="/b", uids=[[0, 1, 2]], gids=[[0, 3, 4]])
+    assert reply == {"errno": EINVAL, "call": "mount_setattr", "log": ""}
+    assert library.closed == [CONTEXT]
+    assert len(library.calls) == 2
+
+
+def test_user_namespace() -> None:
+    """For real: anybody may make one for the own ids, where the machine allows it."""
+    ids = [[0, os.getuid(), 1]], [[0, os.getgid(), 1]]
+    fds = open_fds()
+    try:
+        namespace = mount_child._open_user_namespace(*ids)
+    except CallError as error:
+        assert error.call in {"unshare", "user_namespaces"}  # noqa: PT017 - either is right
+    else:
+        assert str(Path(f"/proc/self/fd/{namespace}").readlink()).startswith("user:[")
+        os.close(namespace)
+    assert open_fds() == fds
+
+
+def test_user_namespace_whose_ids_overlap() -> None:
+    with pytest.raises(CallError):
+        mount_child._open_user_namespace([[0, 0, 2], [1, 5, 1]], [[0, 0, 1]])
 
 
 @pytest.mark.parametrize(("lazy", "flags"), [(False, 8), (True, 8 | 2)])

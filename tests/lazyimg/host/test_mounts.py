@@ -34,6 +34,7 @@ from lazyimg.errors import (
 )
 from lazyimg.host import mount_child, mounts
 from lazyimg.host.mounts import (
+    bind_mapped,
     bind_mount,
     escape_overlay_path,
     mount_erofs,
@@ -142,6 +143,27 @@ async def test_bind(child: Child) -> None:
         "target": "/mnt/target",
         "read_only": True,
     }
+
+
+async def test_bind_with_other_owners(child: Child) -> None:
+    await bind_mapped(Path("/a"), TARGET, ((0, 1000, 5),), ((0, 2000, 5), (5, 0, 1)))
+    assert child.request() == {
+        "call": "map",
+        "source": "/a",
+        "target": "/mnt/target",
+        "uids": [[0, 1000, 5]],
+        "gids": [[0, 2000, 5], [5, 0, 1]],
+    }
+
+
+async def test_file_system_that_cannot_show_other_owners(child: Child) -> None:
+    child.fail(EINVAL)
+    with pytest.raises(KernelError) as raised:
+        await bind_mapped(Path("/a"), TARGET, ((0, 1000, 5),), ((0, 2000, 5),))
+    assert str(raised.value) == (
+        "/a with other owners: its file system cannot show other owners (id-mapped mounts), or the"
+        " ids overlap; run the container without a user namespace"
+    )
 
 
 async def test_unmount(child: Child) -> None:

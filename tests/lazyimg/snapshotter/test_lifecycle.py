@@ -8,10 +8,14 @@ import pytest
 
 from lazyimg.errors import LazyimgError, NotFoundError, UsageError
 from lazyimg.snapshotter.lifecycle import (
+    GID_MAP,
+    MAX_ID,
     MAX_KEY,
     MAX_LABEL,
     MAX_LABELS,
+    UID_MAP,
     AlreadyExistsError,
+    IdMaps,
     Kind,
     NewSnapshot,
     Snapshot,
@@ -22,6 +26,7 @@ from lazyimg.snapshotter.lifecycle import (
     check_mounts,
     check_new,
     check_remove,
+    parse_id_maps,
     update_labels,
 )
 
@@ -181,3 +186,29 @@ def test_only_labels_change(path: str) -> None:
 def test_changed_labels_are_checked() -> None:
     with pytest.raises(UsageError, match="and its value have"):
         update_labels(ACTIVE, {"a": "x" * MAX_LABEL}, [], 9)
+
+
+def test_ids_of_a_user_namespace() -> None:
+    assert parse_id_maps("one", {"other": "label", UID_MAP: ""}) is None
+    labels = {UID_MAP: "1000:0:1,0:1:1000", GID_MAP: f"0:{MAX_ID}:1"}
+    maps = parse_id_maps("one", labels)
+    assert maps == IdMaps(((1000, 0, 1), (0, 1, 1000)), ((0, MAX_ID, 1),))
+    assert maps.root == (1, MAX_ID)
+
+
+@pytest.mark.parametrize(
+    ("uids", "problem"),
+    [
+        ("", f"of {UID_MAP} and {GID_MAP} one alone says nothing"),
+        ("0:5:0", f"label {UID_MAP}: '0:5:0' is not CONTAINER:HOST:COUNT"),
+        ("0:5", f"label {UID_MAP}: '0:5' is not CONTAINER:HOST:COUNT"),
+        ("0:-5:1", f"label {UID_MAP}: '0:-5:1' is not CONTAINER:HOST:COUNT"),
+        ("0:5:1,", f"label {UID_MAP}: '' is not CONTAINER:HOST:COUNT"),
+        ("0:4294967294:2", f"label {UID_MAP}: '0:4294967294:2' is not CONTAINER:HOST:COUNT"),
+        ("1:5:9", f"label {UID_MAP}: the container's id 0 is missing"),
+    ],
+)
+def test_ids_that_make_no_sense(uids: str, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_id_maps("one", {UID_MAP: uids, GID_MAP: "0:5:1"})
+    assert refusal(caught) == (UsageError, f"snapshot one: {problem}")

@@ -6,7 +6,9 @@ What a snapshotter owes containerd in general is tested by tests/containerd.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,11 +20,13 @@ from lazyimg.errors import (
     StorageError,
     UsageError,
 )
-from lazyimg.host import removal
+from lazyimg.host import mounts, removal
 from lazyimg.snapshotter import directories, service
 from lazyimg.snapshotter.directories import Directories
 from lazyimg.snapshotter.lifecycle import (
+    GID_MAP,
     REF,
+    UID_MAP,
     AlreadyExistsError,
     Kind,
     QuarantinedError,
@@ -36,7 +40,6 @@ from tests.fakes.lazy_images import FakeLazyImages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
     from lazyimg.snapshotter.lifecycle import RemoteLayer
 
@@ -127,6 +130,38 @@ async def test_container_that_is_compared_with_its_image(snapshotter: Snapshotte
     assert options(compared) == {**options(mount), "lowerdir": "/mnt/one-comparable"}
     await snapshotter.remove(f"1/{one}-parent-view-x")
     assert await snapshotter.mounts("container") == [mount]
+
+
+async def test_container_with_a_user_namespace(
+    snapshotter: Snapshotter, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, str]] = []
+
+    async def bind_mapped(source: Path, target: Path, *ids: object) -> None:
+        assert ids == (((0, os.getuid(), 9),), ((0, os.getgid(), 9),))
+        shown.append((str(source), str(target)))
+
+    async def unmount(target: Path, *, lazy: bool) -> None:
+        assert lazy
+        shown.pop([place for _, place in shown].index(str(target)))
+
+    monkeypatch.setattr(mounts, "bind_mapped", bind_mapped)
+    monkeypatch.setattr(mounts, "unmount", unmount)
+    labels = {UID_MAP: f"0:{os.getuid()}:9", GID_MAP: f"0:{os.getgid()}:9"}
+    (mount,) = await snapshotter.prepare("container", await lazy(snapshotter, "one"), labels)
+    place = options(mount)["lowerdir"]
+    assert shown == [("/mnt/one", place)]
+    assert place.startswith(f"{root}/mapped/")
+    assert await snapshotter.mounts("container") == [mount]
+    upper = Path(options(mount)["upperdir"]).stat()
+    assert (upper.st_uid, upper.st_gid) == (os.getuid(), os.getgid())
+    await snapshotter.remove("container")
+    await snapshotter.cleanup()
+    assert shown == []
+    with pytest.raises(UsageError, match="is not CONTAINER:HOST:COUNT"):
+        await snapshotter.view("view", "", {**labels, UID_MAP: "root"})
+    with pytest.raises(NotFoundError):
+        await snapshotter.stat("view")
 
 
 async def test_layer_that_was_unpacked_on_lazy_ones(
