@@ -177,6 +177,18 @@ async def test_layer_that_was_unpacked_on_lazy_ones(
     assert options(mount)["lowerdir"] == f"{upper}:/mnt/one"
 
 
+async def test_container_and_view_of_its_parent_have_the_same_below(
+    snapshotter: Snapshotter,
+) -> None:
+    """By that, containerd's diff service finds what a container changed, and reads nothing else."""
+    await snapshotter.prepare("extract", await lazy(snapshotter, "one"), {})
+    await snapshotter.commit("layer", "extract", "", {})
+    (container,) = await snapshotter.prepare("container", "layer", {})
+    (view,) = await snapshotter.view("view", "layer", {})
+    assert options(view)["lowerdir"] == options(container)["lowerdir"]
+    assert "upperdir" not in options(view)
+
+
 async def test_no_lazy_layer_on_one_that_was_unpacked(
     snapshotter: Snapshotter, images: FakeLazyImages
 ) -> None:
