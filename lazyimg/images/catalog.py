@@ -2,7 +2,11 @@
 
 A bootstrap's bytes are in a local file. A device is filled by the engine, which is given the
 device's table and blobs when the first fill needs them, so that nothing is read at start but the
-names and sizes, and an OPEN is answered from memory.
+names and sizes, and an OPEN is answered from memory. When the last image that has a device is
+unmounted, table and blobs are given up; the next fill opens them again.
+
+A table is held in memory, not mapped: a file that is cut short under a mapping, or that the disk
+cannot read any more, is a signal that ends the process.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import mmap
 import os
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -36,6 +39,10 @@ _log = logging.getLogger(__name__)
 
 _PIECE: Final = 1 << 20
 """Bytes of a bootstrap that are written at once."""
+
+MAX_STRAYS: Final = 16
+"""Devices that are kept open though no image that is mounted here has them: those of mounts that
+somebody made by hand, or that outlive their unmounting."""
 
 
 class Presence(Protocol):
@@ -78,6 +85,7 @@ class Catalog:
         self._verified: set[str] = set()  # bootstraps whose files have the bytes of their names
         self._tables: dict[str, asyncio.Task[DeviceTable]] = {}
         self._blobs: dict[tuple[str, str, str], BlobReader] = {}
+        self._strays: dict[str, None] = {}
         self._shown = shown
         self.readers = Readers(self._release)
         self._noted: dict[str, Sink] = {}
@@ -101,10 +109,20 @@ class Catalog:
         self.readers.replace((reference, chain) for reference, chain in chains if chain)
 
     def _release(self, device: str) -> None:
-        """Keep no file open for a device that nobody reads."""
-        for (name, _, _), blob in self._blobs.items():
-            if name == device:
-                blob.release()
+        """Give up what is kept of a device that no mounted image has; a fill opens it again."""
+        if self.readers.has(device):
+            return
+        opening = self._tables.get(device)
+        if opening is not None and not opening.done():
+            opening.add_done_callback(lambda _: self._release(device))
+            return
+        self._tables.pop(device, None)
+        self._strays.pop(device, None)
+        self._noted.pop(device, None)
+        for key in [key for key in self._blobs if key[0] == device]:
+            blob = self._blobs.pop(key)
+            self._engine.remove_device(device, blob)
+            blob.release()
 
     def add(self, chain: ChainRecord) -> None:
         """Learn the names of an image that was just recorded."""
@@ -140,8 +158,15 @@ class Catalog:
         if cookie in self._bootstraps:
             await self._fill_bootstrap(cookie, offset, length, sink)
             return
-        await self.device(cookie)
-        await self._note_present(cookie, sink)
+        deadline = self._engine.limits.read_deadline
+        try:
+            async with asyncio.timeout(deadline):
+                await self.device(cookie)
+                await self._note_present(cookie, sink)
+        except TimeoutError:
+            raise StorageError(
+                f"device {cookie}", f"its records could not be read within {deadline:g} s"
+            ) from None
         await self._engine.fill(cookie, offset, length, sink)
 
     async def _note_present(self, name: str, sink: Sink) -> None:
@@ -166,6 +191,8 @@ class Catalog:
         if task is None:
             task = self._tables[name] = asyncio.create_task(self._open_device(name))
             task.add_done_callback(lambda done: self._forget_failure(name, done))
+            if not self.readers.has(name):
+                self._keep_stray(name)
         return task.result() if task.done() else await asyncio.shield(task)
 
     async def add_source(self, name: str, source: SourceRecord, access: Access) -> None:
@@ -180,9 +207,17 @@ class Catalog:
         if name in self._tables:
             await self._open_source(name, source)
 
+    def _keep_stray(self, name: str) -> None:
+        self._strays[name] = None
+        while len(self._strays) > MAX_STRAYS:
+            oldest = next(iter(self._strays))
+            del self._strays[oldest]
+            self._release(oldest)
+
     def _forget_failure(self, name: str, task: asyncio.Task[DeviceTable]) -> None:
         if task.cancelled() or task.exception() is not None:
             self._tables.pop(name, None)
+            self._strays.pop(name, None)
 
     async def _open_device(self, name: str) -> DeviceTable:
         table: DeviceTable | None = None
@@ -205,6 +240,9 @@ class Catalog:
     async def _open_source(self, name: str, source: SourceRecord) -> DeviceTable:
         table = await asyncio.to_thread(self.load_table, name, source.table)
         opened = await self._open_blob(source, self._shown.find(source.repository))
+        if name not in self._tables:  # nobody reads it any more
+            opened.release()
+            return table
         blob = ReadersBlob(opened, self.readers, name, source.repository)
         registry = source.repository.partition("/")[0]
         self._engine.add_device(table, blob, (registry, source.repository))
@@ -226,14 +264,11 @@ class Catalog:
         """
         path = self._root / "tables" / file
         try:
-            data = _map(path)
-            table = DeviceTable(memoryview(data), expected_name=name)
-            data.madvise(mmap.MADV_DONTNEED)  # what checks it reads all of it; fills need little
-        except (OSError, ValueError) as error:
+            return DeviceTable(path.read_bytes(), expected_name=name)
+        except (OSError, FormatError) as error:
             problem = error.strerror if isinstance(error, OSError) else str(error)
             kind = CorruptError if isinstance(error, FormatError) else StorageError
             raise kind(str(path), f"cannot be used: {problem}", "mount the image again") from error
-        return table
 
     async def _fill_bootstrap(self, fsid: str, offset: int, length: int, sink: Sink) -> None:
         """Write from the file, once its bytes are known to be right; the next ones are `local`."""
@@ -247,11 +282,6 @@ class Catalog:
             if self.read_local(fsid, start, piece, data) is None:
                 raise StorageError(str(path), "cannot be read any more", "mount it again")
             await sink.write(start, data)
-
-
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
 def _read(path: Path, offset: int, buffer: memoryview) -> int:

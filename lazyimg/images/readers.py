@@ -67,6 +67,10 @@ class Readers:
             if device not in self._devices:
                 self._unused(device)
 
+    def has(self, device: str) -> bool:
+        """Tell whether an image that is mounted has a device."""
+        return device in self._devices
+
     def may_use(self, device: str, repository: str) -> bool:
         """Tell whether a device may be filled from a repository now."""
         counts = self._devices.get(device)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import CorruptError, KernelError, NotFoundError, RegistryError, StorageError
+from lazyimg.errors import (
+    CorruptError,
+    KernelError,
+    LazyimgError,
+    NotFoundError,
+    RegistryError,
+    StorageError,
+)
 from lazyimg.fill.engine import Engine
-from lazyimg.images.catalog import Catalog
+from lazyimg.images.catalog import MAX_STRAYS, Catalog
 from lazyimg.images.library import (
     ChainRecord,
     ImageRecord,
@@ -23,6 +32,7 @@ from lazyimg.limits import FillLimits
 from lazyimg.registry.ports import Access
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.devices import Device, MemoryBlob, MemorySink, aligned_device
+from tests.real.measured import run_measured
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -273,8 +283,28 @@ async def test_table_of_another_device(node: Node) -> None:
 
 async def test_empty_table(node: Node) -> None:
     (node.root / "tables" / "table").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot be used: cannot mmap an empty file"):
+    with pytest.raises(CorruptError, match=r"cannot be used: .*0 bytes are less than a header"):
         await node.fill(MemorySink())
+
+
+def fill_behind_a_table_that_is_cut(root: Path) -> bool:
+    """Open a device, cut its table's file, fill; it has a process of its own, which may die."""
+
+    async def run() -> bool:
+        node = Node(root)
+        await node.catalog.device(node.device.name)
+        os.truncate(root / "tables" / "table", 0)
+        sink = MemorySink()
+        await node.fill(sink)
+        await node.engine.close()
+        return sink.agrees(node.device.content) and sink.has(0, BLOCK_SIZE)
+
+    return asyncio.run(run())
+
+
+async def test_table_that_is_cut_while_it_is_used(tmp_path: Path) -> None:
+    taken = await run_measured(fill_behind_a_table_that_is_cut, tmp_path)
+    assert taken.result is True, taken.error
 
 
 async def test_sources_that_are_gone_are_not_logged_each_time(
@@ -392,3 +422,121 @@ async def test_blobs_are_told_when_nobody_reads_them_any_more(node: Node) -> Non
     assert node.blobs[APP].released == 0
     node.catalog.readers.end("reg.test/app:1", node.chain)
     assert node.blobs[APP].released == 1
+
+
+def begin(node: Node) -> None:
+    node.catalog.readers.begin("reg.test/app:1", node.chain)
+
+
+def end(node: Node) -> None:
+    node.catalog.readers.end("reg.test/app:1", node.chain)
+
+
+async def test_device_that_no_mounted_image_has_is_given_up(node: Node) -> None:
+    """So that a daemon does not get larger with each image that was ever mounted."""
+    name = node.device.name
+    sink = MemorySink()
+    begin(node)
+    await node.fill(sink)
+    held = [weakref.ref(sink), weakref.ref(node.blobs.pop(APP))]
+    del sink
+    end(node)
+    await asyncio.sleep(0)
+    assert node.engine.size(name) is None
+    assert [one() for one in held] == [None, None]
+    assert node.catalog.size(name) == len(node.device.content)  # the kernel may open it again
+    begin(node)
+    again = MemorySink()
+    await node.fill(again)
+    assert again.agrees(node.device.content)
+    assert node.opened == [(APP, None)] * 2
+
+
+async def test_device_that_is_given_up_while_it_is_opened(node: Node) -> None:
+    begin(node)
+    opening = asyncio.create_task(node.catalog.device(node.device.name))
+    await asyncio.sleep(0)
+    end(node)
+    assert (await opening).name == node.device.name
+    await asyncio.sleep(0)
+    assert node.engine.size(node.device.name) is None
+    assert node.blobs[APP].released == 1
+
+
+async def test_device_that_is_wanted_again_while_it_is_opened(node: Node) -> None:
+    begin(node)
+    opening = asyncio.create_task(node.catalog.device(node.device.name))
+    await asyncio.sleep(0)
+    end(node)
+    begin(node)
+    await opening
+    await asyncio.sleep(0)
+    assert node.engine.size(node.device.name) == len(node.device.content)
+
+
+async def test_source_of_a_device_that_is_given_up_meanwhile(node: Node) -> None:
+    begin(node)
+    await node.fill(MemorySink())
+    adding = asyncio.create_task(
+        node.catalog.add_source(node.device.name, source(MIRROR), Access())
+    )
+    await asyncio.sleep(0)
+    end(node)
+    await adding
+    assert node.engine.size(node.device.name) is None
+    assert node.blobs[MIRROR].released == 1
+
+
+async def test_devices_of_mounts_by_hand_are_kept_up_to_a_number(node: Node) -> None:
+    devices = [aligned_device(1 + number) for number in range(MAX_STRAYS + 2)]
+    layers = []
+    for device in devices:
+        (node.root / "tables" / device.name).write_bytes(device.table.data)
+        size = len(device.content)
+        layers.append(LayerRecord("sha256:aa", 1, "type", "form", device.name, device.name, size))
+    node.library.add_chain(ChainRecord("other", "e" * 64, 1, layers))
+    image = ImageRecord("reg.test/other:1", "linux/amd64", "sha256:nn", "other")
+    node.library.add_image(image, [(one.name, source(APP, one.name)) for one in devices])
+    for device in devices:
+        await node.catalog.device(device.name)
+    kept = [node.engine.size(device.name) is not None for device in devices]
+    assert kept == [False, False] + [True] * MAX_STRAYS
+
+
+async def test_read_that_waits_for_ever_ends_when_its_image_goes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader was killed: of that, the kernel says nothing."""
+    monkeypatch.setattr("lazyimg.fill.patience.FIRST_PAUSE", 0)
+    node.engine.limits = FillLimits(read_deadline=None)
+    begin(node)
+    await node.catalog.device(node.device.name)
+    tried = asyncio.Event()
+
+    def broken(_offset: int, _length: int) -> None:
+        tried.set()
+        raise RegistryError(APP, "is away")
+
+    node.blobs[APP].fault = broken
+    reading = asyncio.create_task(node.fill(MemorySink()))
+    await tried.wait()
+    end(node)
+    with pytest.raises(LazyimgError, match=r"has been removed|is away"):
+        await reading
+
+
+async def test_records_that_cannot_be_read_in_time(node: Node) -> None:
+    node.engine.limits = FillLimits(read_deadline=0.01)
+    never = asyncio.get_running_loop().create_future()
+
+    async def open_blob(_record: SourceRecord, _access: Access | None) -> MemoryBlob:
+        await never
+        raise AssertionError
+
+    node.catalog._open_blob = open_blob
+    with pytest.raises(StorageError) as caught:
+        await node.fill(MemorySink())
+    assert str(caught.value) == (
+        f"device {node.device.name}: its records could not be read within 0.01 s"
+    )
+    never.cancel()
