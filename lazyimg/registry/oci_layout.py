@@ -6,8 +6,10 @@ On disk (image-spec, image-layout.md):
     blobs/<algorithm>/<hex>
 
 Whatever is written is written aside (``.lazyimg-*`` in the same directory), synced and renamed, so
-that a reader, or a power cut, sees all or nothing of it. Changes of index.json hold a lock on the
-directory, against other processes and other tasks.
+that a reader, or a power cut, sees all or nothing of it. Making a layout, taking it back, changing
+index.json hold a lock on the directory, against other processes and other tasks. Whoever writes
+images into a layout shares a lock on its file oci-layout until it is done, so that nobody who made
+the layout takes it back meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -111,12 +114,18 @@ class OciLayout(LocalSource):
     Args:
         files: its files.
         made: the directories that were made for it, the innermost first; None: it was there.
+        lock: a descriptor of its file oci-layout that shares the lock, closed with this object.
     """
 
-    def __init__(self, files: LayoutFiles, made: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self, files: LayoutFiles, made: Sequence[Path] | None = None, lock: int | None = None
+    ) -> None:
         super().__init__(files)
         self._layout = files
         self._made = made
+        self._lock = lock
+        if lock is not None:
+            weakref.finalize(self, os.close, lock)
         self._written: set[Path] = set()  # blobs
 
     async def has_blob(self, digest: Digest) -> bool:
@@ -159,7 +168,7 @@ class OciLayout(LocalSource):
             artifact_type=document.artifact_type,
         )
         if tag is not None:
-            with _storage(self.name), self._locked():
+            with _storage(self.name), _locked(self._layout.path):
                 self._add_to_index(descriptor)
         return replace(descriptor, annotations={}, artifact_type="")
 
@@ -177,8 +186,8 @@ class OciLayout(LocalSource):
     async def take_back(self) -> None:
         """Remove the layout if it was made for this object, and nobody has put an image into it.
 
-        Blobs that this object has brought go with it. Where there is anything else, all of it
-        stays.
+        Blobs that this object has brought go with it. Where there is anything else, or somebody
+        else is about to write into it, all of it stays.
         """
         if self._made is not None:
             await asyncio.to_thread(self._take_back, self._made)
@@ -186,20 +195,33 @@ class OciLayout(LocalSource):
     def _take_back(self, made: Sequence[Path]) -> None:
         path = self._layout.path
         own = {path / "oci-layout", path / "index.json", *self._written}
-        with _storage(self.name), self._locked():
-            if parse_index(self.name, self._layout.read_index()).manifests:
+        with _storage(self.name), _locked(path):
+            if not self._is_alone() or parse_index(self.name, self._layout.read_index()).manifests:
                 return
             if {found for found in path.rglob("*") if not found.is_dir()} <= own:
                 _empty(path, made)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._layout.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _is_alone(self) -> bool:
+        """Tell whether nobody else writes images into it; the directory is locked."""
+        if self._lock is None:
+            return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # each open file has its own lock, so tasks too
-            yield
-        finally:
-            os.close(descriptor)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold the lock on a layout's directory; gives its descriptor."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # each open file has its own lock, so tasks too
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 async def open_layout(path: Path) -> OciLayout:
@@ -221,31 +243,44 @@ async def create_layout(path: Path) -> OciLayout:
         StorageError: something else is there, or it cannot be written.
         CorruptError: of a version that is not known.
     """
-    made = await asyncio.to_thread(_create_layout, path)
+    return await asyncio.to_thread(_create_layout, path)
+
+
+def _create_layout(path: Path) -> OciLayout:
+    """Make a layout, or take the one that is there."""
     files = LayoutFiles(path)
-    await asyncio.to_thread(files.check)
-    return OciLayout(files, made)
+    with _storage(files.name):
+        while True:
+            made = [each for each in (path, *path.parents) if not each.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError), _locked(path) as directory:
+                if os.path.samestat(os.fstat(directory), path.stat()):  # nobody has removed it
+                    is_new = not (path / "oci-layout").exists()
+                    if is_new:
+                        _write_empty(path, made)
+                    files.check()
+                    return OciLayout(files, made if is_new else None, _share(path))
 
 
-def _create_layout(path: Path) -> list[Path] | None:
-    """Make a layout; gives the directories that were made, None where there was one already."""
-    name = f"oci:{path}"
-    with _storage(name):
-        made = [each for each in (path, *path.parents) if not each.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        if (path / "oci-layout").exists():
-            return None
-        if any(path.iterdir()):
-            raise StorageError(
-                name, "is a directory with something else in it", "name an empty or a new one"
-            )
-        try:
-            write_file(path / "index.json", serialize_document(Index(manifests=())))
-            write_file(path / "oci-layout", VERSION)
-        except OSError:
-            _empty(path, made)
-            raise
-        return made
+def _write_empty(path: Path, made: Sequence[Path]) -> None:
+    """Make a layout without images in a directory that is empty."""
+    if any(path.iterdir()):
+        raise StorageError(
+            f"oci:{path}", "is a directory with something else in it", "name an empty or a new one"
+        )
+    try:
+        write_file(path / "index.json", serialize_document(Index(manifests=())))
+        write_file(path / "oci-layout", VERSION)
+    except OSError:
+        _empty(path, made)
+        raise
+
+
+def _share(path: Path) -> int:
+    """Take a share of the lock on a layout's marker; the directory is locked."""
+    descriptor = os.open(path / "oci-layout", os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # nobody holds it alone but under the directory's lock
+    return descriptor
 
 
 def _empty(path: Path, made: Sequence[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,30 @@ async def test_converted_twice_gives_the_same_and_moves_nothing(
     assert second == first
     assert told.ended == [Outcome.PRESENT] * 2
     assert (told.read, told.written) == (0, 0)
+
+
+async def test_two_at_once_into_a_new_layout(source: OciLayout, tmp_path: Path) -> None:
+    await add_image(source, "1", [await add_layer(source, BASE), await add_layer(source, TOP)])
+    broken = replace((await add_layer(source, {"etc/other": b"x"}))[0], size=3)
+    await add_image(source, "broken", [(broken, Digest.of(b""))])
+
+    async def convert(path: Path, reference: str, tag: str) -> Descriptor | None:
+        layout = await create_layout(path)
+        try:
+            return await convert_image(source, reference, layout, tag)
+        except LazyimgError:
+            await layout.take_back()
+            return None
+
+    for turn in range(4):
+        path = tmp_path / "new" / str(turn)
+        jobs = [("1", "a"), ("broken", "b"), ("1", "c")]
+        made = await asyncio.gather(*(convert(path, *job) for job in jobs))
+        assert [one is not None for one in made] == [True, False, True]
+        layout = await create_layout(path)
+        for tag in ("a", "c"):
+            for layer in (await fetch(layout, tag)).layers:
+                assert len(await read(layout, layer)) == layer.size
 
 
 async def test_converted_again_at_another_level(

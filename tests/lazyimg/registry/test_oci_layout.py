@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
+import shutil
+import threading
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -80,6 +83,21 @@ class TestPlace:
         )
         assert listing(tmp_path) == {"precious"}
 
+    async def test_made_by_many_at_once(self, tmp_path: Path) -> None:
+        """None of them puts an empty index over that of another."""
+
+        async def put(path: Path, name: str) -> None:
+            layout = await create_layout(path)
+            await layout.push_manifest(index_named(name), OCI_INDEX, name)
+
+        for turn in range(10):
+            path = tmp_path / str(turn) / "layout"
+            names = [str(number) for number in range(8)]
+            await asyncio.gather(*(put(path, name) for name in names))
+            layout = await open_layout(path)
+            for name in names:
+                assert (await layout.fetch_manifest(name))[1] == index_named(name)
+
     async def test_a_file_there(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(NotFoundError, match="cannot be read: Not a directory"):
@@ -136,6 +154,46 @@ class TestTakenBack:
         (path.parent / "other").touch()
         await layout.take_back()
         assert listing(path.parent) == {"other"}
+
+    async def test_not_while_somebody_else_writes_into_it(
+        self, layout: OciLayout, path: Path
+    ) -> None:
+        """What both have brought is there only once."""
+        other = await create_layout(path)
+        await layout.push_blob(cut(DATA), lambda: DIGEST)
+        assert await other.has_blob(DIGEST)
+        await layout.take_back()
+        await other.push_manifest(index_named("a"), OCI_INDEX, "a")
+        assert await other.has_blob(DIGEST)
+        del other
+        await layout.take_back()  # nobody but an image is there
+        assert (await layout.fetch_manifest("a"))[1] == index_named("a")
+
+    async def test_and_made_by_another_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both have found that nothing is there; the directory that one of them sees goes away."""
+        first = await create_layout(tmp_path / "a/b")
+        waiting = threading.Event()
+        flock = fcntl.flock
+
+        def watched(descriptor: int, operation: int) -> None:
+            waiting.set()
+            flock(descriptor, operation)
+
+        descriptor = os.open(tmp_path / "a/b", os.O_RDONLY)
+        flock(descriptor, fcntl.LOCK_EX)
+        monkeypatch.setattr(fcntl, "flock", watched)
+        making = asyncio.create_task(create_layout(tmp_path / "a/b"))
+        await asyncio.to_thread(waiting.wait)
+        monkeypatch.undo()
+        shutil.rmtree(tmp_path / "a")
+        os.close(descriptor)
+        second = await making
+        assert await second.push_manifest(index_named("a"), OCI_INDEX, "a")
+        assert listing(tmp_path) >= {"a/b/oci-layout", "a/b/index.json"}
+        await first.take_back()
+        assert (await second.fetch_manifest("a"))[1] == index_named("a")
 
     async def test_half_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(path: Path, data: bytes) -> None:
