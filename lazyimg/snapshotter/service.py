@@ -204,15 +204,11 @@ class Snapshotter:
             NotFoundError: there is none of this key.
             WrongStateError: others stand on it.
         """
-        removed = await self._run(self.records.remove, key)
+        removed = await self._run(self._remove, key)
         if removed.remote is not None:
             self.changed()
-            return
-        self._release_soon(removed.number)
-        try:
-            await self._run(self._directories.discard, removed.number)
-        except StorageError as error:  # the next Cleanup or start tries again
-            _log.warning("snapshot %d is removed, but its files are not: %s", removed.number, error)
+        else:
+            self._release_soon(removed.number)
 
     async def stat(self, key: str) -> Snapshot:
         """Give a snapshot.
@@ -358,6 +354,15 @@ class Snapshotter:
             usage = self._measure(snapshot)
         self.records.commit(snapshot, wanted, usage)
         return snapshot.number
+
+    def _remove(self, key: str) -> Snapshot:
+        removed = self.records.remove(key)
+        if removed.remote is None:
+            try:
+                self._directories.discard(removed.number)
+            except StorageError as error:  # the next Cleanup or start tries again
+                _log.warning("snapshot %d is removed, its files are not: %s", removed.number, error)
+        return removed
 
     def _usage(self, key: str) -> tuple[int, int]:
         snapshot = self.records.find(key)

@@ -23,6 +23,7 @@ from tests.real.containerd import Containerd, running_containerd
 from tests.real.debian_images import debian_images
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazyimg_process import Lazyimg, mounts_below
+from tests.real.plain_image import make_plain_image
 from tests.real.snapshot_client import LEASE, NAMESPACE, SnapshotClient
 
 if TYPE_CHECKING:
@@ -164,3 +165,35 @@ def test_container_of_an_image_that_was_pulled_without_its_layers(
         listed = containerd.ctr("snapshots", "--snapshotter", "lazyimg", "ls")
         assert listed.splitlines()[1:] == []
         assert mounts_below(lazyimg.root / "mnt") == []
+
+
+def test_status_says_which_images_are_lazy(
+    lazyimg: Lazyimg, registry: Registry, disk: Path, tmp_path: Path
+) -> None:
+    lazy, plain = f"{registry.address}/small-lazy:1", f"{registry.address}/small-plain:1"
+    image = make_plain_image(tmp_path, "lazy", seed=1, size=1 << 16)
+    lazyimg.verb("convert", image.reference, lazy)
+    image = make_plain_image(tmp_path, "plain", seed=2, size=1 << 16, layers=3)
+    copy = ("skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "--quiet")
+    subprocess.run([*copy, image.reference, f"docker://{plain}"], check=True)
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        with lazyimg.serving(), containerd_over(lazyimg, Path(directory)) as (_, client):
+            socket = Path(directory, "socket")
+            pull = ("pull", "--json", "--namespace", NAMESPACE, "--containerd", socket)
+            pulled = [json.loads(lazyimg.verb(*pull, name)) for name in (lazy, plain)]
+            assert [one["layers"] for one in pulled] == [{"lazy": 2}, {"unpacked": 3}]
+            for number, one in enumerate(pulled):
+                client.prepare(f"container {number}", one["snapshot"])
+            report = lazyimg.status()["snapshotter"]
+            assert (report["lazy"], report["unpacked"]) == (2, {"format": 1, "below": 2})
+            shown = lazyimg.verb("status")
+            assert f"   2         0           1  {lazy}\n" in shown
+            assert f"   0         3           1  {plain}\n" in shown
+            assert "a layer of format gzip cannot be loaded lazily" in shown
+            for number, _ in enumerate(pulled):
+                client.remove(f"container {number}")
+        with lazyimg.serving():
+            after = lazyimg.status()["snapshotter"]
+            assert (after["lazy"], after["unpacked"]) == (0, {})
+            names = {one["name"]: (one["lazy"], one["unpacked"]) for one in after["images"]}
+            assert names == {lazy: (2, 0), plain: (0, 3)}

@@ -387,7 +387,7 @@ async def test_directory_that_cannot_be_removed_is_removed_later(
     (root / "removed").rename(root / "elsewhere")
     (root / "removed").write_text("")
     await snapshotter.remove("key")
-    assert "snapshot 1 is removed, but its files are not: " in caplog.text
+    assert "snapshot 1 is removed, its files are not: " in caplog.text
     with pytest.raises(NotFoundError):
         await snapshotter.stat("key")
     (root / "removed").unlink()
