@@ -12,6 +12,9 @@ the fill engine fills.
 A device is filled from repositories of images that are mounted (`readers`): what another user may
 read is not fetched with this user's credentials, nor the other way round.
 
+`completion` makes images local in the background, and has `check`, another short-lived child, find
+out whether their layers are what they say; the library keeps what was found.
+
 `mounts` puts images on users' directories (`mounted`, `scratch`), over the one kernel mount that
 `kernel_mounts` makes of each; `recovery` begins with what the process before this one left.
 
@@ -20,7 +23,8 @@ On disk, below ROOT; every file is named by its content, written aside, synced a
     bootstraps/<fsid>       EROFS images; the name is the file's sha256
     tables/<sha256>         device tables, named by the digest of the index they were made from
     domain                  the EROFS domain in use, once it was not the first one
-    library.sqlite          records (`library`): names, images, layers, sources of devices, mounts
+    library.sqlite          records (`library`): names, images, layers, sources of devices, mounts,
+                            what was found of layers
     library.reserve         room for a start when the disk is full
     calls                   locked by each child that mounts, for as long as it lives
     mnt/<fsid>              the one kernel mount of an image; users' directories are bind mounts

@@ -15,9 +15,9 @@ is there as a committed snapshot without a directory, and containerd downloads n
                with a user namespace: of upper, and of id-mapped mounts (`mapped`) of the others
 
 Files: `lifecycle` decides (pure: which step is allowed, what it changes), `overlay` plans what is
-mounted (pure), `records` keeps what is known (SQLite), `directories` is the disk, `mapped` shows
-lower directories with other owners, `service` puts them together, `grpc_server` speaks to
-containerd.
+mounted (pure), `records` keeps what is known (SQLite; `queue` is a part of it), `directories` is
+the disk, `mapped` shows lower directories with other owners, `service` puts them together,
+`grpc_server` speaks to containerd. `completion` works on the queue.
 
 Rules:
   - A snapshot's key means nothing here; containerd puts its namespace and a number into it. Only a
@@ -32,6 +32,17 @@ Rules:
   - Nobody waits for what is removed: containerd holds a lock while it calls Remove, so that a slow
     unmount would hold up every Prepare. What was mounted for a snapshot is taken back once the
     answer is given; Cleanup waits for it, for a while.
+  - Nobody checks the diff ID of a lazy layer, and containerd takes one that is there for every
+    image with that chain. So each image is completed after its first container
+    (`lazyimg.images.completion`). What was found of a layer is a fact about images, and in their
+    library; what follows for snapshots is decided in the transaction that makes them, so it is
+    here: layers of an image that lies are quarantined, from the lying one up. What runs on them
+    goes on; Prepare and View refuse; they lose the label that names their chain, so that it is
+    there anew for the next image that is pulled. They are forgotten when they are removed. A crash
+    between the two records is made good by the queue.
+  - What is shown is decided by the uppermost remote snapshot below: one of an honest image may
+    stand on one that is quarantined, and show all layers of its own image.
+  - A chain that is there is given to an image only if it has that chain, and may read its layers.
   - What a process before this one mounted is mounted again from the records, without a registry.
   - What a caller is told is done is done: records are synced. Data that a container writes is as
     safe as the file system makes it, as with containerd's own snapshotters.
