@@ -11,9 +11,9 @@ The life of a fill:
      spans beside it, because small files are read one by one and each round trip costs.
      What a reader in order will want next is fetched as well (`ahead`), by flights that it does
      not wait for; should it catch up with one, it joins it.
-  3. Each run is a flight, a task of its own: it waits for its turn (`budget`), fetches, decodes and
-     verifies in a worker thread (`decode`), assembles whole blocks (`assembly`), and only then
-     writes: nothing unverified is ever handed to a sink.
+  3. Each run is a flight (`flights`), a task of its own: it waits for its turn (`budget`), fetches,
+     decodes and verifies in a worker thread (`decode`), assembles whole blocks (`assembly`), and
+     only then writes: nothing unverified is ever handed to a sink.
   4. When its flights have ended, the fill writes what no flight has: zeros, and blocks that the
      spans of two flights share.
 
