@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SIZE: Final = 24 << 20  # of the image
 DISK: Final = 256 << 20  # of the disk that becomes full
+XFS: Final = 320 << 20  # the smallest that mkfs.xfs makes is 300
 INODES: Final = 1024  # of another one
 ROUNDS: Final = 60  # the kernel notices what was freed at its next write
 NEVER: Final = {  # the kernel's own limits do not act
@@ -49,15 +50,18 @@ def source(disk: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def small_disk(disk: Path, *options: str, mount: str = "loop") -> Iterator[Path]:
-    """Mount a small file system of its own; `options` are those of mkfs.ext4."""
+def small_disk(
+    disk: Path, *options: str, mount: str = "loop", size: int = DISK, kind: str = "ext4"
+) -> Iterator[Path]:
+    """Mount a small file system of its own; `options` are those of mkfs."""
     with tempfile.TemporaryDirectory(dir=disk) as name:
         image, directory = Path(name, "image"), Path(name, "small")
         directory.mkdir()
         with image.open("wb") as file:
-            file.truncate(DISK)
-        # Nothing is reserved for root, who would not notice that the disk is full.
-        run("mkfs.ext4", "-q", "-F", "-m", "0", *options, image)
+            file.truncate(size)
+        if kind == "ext4":  # nothing is reserved for root, who would not notice that it is full
+            options = ("-F", "-m", "0", *options)
+        run(f"mkfs.{kind}", "-q", *options, image)
         run("mount", "-o", mount, image, directory)
         try:
             yield directory
@@ -297,6 +301,27 @@ def test_cache_that_is_a_mount_of_its_own_is_culled_below_its_quota(
                 eventually(lambda: quota.used[0] < SIZE // 2)
         finally:
             run("umount", cache)
+
+
+def test_cache_on_xfs(source: Source, disk: Path, lazyimg: Lazyimg, target: Path) -> None:
+    """There, a project's quota acts on root as well, whatever it may do; as a smaller disk."""
+    reference, image = source
+    with small_disk(disk, mount="loop,prjquota", size=XFS, kind="xfs") as small:
+        cache = small / "cache"
+        cache.mkdir()
+        quota = Quota(cache, Kind.PROJECT)
+        quota.limit(space=SIZE // 2)
+        lazyimg.settings["LAZYIMG_CACHE"] = str(cache)
+        with lazyimg.serving() as daemon:
+            lazyimg.mount(reference, target)
+            with pytest.raises(OSError, match="Input/output error"):
+                read_all(target, image)
+            assert daemon.poll() is None
+            said = lazyimg.status()["failure"]
+            assert "cannot write to the cache: No space left on device" in said
+            quota.limit()
+            read_again(target, image)
+            assert_same_after_reopening(lazyimg, source, target)
 
 
 def test_root_is_full(source: Source, disk: Path, small: Path, target: Path) -> None:
