@@ -348,7 +348,7 @@ def test_container_that_leaves_its_mount(
         (first,) = client.prepare("first", top)
         (view,) = client.view("view", top)
         lower = dict(option.partition("=")[::2] for option in first.options)["lowerdir"]
-        assert view.source == lower  # what tells containerd that they differ by the upper only
+        assert view.source == lower  # they differ by the upper directory only
         client.remove("view")
         with mounted([first], place / "left") as left:
             client.remove("first")

@@ -180,7 +180,7 @@ async def test_layer_that_was_unpacked_on_lazy_ones(
 async def test_container_and_view_of_its_parent_have_the_same_below(
     snapshotter: Snapshotter,
 ) -> None:
-    """By that, containerd's diff service finds what a container changed, and reads nothing else."""
+    """They differ by the upper directory only."""
     await snapshotter.prepare("extract", await lazy(snapshotter, "one"), {})
     await snapshotter.commit("layer", "extract", "", {})
     (container,) = await snapshotter.prepare("container", "layer", {})
