@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ class MappedMounts:
         self._lock = asyncio.Lock()
 
     async def clear(self) -> None:
-        """Take off all of them, also those of a process before this one.
+        """Take off all of them, also those of a process before this one, or of another boot.
 
         Raises:
             LazyimgError: the mount table cannot be read.
@@ -48,6 +49,7 @@ class MappedMounts:
             prefix = f"{self._root}/"
             entries = [entry.mount_point for entry in await host.mount_table()]
             await self._take_off(Path(point) for point in entries if point.startswith(prefix))
+            await asyncio.to_thread(_remove_leftovers, self._root)
 
     async def show(self, number: int, lowers: Sequence[str], maps: IdMaps) -> list[str]:
         """Show a snapshot's lower directories with other ids; gives where.
@@ -94,6 +96,13 @@ def _make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(str(path), f"{error.strerror or error}") from error
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove the directories on which nothing is mounted; one that is stays, as it is busy."""
+    for path in (*root.glob("*/*"), *root.glob("*")):
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -110,3 +110,11 @@ async def test_directory_that_cannot_be_made(host: Host, tmp_path: Path) -> None
     with pytest.raises(StorageError, match="mapped/7/3"):
         await MappedMounts(tmp_path).show(7, LOWERS, MAPS)
     assert host.table == {}
+
+
+async def test_directories_of_a_process_that_died(host: Host, tmp_path: Path) -> None:
+    """A reboot has undone its mounts, or it died before it had mounted."""
+    (tmp_path / "mapped/7/abc").mkdir(parents=True)
+    (tmp_path / "mapped/8").mkdir()
+    await MappedMounts(tmp_path).clear()
+    assert list((tmp_path / "mapped").iterdir()) == []
