@@ -17,7 +17,7 @@ from lazyimg.setup.settings import Entries, find, show_path, show_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lazyimg.setup.settings import Settings, Table
+    from lazyimg.setup.settings import Settings, Table, Value
 
 _BY_HAND: Final = "put the lines in by hand ('lazyimg setup containerd --print' shows them)"
 
@@ -142,7 +142,7 @@ def _append(text: str, setting: Table | Entries) -> str:
 
 def _as_text(setting: Table | Entries, document: Mapping[str, Any]) -> str:
     name = show_path(setting.path)
-    tables: tuple[Mapping[str, str | bool], ...] = (setting.values,)
+    tables: tuple[Mapping[str, Value], ...] = (setting.values,)
     head = f"[{name}]"
     if isinstance(setting, Entries):
         head, tables = f"[{head}]", setting.added_to(document)

@@ -26,6 +26,12 @@ NAME: Final = "lazyimg"
 EXPORTS_SINCE: Final = (1, 7, 16)
 """containerd that knows `exports` of a proxy plugin."""
 
+REMAP_SINCE: Final = (1, 7, 23)
+"""containerd that knows `capabilities` of a proxy plugin: what follows is one."""
+
+REMAP: Final = "remap-ids"
+"""The snapshotter shows files with other owners, so containerd need not copy them for that."""
+
 UNPACK_SINCE: Final = (2, 0, 0)
 """containerd whose clients pull through the transfer service, unless they are told not to."""
 
@@ -47,6 +53,9 @@ _VERSION: Final = re.compile(r"containerd \S+ v?([0-9]{1,6})\.([0-9]{1,6})(?:\.(
 Version = tuple[int, int, int]
 
 
+Value = str | bool | list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Keys that a table must have.
@@ -57,7 +66,7 @@ class Table:
     """
 
     path: tuple[str, ...]
-    values: Mapping[str, str | bool]
+    values: Mapping[str, Value]
 
     def missing(self, document: Mapping[str, Any]) -> list[str]:
         """Give each line that is not in a document, with its table's name."""
@@ -122,10 +131,12 @@ def show_path(path: tuple[str, ...]) -> str:
     return ".".join(part if re.fullmatch("[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
 
 
-def show_value(value: str | bool) -> str:  # noqa: FBT001  a value, not a flag
+def show_value(value: Value) -> str:
     """Give a value as TOML has it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(show_value, value))}]"
     text = value.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\u{ord(match[0]):04x}", text) + '"'
 
@@ -173,22 +184,25 @@ def settings_for(
         address: the snapshotter's socket.
         root: the directory below which the snapshotter keeps what it unpacks.
     """
-    assumed = containerd or ((2, 1, 0) if configuration > 2 else EXPORTS_SINCE)
+    assumed = containerd or ((2, 1, 0) if configuration > 2 else REMAP_SINCE)
     plugin = ("proxy_plugins", NAME)
-    found: list[Table | Entries] = [Table(plugin, {"type": "snapshot", "address": address})]
+    ours: dict[str, Value] = {"type": "snapshot", "address": address}
+    if assumed >= REMAP_SINCE:
+        ours["capabilities"] = [REMAP]
+    found: list[Table | Entries] = [Table(plugin, ours)]
     if assumed >= EXPORTS_SINCE:
-        exports: dict[str, str | bool] = {"root": root}
+        exports: dict[str, Value] = {"root": root}
         if assumed >= TRANSFER_SINCE:
             exports["enable_remote_snapshot_annotations"] = "true"
         found.append(Table((*plugin, "exports"), exports))
-    cri: dict[str, str | bool] = {"snapshotter": NAME, "disable_snapshot_annotations": False}
+    cri: dict[str, Value] = {"snapshotter": NAME, "disable_snapshot_annotations": False}
     found.extend(Table(path, cri) for path in _cri_tables(configuration, containerd))
     if assumed >= UNPACK_SINCE:
-        ours, default = (
+        entry, default = (
             {"platform": "linux", "snapshotter": name, "differ": "walking"}
             for name in (NAME, "overlayfs")
         )
-        found.append(Entries(_UNPACK, ours, (default,)))
+        found.append(Entries(_UNPACK, entry, (default,)))
     return tuple(found)
 
 

@@ -313,6 +313,7 @@ def check_effective(suite: str, document: dict[str, Any], socket: Path) -> None:
         unpack = document["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
         assert [entry["snapshotter"] for entry in unpack] == ["overlayfs", "lazyimg"]
     assert plugin["exports"] == exports
+    assert plugin["capabilities"] == ["remap-ids"]
     if "cri" not in document["disabled_plugins"]:
         cri = cri_of(suite, document)
         assert (cri["snapshotter"], cri["disable_snapshot_annotations"]) == ("lazyimg", False)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMAND: Final = ("sh", "-c", 'cat /data/text; echo "$0" > /data/text; cat /data/text', "written")
+USER_NAMESPACE: Final = (
+    "--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", "--remap-labels"
+)  # fmt: skip
 PRINTED: Final = f"{TEXT}written\n"
 
 
@@ -51,10 +54,11 @@ class Node(NamedTuple):
         assert asked == {manifest["config"]["digest"]}
 
     def run_and_remove(self) -> None:
-        """Run a container of the image; then remove the image, and all that it had."""
-        options = ("--rm", "--cgroup", "", "--snapshotter", "lazyimg")
-        ran = self.containerd.ctr("run", *options, self.image, "test", *COMMAND)
-        assert ran == PRINTED
+        """Run containers of the image; then remove the image, and all that it had."""
+        for further in ((), USER_NAMESPACE):
+            options = ("--rm", "--cgroup", "", "--snapshotter", "lazyimg", *further)
+            ran = self.containerd.ctr("run", *options, self.image, "test", *COMMAND)
+            assert ran == PRINTED
         self.containerd.ctr("image", "rm", "--sync", self.image)
         assert self.containerd.snapshots("lazyimg") == []
         assert mounts_below(self.lazyimg.root / "mnt") == []
@@ -78,6 +82,7 @@ def node(
 ) -> Iterator[Node]:
     """Run a daemon, and a containerd as `lazyimg setup` sets it up."""
     with tempfile.TemporaryDirectory(dir=disk) as directory, daemon(Path(directory)) as lazyimg:
+        Path(directory).chmod(0o711)  # for user namespaces, whose root is nobody here
         suite: str = request.param
         lazyimg.settings["PATH"] = path_with(suite)
         none = Path(directory, "none")

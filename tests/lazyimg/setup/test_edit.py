@@ -45,6 +45,7 @@ ADDED_2_1 = """
 [proxy_plugins.lazyimg]
 type = "snapshot"
 address = "/run/x.sock"
+capabilities = ["remap-ids"]
 
 [proxy_plugins.lazyimg.exports]
 root = "/var/x"

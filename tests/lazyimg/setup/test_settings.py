@@ -14,6 +14,7 @@ from lazyimg.setup.settings import (
     Entries,
     Settings,
     Table,
+    Value,
     Version,
     configuration_version,
     find,
@@ -28,7 +29,8 @@ ADDRESS = "/run/lazyimg/snapshotter.sock"
 ROOT = "/var/lib/lazyimg/snapshotter"
 PLUGIN = ("proxy_plugins", "lazyimg")
 PLUGIN_TABLE = Table(PLUGIN, {"type": "snapshot", "address": ADDRESS})
-CRI: dict[str, str | bool] = {"snapshotter": "lazyimg", "disable_snapshot_annotations": False}
+CAPABLE = Table(PLUGIN, {**PLUGIN_TABLE.values, "capabilities": ["remap-ids"]})
+CRI: dict[str, Value] = {"snapshotter": "lazyimg", "disable_snapshot_annotations": False}
 
 
 def settings(configuration: int, containerd: Version | None) -> Settings:
@@ -100,11 +102,17 @@ def test_settings_of_1_6() -> None:
     assert settings(2, (1, 6, 20)) == (PLUGIN_TABLE, Table(cri, CRI))
 
 
-@pytest.mark.parametrize("containerd", [(1, 7, 16), (1, 7, 34)])
+@pytest.mark.parametrize("containerd", [(1, 7, 16), (1, 7, 22)])
 def test_settings_with_exports(containerd: Version) -> None:
     cri = ("plugins", "io.containerd.grpc.v1.cri", "containerd")
     exports = Table((*PLUGIN, "exports"), {"root": ROOT})
     assert settings(2, containerd) == (PLUGIN_TABLE, exports, Table(cri, CRI))
+
+
+@pytest.mark.parametrize("containerd", [(1, 7, 23), (1, 7, 34)])
+def test_settings_with_capabilities(containerd: Version) -> None:
+    assert settings(2, containerd)[0] == CAPABLE
+    assert settings(2, None)[0] == CAPABLE
 
 
 @pytest.mark.parametrize("containerd", [(2, 0, 11), (2, 4, 0), None])
@@ -136,7 +144,7 @@ def test_settings_of_version_1() -> None:
 def test_settings_of_2_1(configuration: int, containerd: Version | None) -> None:
     exports = {"root": ROOT, "enable_remote_snapshot_annotations": "true"}
     assert settings(configuration, containerd) == (
-        PLUGIN_TABLE,
+        CAPABLE,
         Table((*PLUGIN, "exports"), exports),
         Table(("plugins", "io.containerd.cri.v1.images"), CRI),
         Entries(
@@ -224,5 +232,6 @@ def test_names_and_values_as_toml_has_them() -> None:
         'plugins."io.containerd.grpc.v1.cri".a_B-1'
     )
     assert (show_value(value=True), show_value(value=False)) == ("true", "false")
+    assert show_value(["a", 'b"']) == '["a", "b\\""]'
     assert find({"a": {"b": 0}}, ("a", "b")) == 0
     assert find({"a": 1}, ("a", "b")) is None
