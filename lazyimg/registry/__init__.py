@@ -19,6 +19,7 @@ A request to a registry goes through
     auth         challenges -> tokens, kept until shortly before they expire, renewed once for all
     credentials  users, passwords and identity tokens, from files and helper programs
     transport    one HTTP request: TLS, redirects, proxies (`proxies`), timeouts, limits
+    names        addresses of hosts, found where a name service that hangs holds up nothing else
     arrivals     the bytes of a large answer, a quarter of a MiB at a time
 
 Ranged reads of a blob, one host after the other:

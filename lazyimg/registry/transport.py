@@ -25,6 +25,7 @@ import aiohttp
 from yarl import URL
 
 from lazyimg.errors import ConfigurationError, RegistryError
+from lazyimg.registry.names import Names
 from lazyimg.registry.proxies import ProxyRules, is_loopback, parse_proxy
 from lazyimg.registry.redact import redact_url
 
@@ -104,6 +105,7 @@ class Transport:
         self.limits = limits
         self._proxies = proxies or ProxyRules()
         self._session: aiohttp.ClientSession | None = None
+        self._names: Names | None = None
         self._contexts: dict[tuple[object, ...], _Certificates] = {}
 
     async def close(self) -> None:
@@ -111,6 +113,9 @@ class Transport:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._names is not None:
+            await self._names.close()
+            self._names = None
 
     @asynccontextmanager
     async def send(
@@ -193,8 +198,9 @@ class Transport:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
+            self._names = Names()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, resolver=self._names),
                 headers={"User-Agent": USER_AGENT},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

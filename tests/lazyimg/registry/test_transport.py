@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -270,16 +271,15 @@ class TestFailures:
     async def test_no_such_host(
         self, transport: Transport, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        loop = asyncio.get_running_loop()
         for code, text, retryable in (
             (-2, "no such host", False),
             (-3, "name service fails", True),
         ):
 
-            async def fail(*_: object, code: int = code, **__: object) -> None:
+            def fail(*_: object, code: int = code) -> None:
                 raise OSError(code, "resolver's words")
 
-            monkeypatch.setattr(loop, "getaddrinfo", fail)
+            monkeypatch.setattr(socket, "getaddrinfo", fail)
             with pytest.raises(RegistryError, match=rf"^https://r.example/: {text}$") as caught:
                 await get(transport, "https://r.example/")
             assert caught.value.retryable is retryable
