@@ -12,6 +12,7 @@ from lazyimg.fill.budget import Priority, Ticket
 from lazyimg.fill.decode import decode_spans
 from lazyimg.fill.device import Flight
 from lazyimg.fill.plan import plan_blob_ranges, plan_runs
+from lazyimg.fill.ports import NotAskedError
 from lazyimg.host.workers import Workers
 from lazyimg.registry.turns import URGENCY
 
@@ -213,7 +214,7 @@ class Flights:
                 flight.cancellable = True
                 if _distrust(source, blobs, bad):
                     sources.insert(0, source)
-            failed = {**bad, **failed}
+            _add_failures(failed, bad)
             if self.closed:
                 break
         missing = [span for span in spans if span not in decoded]
@@ -281,6 +282,13 @@ class Flights:
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in one of the threads."""
         return await self._workers.submit(function, *args, **kwargs)
+
+
+def _add_failures(failed: dict[int, LazyimgError], bad: Mapping[int, LazyimgError]) -> None:
+    """Add why a source has not given some spans; the first one that was asked counts."""
+    for span, error in bad.items():
+        if span not in failed or isinstance(failed[span], NotAskedError):
+            failed[span] = error
 
 
 def _distrust(source: Source, blobs: _Blobs, bad: Mapping[int, LazyimgError]) -> bool:

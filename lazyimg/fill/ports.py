@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from lazyimg.errors import AccessDeniedError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+class NotAskedError(AccessDeniedError):
+    """A blob is not read for those who read now; this says nothing of the blob."""
 
 
 class BlobReader(Protocol):

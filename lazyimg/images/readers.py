@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from lazyimg.errors import AccessDeniedError
+from lazyimg.fill.ports import NotAskedError
 from lazyimg_formats.oci.reference import Location, RegistryLocation, parse_location
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ class ReadersBlob:
     async def read(self, offset: int, length: int) -> bytes:
         """Give exactly `length` bytes at `offset`; raises LazyimgError."""
         if not self._readers.may_use(self._device, self._repository):
-            raise AccessDeniedError(
-                self._repository, "is not asked for images of other repositories"
-            )
+            raise NotAskedError(self._repository, "is not asked for images of other repositories")
         return await self._blob.read(offset, length)
 
     def peek(self, offset: int, length: int) -> bytes | memoryview | None:

@@ -51,6 +51,12 @@ class Containerd(NamedTuple):
         assert ended.returncode == 0, f"{arguments}: {ended.stderr}"
         return ended.stdout
 
+    def answers(self, snapshotter: str) -> bool:
+        """Tell whether it reaches a snapshotter."""
+        socket = str(self.directory / "socket")
+        command = ["ctr", "--address", socket, "snapshots", "--snapshotter", snapshotter, "ls"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
     @contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
         """Mount an image unpacked onto overlayfs, as it would be a container's root."""
@@ -74,29 +80,32 @@ class Containerd(NamedTuple):
 
 
 @contextmanager
-def running_containerd(directory: Path, more: str = "") -> Iterator[Containerd]:
+def running_containerd(
+    directory: Path, more: str = "", *, configuration: str = CONFIGURATION
+) -> Iterator[Containerd]:
     """Run containerd until the block ends; what it keeps is below `directory`.
 
     Args:
         directory: made when missing.
         more: further configuration.
+        configuration: names the socket `{directory}/socket`.
     """
-    with serving_containerd(directory, more) as (containerd, _):
+    with serving_containerd(directory, more, configuration=configuration) as (containerd, _):
         yield containerd
 
 
 @contextmanager
 def serving_containerd(
-    directory: Path, more: str = ""
+    directory: Path, more: str = "", *, configuration: str = CONFIGURATION
 ) -> Iterator[tuple[Containerd, subprocess.Popen[bytes]]]:
     """Run containerd, as `running_containerd`; gives its process, too, which may be killed."""
     directory.mkdir(exist_ok=True)
-    configuration = directory / "config.toml"
-    configuration.write_text(CONFIGURATION.format(directory=directory) + more)
+    file = directory / "config.toml"
+    file.write_text(configuration.replace("{directory}", str(directory)) + more)
     containerd = Containerd(directory)
     with (
         (directory / "log").open("ab") as log,
-        subprocess.Popen(["containerd", "--config", configuration], stderr=log) as process,
+        subprocess.Popen(["containerd", "--config", file], stderr=log) as process,
     ):
         try:
             wait_until_it_answers(containerd, process)

@@ -12,6 +12,7 @@ from lazyimg.fill import flights
 from lazyimg.fill.budget import Priority
 from lazyimg.fill.device import Source
 from lazyimg.fill.engine import Engine
+from lazyimg.fill.ports import NotAskedError
 from lazyimg.limits import FillLimits
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.devices import (
@@ -46,6 +47,27 @@ async def test_spans_that_one_source_has_damaged_come_from_another(engine: Engin
     await engine.fill(device.name, 0, 32_768, sink)
     assert (new.reads, old.reads) == ([(0, 32_768)], [(8192, 8192)])
     assert sink.data == device.content
+
+
+class ForbiddenBlob(MemoryBlob):
+    """Is not for those who read now."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        raise NotAskedError("reg.test/other", "is not asked for images of other repositories")
+
+
+@pytest.mark.parametrize("forbidden", [[0], [1], [0, 2], [0, 1]])
+async def test_failure_of_the_source_that_was_asked_is_told(
+    engine: Engine, forbidden: list[int]
+) -> None:
+    device = aligned_device(1)
+    for number in range(3):
+        if number in forbidden:
+            engine.add_device(device.table, ForbiddenBlob(device.blob))
+        else:
+            engine.add_device(device.table, FaultyBlob(device.blob, ["away"]))
+    with pytest.raises(RegistryError):
+        await engine.fill(device.name, 0, 8192, MemorySink())
 
 
 async def test_what_is_at_hand_is_asked_for_nothing_else(engine: Engine) -> None:

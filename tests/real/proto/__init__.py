@@ -1,0 +1,1 @@
+"""The messages of the CRI that the tests send; see cri.proto."""
