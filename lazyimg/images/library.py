@@ -337,6 +337,12 @@ class Library(Database):
             ).fetchall()
         return [SourceRecord(*row) for row in rows]
 
+    def has_sources(self, repository: str, devices: Iterable[str]) -> bool:
+        """Tell whether every one of `devices` can be filled from a repository."""
+        with self._transaction(write=False) as db:
+            found = "SELECT 1 FROM source WHERE device = ? AND repository = ?"
+            return all(db.execute(found, (one, repository)).fetchone() for one in devices)
+
     def proofs(self, repository: str, user: str, hosts: Container[str]) -> dict[str, float]:
         """Give when one of `hosts` last let a user read each blob, in seconds since the epoch."""
         with self._transaction(write=False) as db:

@@ -199,19 +199,36 @@ class Images:
         known = await self._known(location, platform, depth, comparable=comparable)
         source, wanted = await self._open_source(location, access)
         pinned = known is not None and _is_fixed(location) and not access.username
+        part = _Part(location, platform, depth, comparable)
         if known is not None and pinned and await self._is_proven(source, known):
-            return known
+            return await self._as_known(part, known, access)
         kept = KeptConfigs(source, self._root / "content")
         resolved = await _resolve(kept, wanted, platform, known, node=access.node)
         if isinstance(resolved, Image):
             if isinstance(source, ProvingSource):
                 await self._proofs.require(source, _blobs(resolved))
-            return resolved
+            return await self._as_known(part, resolved, access)
         if isinstance(source, ProvingSource):
             needed = (*resolved.manifest.layers, resolved.manifest.config)
             await self._proofs.prove(source, needed)
-        part = _Part(location, platform, depth, comparable)
         return await self._open_resolved(part, resolved, kept, access)
+
+    async def _as_known(self, part: _Part, image: Image, access: Access) -> Image:
+        """Give an image that was made ready already; lowest layers perhaps in another repository.
+
+        Then they are filled from this one, too.
+        """
+        place, _, depth, comparable = part
+        if depth is not None:
+            sources = _sources(place, image.chain, access)
+            devices = [device for device, _ in sources]
+            repository = repository_of(place)
+            if not await asyncio.to_thread(self._library.has_sources, repository, devices):
+                name, chain = _part_name(image.digest, comparable=comparable), image.chain.key
+                await asyncio.to_thread(self._library.add_part, name, depth, chain, sources)
+                for device, one in sources:
+                    await self._catalog.add_source(device, one, access)
+        return image
 
     async def _is_proven(self, source: ImageSource, image: Image) -> bool:
         return isinstance(source, ProvingSource) and await self._proofs.are_fresh(
@@ -378,11 +395,7 @@ class Images:
             chain = await asyncio.to_thread(self._library.find_chain, key)
             if chain is None or not await asyncio.to_thread(self._is_whole, chain):
                 chain = await self._build(key, layers, locations, source, comparable=comparable)
-        sources = [
-            (layer.device, _source_record(place, layer, access))
-            for layer in chain.layers
-            if layer.device_size
-        ]
+        sources = _sources(place, chain, access)
         image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
         if depth is None:
             await asyncio.to_thread(self._library.add_image, image, sources)
@@ -537,6 +550,15 @@ def _chain_key(
         for layer, location in zip(layers, locations, strict=True)
     ]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _sources(place: Location, chain: ChainRecord, access: Access) -> list[tuple[str, SourceRecord]]:
+    """Give what each device of an image is filled from there."""
+    return [
+        (layer.device, _source_record(place, layer, access))
+        for layer in chain.layers
+        if layer.device_size
+    ]
 
 
 def _source_record(place: Location, layer: LayerRecord, access: Access) -> SourceRecord:

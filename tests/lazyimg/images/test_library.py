@@ -130,6 +130,10 @@ def test_sources_of_a_device(library: Library) -> None:
         source("reg/mirror"),
     ]
     assert library.sources("other") == [source("reg/other")]
+    assert library.has_sources("reg/mirror", ["dev"])
+    assert library.has_sources("reg/mirror", [])
+    assert not library.has_sources("reg/mirror", ["dev", "other"])
+    assert not library.has_sources("reg/none", ["dev"])
 
 
 def test_image_of_an_unknown_bootstrap_changes_nothing(library: Library) -> None:

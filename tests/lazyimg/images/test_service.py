@@ -655,6 +655,31 @@ async def test_proof_for_those_who_have_the_layers_already(
         await node.images.prove(f"{node.registry.host}/other:1", NO_ACCESS, blobs)
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_layers_known_from_another_repository_are_filled_from_this_one_too(
+    node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch, *, away: bool
+) -> None:
+    manifest = add_lazy_image(node.registry, "app", "1", layers)
+    add_lazy_image(node.registry, "other", "1", layers)
+    blobs = [layer.descriptor for layer in layers]
+    first, second = (f"{node.registry.host}/{name}@{manifest.digest}" for name in ("app", "other"))
+    part = await node.images.open(first, "", NO_ACCESS, 1)
+    device = part.chain.layers[0].device
+    await node.catalog.device(device)
+    await node.images.prove(second, NO_ACCESS, blobs)
+    if away:
+        monkeypatch.setattr(proofs, "PROOF_LIFETIME", 0.0)
+        node.lose_registry()
+    found = await node.images.open(second, "", NO_ACCESS, 1)
+    assert (found.reference, found.chain) == (second, part.chain)
+    repositories = {f"{node.registry.host}/{name}" for name in ("app", "other")}
+    assert {one.repository for one in node.library.sources(device)} == repositories
+    assert {repository for repository, _ in node.accesses} == repositories
+    asked = len(node.accesses)
+    assert await node.images.open(second, "", NO_ACCESS, 1) == found
+    assert len(node.accesses) == asked
+
+
 async def test_what_is_wrong_with_layers(node: Node) -> None:
     claims = [LayerClaim("sha256:aa", f"sha256:{n}", "index") for n in range(3)]
     node.library.add_checked(claims[0], "")
