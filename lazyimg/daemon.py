@@ -104,8 +104,8 @@ class LazyimgDaemon:
         _check_directory(request.directory)
         config = self._config
         needed = [Path(config.root), config.cache_directory, Path(config.address)]
-        if config.snapshotter.address:
-            needed.append(Path(config.snapshotter.address))
+        more = (config.snapshotter.address, config.image_service.address)
+        needed += [Path(address) for address in more if address]
         await asyncio.to_thread(refuse_covering, request.directory, needed)
         image = await self._open(request)
         await self._mounts.mount(image, request.directory, read_write=request.read_write)

@@ -34,7 +34,7 @@ def command(invocation: Invocation, *, output: str) -> int:
     have), with the remedy below it. The exit code is 0 if there is no NO.
     """
     from lazyimg.host.preflight import Machine, run_checks  # noqa: PLC0415  --help does without
-    from lazyimg.setup import findings  # noqa: PLC0415
+    from lazyimg.setup import findings, kubelet  # noqa: PLC0415
 
     config = invocation.config()
     machine = Machine(config.cache_directory, stop_percent=config.cachefiles.bstop)
@@ -44,6 +44,11 @@ def command(invocation: Invocation, *, output: str) -> int:
     if containerd.ok and config.snapshotter.address and Path(SOCKET).exists():
         containerd = _ask_containerd(containerd)
     checks = [*run_checks(machine), containerd]
+    if config.image_service.address:
+        service = config.image_service
+        checks.append(
+            kubelet.check_image_service(address=service.address, containerd=service.containerd)
+        )
     if output == "json":
         print_json(checks)
     else:

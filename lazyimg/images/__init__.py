@@ -10,7 +10,8 @@ answers the transport: a name is a bootstrap, whose bytes are in a local file, o
 the fill engine fills.
 
 A device is filled from repositories of images that are mounted (`readers`): what another user may
-read is not fetched with this user's credentials, nor the other way round.
+read is not fetched with this user's credentials, nor the other way round. Credentials are in memory
+only: `shown` has those of users, `given` those that came with pulls of containerd.
 
 `completion` makes images local in the background, and has `check`, another short-lived child, find
 out whether their layers are what they say; the library keeps what was found.

@@ -7,7 +7,8 @@ are put into the file that is there: comments, order and everything else stay.
     program: the containerd of this machine: its version, and what it makes of a file
 
 Files: `settings` and `edit` are pure. `change` works on the file, `program` runs containerd,
-`findings` says for `lazyimg doctor` what is missing, `unit` writes systemd's unit.
+`findings` (containerd) and `kubelet` (the image service) say for `lazyimg doctor` what is missing,
+`unit` writes systemd's unit.
 
 Rules:
   - What was edited, read as TOML, is what was there and the settings, nothing else; an edit that

@@ -53,6 +53,8 @@ snapshotter = "lazyimg"
 disable_snapshot_annotations = false
 """
 
+LIST_SNAPSHOTS: Final = ("-n", "k8s.io", "snapshots", "--snapshotter", "lazyimg", "ls")
+
 
 @pytest.fixture(scope="module")
 def registry(disk: Path) -> Iterator[Registry]:
@@ -103,7 +105,7 @@ class Node:
         """Stop the daemon, supervisor and worker, and start another one."""
         self.daemon.close()
         self.daemon.enter_context(self.lazyimg.serving())
-        until(lambda: self.containerd.answers("lazyimg"))
+        self.wait_for_snapshotter()
 
     def records(self) -> str:
         """Return what lazyimg has written down: all its files, but for what images hold."""
@@ -121,10 +123,18 @@ class Node:
         with open_cri(socket, self.images, version=version) as cri:
             yield cri
 
+    def wait_for_snapshotter(self) -> None:
+        """Wait until containerd reaches it again: of each snapshot that there is, it is asked.
+
+        What containerd has to remove before then, it tries again when it next collects.
+        """
+        socket = str(self.containerd.directory / "socket")
+        command = ["ctr", "--address", socket, *LIST_SNAPSHOTS]
+        until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+
     def snapshots(self) -> list[str]:
         """Return the snapshots that there are."""
-        listed = self.containerd.ctr("-n", "k8s.io", "snapshots", "--snapshotter", "lazyimg", "ls")
-        return listed.splitlines()[1:]
+        return self.containerd.ctr(*LIST_SNAPSHOTS).splitlines()[1:]
 
     def content(self) -> list[str]:
         """Return the digests of what containerd has downloaded."""
@@ -154,6 +164,7 @@ def machine(disk: Path, registry: Registry) -> Iterator[Node]:
             "LAZYIMG_IMAGE_SERVICE_CONTAINERD": directory / "containerd" / "socket",
         }
         settings = {name: str(path) for name, path in addresses.items()}
+        settings["LAZYIMG_COMPLETION_BYTES_PER_SECOND"] = "0"  # what is read is fetched, no more
         lazyimg = Lazyimg(Path(kept, "lazyimg"), settings)
         configuration = (
             CONFIGURATION.replace("{root}", f"{kept}/containerd")
@@ -242,6 +253,7 @@ def test_image_that_is_read_with_what_came_with_its_pull(node: Node, private: Re
             assert container.run(TOOL, "/name") == b"base\n"
             os.kill(node.lazyimg.status()["pid"], signal.SIGKILL)  # the next one knows them
             assert container.run(TOOL, "/middle") == MIDDLE
+            node.wait_for_snapshotter()
     assert PASSWORD not in node.records()
 
 

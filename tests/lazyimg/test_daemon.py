@@ -23,7 +23,7 @@ from lazyimg.api.messages import (
     SnapshotterReport,
     UnmountRequest,
 )
-from lazyimg.config import Config, SnapshotterSettings
+from lazyimg.config import Config, ImageServiceSettings, SnapshotterSettings
 from lazyimg.daemon import LazyimgDaemon
 from lazyimg.errors import (
     AccessDeniedError,
@@ -88,6 +88,7 @@ def make_daemon(
         config=Config(
             root=str(node.root),
             snapshotter=SnapshotterSettings(address="/srv/sockets/snapshotter.sock"),
+            image_service=ImageServiceSettings(address="/srv/others/images.sock"),
         ),
         images=node.images,
         mounts=node.mounts,
@@ -110,7 +111,8 @@ async def collect(
 
 
 async def test_mount_on_what_the_daemon_needs(node: Node, daemon: LazyimgDaemon) -> None:
-    for directory in ("/", "/etc", "/srv/sockets", str(node.root), str(node.root / "mnt")):
+    places = ("/srv/sockets", "/srv/others", str(node.root), str(node.root / "mnt"))
+    for directory in ("/", "/etc", *places):
         with pytest.raises(UsageError, match=r"which the daemon needs itself"):
             await daemon.mount(MountRequest(reference=node.reference, directory=directory))
     assert node.host.points == []

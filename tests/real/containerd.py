@@ -51,12 +51,6 @@ class Containerd(NamedTuple):
         assert ended.returncode == 0, f"{arguments}: {ended.stderr}"
         return ended.stdout
 
-    def answers(self, snapshotter: str) -> bool:
-        """Tell whether it reaches a snapshotter."""
-        socket = str(self.directory / "socket")
-        command = ["ctr", "--address", socket, "snapshots", "--snapshotter", snapshotter, "ls"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
     @contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
         """Mount an image unpacked onto overlayfs, as it would be a container's root."""

@@ -10,7 +10,7 @@ import pytest
 from lazyimg.cli import doctor
 from lazyimg.host import preflight
 from lazyimg.host.preflight import Check
-from lazyimg.setup import findings
+from lazyimg.setup import findings, kubelet
 from tests.fakes.containerd import running_containerd
 
 if TYPE_CHECKING:
@@ -122,3 +122,24 @@ def test_containerd_that_runs_is_asked(
         assert not found["ok"]
         assert found["detail"] == (f"containerd at {tmp_path}/socket: has no snapshotter 'lazyimg'")
         assert found["remedy"].startswith("restart containerd")
+
+
+def test_image_service_is_checked_where_there_is_one(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(monkeypatch, GOOD)
+    asked: list[dict[str, str]] = []
+
+    def check_image_service(**arguments: str) -> Check:
+        asked.append(arguments)
+        return Check("image service", ok=False, detail="away", remedy="start it", needed=False)
+
+    monkeypatch.setattr(kubelet, "check_image_service", check_image_service)
+    assert "image service" not in run("doctor").out
+    monkeypatch.setenv("LAZYIMG_IMAGE_SERVICE_ADDRESS", "/run/images.sock")
+    result = run("doctor")
+    assert result.code == 0
+    assert result.out.endswith("--  image service  away\n      -> start it\n")
+    assert asked == [
+        {"address": "/run/images.sock", "containerd": "/run/containerd/containerd.sock"}
+    ]
