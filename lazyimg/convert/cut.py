@@ -104,7 +104,8 @@ class Cutter:
         self.size = 0
         self._scanner = TarScanner()
         self._tar_split = TarSplitWriter()
-        self._batch = Batch([], [])
+        self._items: list[Item] = []
+        self._frames: list[bytes | memoryview] = []
         self._parts: list[bytes | memoryview] = []  # of a frame that is not complete
         self._held = 0
         self._file: _File | None = None  # whose bytes are still to come
@@ -134,20 +135,22 @@ class Cutter:
         self._end_gap(memoryview(b""))
         tar_split = self._tar_split.finish()
         if tar_split is not None:
-            self._batch.items.append(tar_split)
+            self._items.append(tar_split)
         elif self._tar_split.problem:
-            self._batch.items.append(NoTarSplit(self._tar_split.problem))
+            self._items.append(NoTarSplit(self._tar_split.problem))
 
     def take(self) -> Batch:
         """Give what was cut since the last call."""
-        batch, self._batch, self.size = self._batch, Batch([], []), 0
+        batch = Batch(self._items, self._frames)
+        self._items, self._frames, self.size = [], [], 0
         return batch
 
     def _begin(self, member: Member, view: memoryview, at: int) -> int:
         """Take what is there of a member's payload; give where that ends."""
-        self._batch.items.append(member)
-        end = at + member.data_size
-        if member.data_size <= MAX_PIECE and end <= len(view) and member.regions is None:
+        self._items.append(member)
+        size = member.data_size
+        end = at + size
+        if size <= MAX_PIECE and end <= len(view) and member.regions is None:
             data = view[at:end]  # most files
             self._add_piece(data, None)
             self._tar_split.add_member(member, checksum(data))
@@ -157,9 +160,9 @@ class Cutter:
         return self._take_payload(view, at)
 
     def _begin_without_data(self, member: Member) -> None:
-        self._batch.items.append(member)
+        self._items.append(member)
         if member.regions is not None and member.entry.size:
-            self._batch.items.append(Hole(member.entry.size))
+            self._items.append(Hole(member.entry.size))
         self._tar_split.add_member(member)
 
     def _take_payload(self, view: memoryview, at: int) -> int:
@@ -179,7 +182,7 @@ class Cutter:
             if not is_hole:
                 file.want = length
                 return
-            self._batch.items.append(Hole(length))
+            self._items.append(Hole(length))
         self._tar_split.add_member(file.member, file.crc)
         self._file = None
 
@@ -188,9 +191,8 @@ class Cutter:
         digest = None
         if data[0] or length < _LEAST_ZEROS or bytes(data) != _ZEROS[:length]:
             digest = hashlib.sha256(data).digest()
-        items, frames = self._batch
-        items.append(Frame(length, digest, whole))
-        frames.append(data)
+        self._items.append(Frame(length, digest, whole))
+        self._frames.append(data)
 
     def _take_gap(self, view: memoryview) -> None:
         while view:
@@ -209,9 +211,8 @@ class Cutter:
             self._add_gap(view)  # most of them
 
     def _add_gap(self, data: bytes | memoryview) -> None:
-        items, frames = self._batch
-        items.append(GAP)
-        frames.append(data)
+        self._items.append(GAP)
+        self._frames.append(data)
 
     def _hold(self, part: memoryview) -> None:
         self._parts.append(part)

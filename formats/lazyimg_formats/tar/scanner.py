@@ -228,7 +228,7 @@ class TarScanner:
         if records and records.get(b"size"):
             size = parse_integer(records[b"size"])
         if kind is not _REGULAR:
-            if _is_sparse(records):
+            if records and _is_sparse(records):
                 raise FormatError("tar", "a sparse member that is no regular file")
             return self._end_member(header, kind, max(size, 0), 0)
         if not 0 <= size <= MAX_DEVICE_SIZE:
@@ -325,7 +325,8 @@ class TarScanner:
         if regions is not None and records:
             path = records.get(b"GNU.sparse.name") or path
         major, minor = header.major, header.minor
-        _check_numbers(kind, uid, gid, major, minor)
+        if kind in DEVICES or not 0 <= uid <= MAX_ID or not 0 <= gid <= MAX_ID:
+            _check_numbers(kind, uid, gid, major, minor)
         entry = Entry(
             path, kind, header.mode, uid, gid, mtime, mtime_ns, size, target, major, minor, xattrs
         )
