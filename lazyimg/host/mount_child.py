@@ -13,6 +13,7 @@ include/uapi/linux/mount.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import struct
@@ -215,17 +216,18 @@ def _open_user_namespace(uids: list[list[int]], gids: list[list[int]]) -> int:
         os.write(tell, bytes([ctypes.get_errno() if failed else 0]))
         os.read(waits, 1)  # until the other side is closed
         os._exit(0)
+    os.close(tell)
     try:
-        number = os.read(answers, 1)[0]
-        if number:
-            raise CallError("unshare", number)
+        said = os.read(answers, 1)
+        if said != b"\0":
+            raise CallError("unshare", said[0] if said else errno.EIO)
         _write(f"/proc/{process}/uid_map", uids)
         _write(f"/proc/{process}/gid_map", gids)
         return os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise CallError("user_namespaces", error.errno or 0) from error
     finally:
-        for fd in (answers, tell, waits, hold):
+        for fd in (answers, waits, hold):
             os.close(fd)
         os.waitpid(process, 0)
 

@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 import sys
-from errno import EINVAL, EISDIR, ENODATA, ENOENT, EPERM
+from errno import EINVAL, EIO, EISDIR, ENODATA, ENOENT, EPERM
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +211,13 @@ def test_user_namespace() -> None:
         assert str(Path(f"/proc/self/fd/{namespace}").readlink()).startswith("user:[")
         os.close(namespace)
     assert open_fds() == fds
+
+
+def test_user_namespace_whose_process_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount_child, "_libc", SimpleNamespace(unshare=os._exit))
+    with pytest.raises(CallError) as caught:
+        mount_child._open_user_namespace([], [])
+    assert (caught.value.call, caught.value.number) == ("unshare", EIO)
 
 
 def test_user_namespace_whose_ids_overlap() -> None:
