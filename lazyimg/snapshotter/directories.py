@@ -102,14 +102,17 @@ class Directories:
 
     def usage(self, number: int) -> tuple[int, int]:
         """Give the bytes on the disk and the number of inodes of a snapshot's own files."""
-        seen: set[tuple[int, int]] = set()
-        size = 0
+        linked: set[tuple[int, int]] = set()  # what has one name only need not be remembered
+        size = inodes = 0
         for found in _walk(self.upper(number)):
-            inode = (found.st_dev, found.st_ino)
-            if inode not in seen:
-                seen.add(inode)
-                size += found.st_blocks * _BLOCK
-        return size, len(seen)
+            if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+                inode = (found.st_dev, found.st_ino)
+                if inode in linked:
+                    continue
+                linked.add(inode)
+            inodes += 1
+            size += found.st_blocks * _BLOCK
+        return size, inodes
 
     def discard(self, number: int) -> None:
         """Move a snapshot's directories out of the way, and have them removed soon."""

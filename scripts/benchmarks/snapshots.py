@@ -19,6 +19,7 @@ import grpc
 
 from lazyimg.snapshotter.lifecycle import REF
 from scripts.benchmarks.measure import Figure, ratio
+from scripts.benchmarks.processes import TICKS
 from tests.real.containerd import running_containerd
 from tests.real.snapshot_client import LEASE, NAMESPACE, SnapshotClient
 from tests.real.snapshotter_process import running_snapshotter
@@ -106,16 +107,22 @@ def measure_start(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
     for name, root in roots.items():
         _fill_for_start(root, work / "socket", 0 if name == "none" else count, lazy=name == "lazy")
     taken: dict[str, list[float]] = {name: [] for name in roots}
+    processor: dict[str, list[float]] = {name: [] for name in roots}
     for _ in range(rounds):
         for name, root in roots.items():
-            taken[name].append(_start(root, work / "socket"))
-    return [
-        Figure("start without snapshots, Python's own part in it", "s", taken["none"]),
-        Figure(f"start with {count:,} containers on {LAYERS} unpacked layers", "s",
-               taken["unpacked"], START, most=True),
-        Figure(f"start with {count:,} containers on {LAYERS} lazy layers (records only)", "s",
-               taken["lazy"], START, most=True),
-    ]  # fmt: skip
+            seconds, used = _start(root, work / "socket")
+            taken[name].append(seconds)
+            processor[name].append(used)
+    what = {
+        "none": "start without snapshots",
+        "unpacked": f"start with {count:,} containers on {LAYERS} unpacked layers",
+        "lazy": f"start with {count:,} containers on {LAYERS} lazy layers (records only)",
+    }
+    figures = []
+    for name, text in what.items():
+        figures.append(Figure(text, "s", taken[name], START, most=True))
+        figures.append(Figure("its CPU", "s", processor[name]))
+    return figures
 
 
 @contextmanager
@@ -261,11 +268,13 @@ def _take_lazy_layer(client: SnapshotClient, chain: str, parent: str) -> str:
     return found.name
 
 
-def _start(root: Path, socket: Path) -> float:
+def _start(root: Path, socket: Path) -> tuple[float, float]:
+    """Start a process, until it answers; gives seconds, and those of CPU."""
     begin = time.perf_counter()
-    with running_snapshotter(root, socket):
+    with running_snapshotter(root, socket) as process:
         client = SnapshotClient(socket)
         next(client.pages(), None)
         taken = time.perf_counter() - begin
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         client.close()
-    return taken
+    return taken, sum(map(int, fields[11:13])) / TICKS
