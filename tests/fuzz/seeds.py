@@ -28,6 +28,7 @@ from lazyimg.images.build import BuildReply
 from lazyimg.images.check import CheckReply
 from lazyimg.images.library import LayerRecord
 from lazyimg.imageservice.proto import images_pb2
+from lazyimg.snapshotter.lifecycle import GID_MAP, UID_MAP
 from lazyimg_formats.containerd.labels import MANIFEST, REFERENCE
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
@@ -255,6 +256,7 @@ def labels() -> list[bytes]:
     return [
         b'labels."a.b"==x,name!="y\\x41",kind~=/^a|b$/, size',
         "\n".join(f"{name}={text}" for name, text in said.items()).encode(),
+        f"{UID_MAP}=0:100000:65536,70000:1:1\n{GID_MAP}=0:100000:65536".encode(),
     ]
 
 

@@ -22,7 +22,13 @@ from lazyimg.api.client import Client, rebuild_error
 from lazyimg.api.server import read_request
 from lazyimg.config_file import load_config
 from lazyimg.convert.cut import Cutter
-from lazyimg.errors import ConfigurationError, CorruptError, KernelError, LazyimgError
+from lazyimg.errors import (
+    ConfigurationError,
+    CorruptError,
+    KernelError,
+    LazyimgError,
+    UsageError,
+)
 from lazyimg.fill.decode import decode_span
 from lazyimg.host.mount_table import find_mount, parse_mount_table, parse_mounts_on
 from lazyimg.host.own_mounts import parse_mapped_files
@@ -42,6 +48,7 @@ from lazyimg.registry.login import parse_registry
 from lazyimg.registry.manifests import parse_digest
 from lazyimg.setup.edit import edit_configuration, parse_configuration
 from lazyimg.setup.settings import configuration_version, parse_version, settings_for
+from lazyimg.snapshotter.lifecycle import parse_id_maps
 from lazyimg.supervisor.messages import is_name, parse_notification
 from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
 from lazyimg_formats.containerd.filters import parse_filter
@@ -335,11 +342,13 @@ def run_labels(data: bytes) -> None:
     """Filters and labels that containerd's callers write; labels as lines of NAME=TEXT."""
     text = text_of(data)
     lines = [line.partition("=") for line in text.split("\n")]
+    labels = {name: value for name, _, value in lines}
     fields = {("name",): "abc", ("labels", "a.b"): ""}
     each(
         lambda: parse_filter(text).matches(fields.get),
-        lambda: parse_image_labels({name: value for name, _, value in lines}),
+        lambda: parse_image_labels(labels),
     )
+    each(lambda: parse_id_maps("key", labels), allowed=UsageError)
 
 
 def run_image_pull(data: bytes) -> None:
