@@ -289,17 +289,18 @@ def manifests(registry: Registry, before: int) -> list[str]:
 
 def kill_shims(place: Path) -> None:
     """Kill the processes that containerd leaves with its containers, and the containers."""
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    pids, parents = [], dict[int, int]()
+    for directory in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().split(b"\0")
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
+        parents[int(directory.name)] = int(fields[1])
         if words[0].endswith(b"containerd-shim-runc-v2"):
-            pids.append(int(path.parent.name))
-    for shim in pids:
-        children = Path(f"/proc/{shim}/task/{shim}/children").read_text().split()
-        for pid in (shim, *map(int, children)):
+            pids.append(int(directory.name))
+    for pid, parent in parents.items():
+        if pid in pids or parent in pids:
             os.kill(pid, signal.SIGKILL)
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
