@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -178,7 +179,9 @@ def test_daemon_that_is_stopped_during_a_prefetch_and_a_read(
         assert daemon.wait(PROMPT) == 0
         assert client.wait(PROMPT) == 75
         client.communicate()
-        assert b"Input/output error" in reader.communicate(timeout=PROMPT)[1]
+        said = reader.communicate(timeout=PROMPT)[1]
+        # What cat's read is asked again for, page by page, may find the cache gone: ENOBUFS.
+        assert re.search(b"Input/output error|No buffer space", said)
         registry.counts.held = False
     assert mounts_below(target.parent) == []
 
