@@ -87,15 +87,21 @@ def _mount(source: str, target: str, fs_type: str | None, flags: int, options: s
 
 
 def mount_file_system(
-    *, source: str, target: str, fs_type: str, flags: int, options: list[list[str]]
+    *,
+    source: str,
+    target: str,
+    fs_type: str,
+    flags: int,
+    options: list[list[str]],
+    parts: bool = False,
 ) -> None:
     """Mount a new file system; `options` are [name, value] or [name].
 
-    Values may hold no comma (escape it as the file system wants it). fsconfig(2) takes over where
-    the options do not fit in mount(2)'s page.
+    Values may hold no comma (escape it as the file system wants it), unless they are given one by
+    one: by fsconfig(2), if `parts` says so, or if they do not fit in mount(2)'s page.
     """
     text = ",".join("=".join(option) for option in options)
-    if len(os.fsencode(text)) <= _OPTIONS_LIMIT:
+    if not parts and len(os.fsencode(text)) <= _OPTIONS_LIMIT:
         _mount(source, target, fs_type, flags, text)
     else:
         _mount_by_parts(source, target, fs_type, flags, options)

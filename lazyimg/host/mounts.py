@@ -18,6 +18,7 @@ from errno import (
     ENOBUFS,
     ENODEV,
     ENOENT,
+    ENOTBLK,
     ENOTDIR,
     EPERM,
 )
@@ -44,6 +45,9 @@ BDI: Final = Path("/sys/class/bdi")
 
 SUPERBLOCKS: Final = Path("/sys/fs/erofs")
 """Where the kernel lists its EROFS file systems, those that are detached and in use as well."""
+
+MAX_VALUE: Final = 255
+"""Bytes of a path that is given to fsconfig(2)."""
 
 KEPT_PROCESSES: Final = 1
 """Idle processes that make calls."""
@@ -113,6 +117,41 @@ async def mount_erofs(
     )
     if read_ahead_kb is not None:
         _set_read_ahead(_bdi_names() - before, read_ahead_kb)
+
+
+async def mount_erofs_files(bootstrap: Path, devices: Sequence[Path], target: Path) -> None:
+    """Mount a bootstrap that is a plain file on a directory, read-only (Linux 6.12 or later).
+
+    Each mount is a file system of its own, also of the same bootstrap.
+
+    Args:
+        bootstrap: a complete file, on a file system that is not stacked on another.
+        devices: a file for each slot of the bootstrap's table, in its order. They are opened here
+            and now, and kept open.
+        target: where.
+
+    Raises:
+        NotFoundError: one of them does not exist.
+        LazyimgError: anything else.
+    """
+    paths = [os.fspath(path) for path in (bootstrap, *devices)]
+    for path in paths:
+        if len(os.fsencode(path)) > MAX_VALUE:
+            raise UsageError(path, f"its path has more than {MAX_VALUE} bytes", "use another root")
+    await _call(
+        f"fsid {bootstrap.name}",
+        target,
+        {
+            "call": "mount",
+            "source": paths[0],
+            "target": os.fspath(target),
+            "fs_type": "erofs",
+            "flags": mount_child.MS_RDONLY,
+            "options": [["device", path] for path in paths[1:]],
+            "parts": True,
+        },
+        kind="files",
+    )
 
 
 async def mount_overlay(lower: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
@@ -269,10 +308,10 @@ async def superblocks() -> list[tuple[str, str]]:
     return [(domain, fsid) for domain, comma, fsid in parts if comma]
 
 
-async def _call(what: str, target: Path, request: dict[str, Any]) -> None:
+async def _call(what: str, target: Path, request: dict[str, Any], kind: str = "") -> None:
     reply = await _calls.call(what, request)
     if reply:
-        raise _call_error(what, target, request.get("fs_type", request["call"]), reply)
+        raise _call_error(what, target, kind or request.get("fs_type", request["call"]), reply)
 
 
 def _call_error(what: str, target: Path, call: str, reply: dict[str, Any]) -> LazyimgError:
@@ -301,6 +340,15 @@ _ERRORS: Final[dict[tuple[str, int], tuple[type[LazyimgError], str, str]]] = {
     ("erofs", EIO): _NO_OBJECT,
     ("erofs", EINVAL): (
         KernelError, "the kernel refuses it or its options", "`dmesg` says why"
+    ),
+    ("files", ENOENT): (
+        NotFoundError, "it, one of its devices or {target} does not exist", ""
+    ),
+    ("files", EINVAL): (KernelError, "the kernel refuses it", "`dmesg` says why"),
+    ("files", ENOTBLK): (
+        KernelError,
+        "this kernel does not mount EROFS from a file, or not from one on that file system",
+        "`lazyimg doctor` says more",
     ),
     ("overlay", EBUSY): (InUseError, "its upper or work directory is in use", ""),
     ("overlay", ENOENT): (NotFoundError, "one of its directories does not exist", ""),

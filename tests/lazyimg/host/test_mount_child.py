@@ -116,6 +116,17 @@ def test_options_that_do_not_fit_in_the_page(library: Library) -> None:
     assert library.closed == [CONTEXT, MOUNT]
 
 
+def test_options_that_are_given_one_by_one(library: Library) -> None:
+    options = [["device", "/a,b"]]
+    assert ask(
+        "mount", source="/x", target="/mnt", fs_type="erofs", flags=MS_RDONLY, options=options,
+        parts=True,
+    ) == {}  # fmt: skip
+    assert library.calls[1] == (431, CONTEXT, 1, b"source", b"/x", 0)
+    assert library.calls[3] == (431, CONTEXT, 1, b"device", b"/a,b", 0)
+    assert library.calls[-1] == (429, MOUNT, b"", -100, b"/mnt", 4)
+
+
 def test_parts_of_a_mount_that_cannot_be_put_in_its_place(library: Library) -> None:
     library.errors = {63: ENOENT}
     assert ask_to_mount(*many(), ["x" * 300])["call"] == "move_mount"

@@ -15,6 +15,7 @@ from errno import (
     ENOBUFS,
     ENODEV,
     ENOENT,
+    ENOTBLK,
     ENOTDIR,
     EPERM,
 )
@@ -38,6 +39,7 @@ from lazyimg.host.mounts import (
     bind_mount,
     escape_overlay_path,
     mount_erofs,
+    mount_erofs_files,
     mount_overlay,
     mount_table,
     mounts_on,
@@ -102,6 +104,27 @@ async def test_erofs(child: Child) -> None:
 async def test_erofs_with_devices(child: Child) -> None:
     await mount_erofs("abc", "domain", TARGET, devices=["d1", "d2"])
     assert child.request()["options"][2:] == [["device", "d1"], ["device", "d2"]]
+
+
+async def test_erofs_from_files(child: Child) -> None:
+    await mount_erofs_files(Path("/b/abc"), [Path("/d/1"), Path("/d,/2")], TARGET)
+    assert child.request() == {
+        "call": "mount",
+        "source": "/b/abc",
+        "target": "/mnt/target",
+        "fs_type": "erofs",
+        "flags": mount_child.MS_RDONLY,
+        "options": [["device", "/d/1"], ["device", "/d,/2"]],
+        "parts": True,
+    }
+
+
+async def test_erofs_from_a_file_with_a_long_path(child: Child) -> None:
+    path = Path("/" + "é" * 128)
+    with pytest.raises(UsageError) as caught:
+        await mount_erofs_files(Path("/b/abc"), [path], TARGET)
+    assert str(caught.value) == f"{path}: its path has more than 255 bytes; use another root"
+    assert not child.record.exists()
 
 
 async def test_child_holds_no_fd_of_ours(child: Child) -> None:
@@ -213,6 +236,33 @@ async def test_erofs_that_is_refused(
         await mount_erofs("abc", "domain", TARGET)
     assert type(raised.value) is kind
     assert str(raised.value) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (ENOENT, NotFoundError, "it, one of its devices or /mnt/target does not exist"),
+        (EINVAL, KernelError, "the kernel refuses it; `dmesg` says why"),
+        (
+            ENOTBLK,
+            KernelError,
+            (
+                "this kernel does not mount EROFS from a file, or not from one on that file"
+                " system; `lazyimg doctor` says more"
+            ),
+        ),
+        (EPERM, NotRootError, "only root may mount; run the daemon as root"),
+        (EIO, KernelError, "mount on /mnt/target failed: Input/output error (it said)"),
+    ],
+)
+async def test_erofs_from_files_that_is_refused(
+    child: Child, number: int, kind: type[LazyimgError], text: str
+) -> None:
+    child.fail(number, log="it said")
+    with pytest.raises(LazyimgError) as raised:
+        await mount_erofs_files(Path("/b/abc"), [], TARGET)
+    assert type(raised.value) is kind
+    assert str(raised.value) == f"fsid abc: {text}"
 
 
 @pytest.mark.parametrize(
