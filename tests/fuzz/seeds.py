@@ -70,6 +70,12 @@ def cachefiles() -> list[bytes]:
     return [opened, read, struct.pack("=IIII", 7, 1, 16, 1)]
 
 
+def fanotify() -> list[bytes]:
+    access = struct.pack("=IBBHQiiBBHIQQ", 48, 3, 0, 24, 1 << 20, 9, 77, 6, 0, 24, 0, 4096, 8192)
+    overflow = struct.pack("=IBBHQii", 24, 3, 0, 24, 1 << 14, -1, 0)
+    return [access, overflow, access + overflow + access]
+
+
 def erofs() -> list[bytes]:
     """An image without a checksum, which a fuzzer would not find again."""
     file = Node(mode=0o100644, size=9, data=b"some text")

@@ -62,6 +62,7 @@ from lazyimg_formats.erofs.superblock import parse_slots, parse_superblock
 from lazyimg_formats.erofs.tree import Device
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.erofs.xattr import parse_body, parse_long_prefix
+from lazyimg_formats.fanotify.messages import parse_events
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     OCI_LAYER_ZSTD,
@@ -113,6 +114,10 @@ def text_of(data: bytes) -> str:
 
 def run_cachefiles(data: bytes) -> None:
     each(lambda: parse_request(data), lambda: refuse_unreadable(data, 5))
+
+
+def run_fanotify(data: bytes) -> None:
+    each(lambda: parse_events(data))
 
 
 def run_erofs(data: bytes) -> None:
@@ -445,6 +450,7 @@ def run_records(data: bytes) -> None:
 
 TARGETS: Final = {
     "cachefiles": Target(run_cachefiles, seeds.cachefiles),
+    "fanotify": Target(run_fanotify, seeds.fanotify),
     "config": Target(run_config, seeds.config),
     "decompress": Target(run_decompress, seeds.compressed),
     "device-table": Target(run_device_table, seeds.device_tables),
