@@ -13,7 +13,17 @@ from tests.architecture.source import PROJECT, SOURCE_ROOTS, imports_of, python_
 PURE = frozenset(
     {
         *("__future__", "array", "base64", "binascii", "bisect", "collections", "contextlib"),
-        *("copy", "dataclasses", "enum", "functools", "gc", "hashlib", "heapq", "ipaddress"),
+        *(
+            "copy",
+            "dataclasses",
+            "enum",
+            "errno",
+            "functools",
+            "gc",
+            "hashlib",
+            "heapq",
+            "ipaddress",
+        ),
         *("itertools", "json", "math", "operator", "re", "stat", "string", "struct", "types"),
         *("posixpath", "tomllib", "typing", "urllib.parse", "zlib"),
         *("construct", "fastcrc", "msgspec", "zstandard", "lazyimg_formats"),
