@@ -32,6 +32,7 @@ from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.host.sockets import remove_stale_socket
+from lazyimg.host.space import CacheLimits
 from lazyimg.host.user import require_root
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
@@ -39,7 +40,6 @@ from lazyimg.images.catalog import Catalog
 from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import Library
 from lazyimg.images.shown import ShownAccess
-from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
 if TYPE_CHECKING:

@@ -79,6 +79,24 @@ class Workers:
         self._jobs.put(job)
         return future
 
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Let a thread call a function that uses what is the caller's; gives or raises as it does.
+
+        If this is cancelled, that waits until the function has ended: a thread cannot be stopped.
+
+        Raises:
+            RuntimeError: `close` was called.
+        """
+        call = self.submit(function, *args, **kwargs)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            while not call.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([call])
+            call.exception()  # seen: the cancellation goes first
+            raise
+
     def _run(self) -> None:
         job: Any = self._jobs.get()
         while job is not None:

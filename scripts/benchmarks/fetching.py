@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg.fill.engine import Engine
 from lazyimg.fill.prefetch import prefetch
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.library import SourceRecord
 from lazyimg.limits import FillLimits
@@ -21,7 +22,6 @@ from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import open_source, parse_location, parse_platform, resolve_image
 from lazyimg.transports.cachefiles.object_file import ObjectFile
 from lazyimg.transports.cachefiles.sink import ObjectSink, WriterPool
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 from lazyimg_formats.zstd_chunked.location import parse_annotations
 from lazyimg_formats.zstd_chunked.toc import parse_toc
 from scripts.benchmarks.measure import Figure

@@ -35,12 +35,12 @@ import zstandard
 from lazyimg.fill.decode import decode_spans
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import keep_freed_memory
+from lazyimg.host.space import CacheLimits
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
 from lazyimg.images.shown import ShownAccess
 from lazyimg.limits import FillLimits
 from lazyimg.transports.cachefiles.device import bind_cache, open_device
-from lazyimg.transports.cachefiles.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE, MSG_MAX_SIZE
 from lazyimg_formats.device_table import DeviceTable

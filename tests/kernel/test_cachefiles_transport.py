@@ -17,7 +17,7 @@ import pytest
 
 from lazyimg.errors import CacheUnsuitableError, KernelBusyError, NotFoundError, StorageError
 from lazyimg.host.mounts import mount_erofs, unmount
-from lazyimg.transports.cachefiles.space import CacheLimits
+from lazyimg.host.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 from tests.real.kernel_image import (
     DOMAIN,

@@ -46,6 +46,7 @@ from lazyimg.errors import (
 )
 from lazyimg.host import service_manager
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.host.space import CacheLimits
 from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import (
     ChainRecord,
@@ -56,7 +57,6 @@ from lazyimg.images.library import (
 )
 from lazyimg.images.shown import ShownAccess
 from lazyimg.registry.auth import Credential
-from lazyimg.transports.cachefiles.space import CacheLimits
 from tests.fakes.api_client import ApiClient
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from lazyimg.transports.cachefiles.space import CacheSpace
+    from lazyimg.host.space import CacheSpace
 
 _CLONE_FS: Final = 0x200  # include/uapi/linux/sched.h
 

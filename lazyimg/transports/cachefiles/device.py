@@ -33,7 +33,7 @@ from lazyimg_formats.cachefiles.layout import MSG_MAX_SIZE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lazyimg.transports.cachefiles.space import CacheLimits
+    from lazyimg.host.space import CacheLimits
 
 DEVICE_PATH: Final = "/dev/cachefiles"
 
@@ -122,6 +122,22 @@ def _open_error(path: str, error: OSError) -> LazyimgError:
     return KernelError(path, f"cannot open: {error.strerror}")
 
 
+def limit_commands(limits: CacheLimits) -> list[bytes]:
+    """Give the commands that set the limits, in an order that is valid from any state before.
+
+    The kernel checks each against the two others as they are at that moment.
+    """
+    commands = []
+    for unit, stop, cull, run in (
+        ("b", limits.bstop, limits.bcull, limits.brun),
+        ("f", limits.fstop, limits.fcull, limits.frun),
+    ):
+        for name, percent in (("stop", 0), ("run", 99), ("cull", cull), ("run", run)):
+            commands.append(f"{unit}{name} {percent}%".encode())
+        commands.append(f"{unit}stop {stop}%".encode())
+    return commands
+
+
 def bind_cache(fd: int, directory: Path, tag: str, limits: CacheLimits) -> None:
     """Tell the kernel where the cache is, and begin to serve on-demand reads.
 
@@ -138,7 +154,7 @@ def bind_cache(fd: int, directory: Path, tag: str, limits: CacheLimits) -> None:
         KernelError: the kernel refuses for another reason.
     """
     _check_setup(directory, tag)
-    commands = [*limits.commands(), b"dir " + os.fsencode(directory), b"tag " + tag.encode()]
+    commands = [*limit_commands(limits), b"dir " + os.fsencode(directory), b"tag " + tag.encode()]
     for command in [*commands, b"bind ondemand"]:
         try:
             os.write(fd, command)

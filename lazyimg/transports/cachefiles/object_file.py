@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.mutex import Mutex
-from lazyimg.transports.cachefiles.space import REMEDY
+from lazyimg.host.space import REMEDY
 from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE
 from lazyimg_formats.device_table import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lazyimg.transports.cachefiles.space import CacheSpace
+    from lazyimg.host.space import CacheSpace
 
 BUFFER_SIZE: Final = 1 << 20
 """Bytes of one write buffer: the most that one pwrite(2) writes."""

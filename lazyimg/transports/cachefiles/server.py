@@ -43,8 +43,8 @@ from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
+    from lazyimg.host.space import CacheSpace
     from lazyimg.transports.cachefiles.ports import KernelDevice
-    from lazyimg.transports.cachefiles.space import CacheSpace
     from lazyimg.transports.ports import Filler
 
 LOCAL_WINDOW: Final = 1 << 18

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +13,7 @@ from lazyimg.transports.cachefiles.object_file import ObjectFile, new_buffer, wh
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lazyimg.transports.cachefiles.space import CacheSpace
+    from lazyimg.host.space import CacheSpace
 
 WRITE_THREADS: Final = 4
 """How many writes of fetched bytes go to the disk at a time, in these threads and in others."""
@@ -35,15 +34,7 @@ class WriterPool:
     ) -> None:
         """Write `data` to `file`; returns or raises only when the thread is done with `data`."""
         self._check_open(name)
-        call = self._threads.submit(self.write, file, name, space, offset, [data])
-        try:
-            await asyncio.shield(call)
-        except asyncio.CancelledError:
-            while not call.done():  # the thread cannot be stopped, and has `data`
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([call])
-            call.exception()  # seen: the cancellation goes first
-            raise
+        await self._threads.run(self.write, file, name, space, offset, [data])
 
     def write(
         self,

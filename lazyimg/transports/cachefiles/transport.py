@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.open_files import raise_open_files
+from lazyimg.host.space import REMEDY, CacheLimits, CacheSpace, find_top
 from lazyimg.transports.cachefiles.backing import (
     find_backing_file,
     find_linked,
@@ -18,7 +19,6 @@ from lazyimg.transports.cachefiles.backing import (
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.object_file import when_ready
 from lazyimg.transports.cachefiles.server import Counters, Server
-from lazyimg.transports.cachefiles.space import REMEDY, CacheLimits, CacheSpace, find_top
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

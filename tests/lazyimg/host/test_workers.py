@@ -121,3 +121,31 @@ async def test_idle_threads_hold_nothing(workers: Workers) -> None:
     await workers.submit(int)
     gc.collect()
     assert gone() is None
+
+
+async def test_running_one_gives_what_the_function_does(workers: Workers) -> None:
+    assert await workers.run(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await workers.run(divmod, 1, 0)
+
+
+async def test_cancelled_run_ends_when_the_function_has(workers: Workers) -> None:
+    gate, begun, ended = threading.Event(), asyncio.Event(), list[str]()
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        assert gate.wait(10)
+        ended.append("work")
+        raise ZeroDivisionError
+
+    task = asyncio.create_task(workers.run(work))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["work"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.transports.cachefiles import cull
 from lazyimg.transports.cachefiles.cull import (
     Candidate,
@@ -20,7 +21,6 @@ from lazyimg.transports.cachefiles.cull import (
     find_candidates,
     run_culling,
 )
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,9 +20,15 @@ from lazyimg.errors import (
     LazyimgError,
     NotRootError,
 )
-from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
+from lazyimg.host.space import CacheLimits
+from lazyimg.transports.cachefiles.device import (
+    Device,
+    bind_cache,
+    limit_commands,
+    open_device,
+    restore_cache,
+)
 from lazyimg.transports.cachefiles.ports import Ready
-from lazyimg.transports.cachefiles.space import CacheLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +136,7 @@ def test_bind(tmp_path: Path) -> None:
         commands = []
         while command := kernel.recv(4096):
             commands.append(command)
-    assert commands[:-3] == CacheLimits(brun=9).commands()
+    assert commands[:-3] == limit_commands(CacheLimits(brun=9))
     assert commands[-3:] == [f"dir {tmp_path}".encode(), b"tag tag", b"bind ondemand"]
 
 
@@ -210,3 +216,40 @@ def test_kernel_without_restore(monkeypatch: pytest.MonkeyPatch) -> None:
         "/dev/cachefiles: this kernel hands nothing over: Operation not supported;"
         " `restore` came with Linux 6.8 and 6.1.192"
     )
+
+
+class KernelLimits:
+    """The checks of cachefiles_daemon_{b,f}{run,cull,stop}, from the kernel's defaults on."""
+
+    def __init__(self, *, run: int, cull: int, stop: int) -> None:
+        self.values = {
+            f"{unit}{name}": percent
+            for unit in "bf"
+            for name, percent in (("run", run), ("cull", cull), ("stop", stop))
+        }
+
+    def set(self, command: bytes) -> None:
+        name, percent = command.decode().removesuffix("%").split(" ")
+        values = {**self.values, name: int(percent)}
+        unit = name[0]
+        assert 0 <= values[unit + "stop"] < values[unit + "cull"] < values[unit + "run"] < 100
+        self.values = values
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        CacheLimits(),
+        CacheLimits(brun=99, bcull=98, bstop=97, frun=2, fcull=1, fstop=0),
+        CacheLimits(brun=3, bcull=2, bstop=0, frun=50, fcull=40, fstop=30),
+    ],
+)
+@pytest.mark.parametrize("before", [(7, 5, 1), (99, 98, 97), (2, 1, 0)])
+def test_commands_are_valid_one_by_one(limits: CacheLimits, before: tuple[int, int, int]) -> None:
+    run, cull, stop = before
+    kernel = KernelLimits(run=run, cull=cull, stop=stop)
+    for command in limit_commands(limits):
+        kernel.set(command)
+    assert kernel.values == {
+        name: getattr(limits, name) for name in ("brun", "bcull", "bstop", "frun", "fcull", "fstop")
+    }

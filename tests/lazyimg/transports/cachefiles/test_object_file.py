@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import KernelError, StorageError
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.transports.cachefiles import object_file
 from lazyimg.transports.cachefiles.object_file import (
     BUFFER_SIZE,
@@ -18,7 +19,6 @@ from lazyimg.transports.cachefiles.object_file import (
     new_buffer,
     when_ready,
 )
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 from lazyimg_formats.cachefiles.layout import IOC_READ_COMPLETE
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import KernelError, RegistryError
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.transports.cachefiles import server as server_module
 from lazyimg.transports.cachefiles.object_file import BUFFER_SIZE
 from lazyimg.transports.cachefiles.server import LOCAL_LIMIT, Server
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 from tests.fakes.kernel import FakeKernel, KernelObject
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import KernelError
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.transports.cachefiles.object_file import ObjectFile
 from lazyimg.transports.cachefiles.sink import WRITE_THREADS, ObjectSink, WriterPool
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,8 +1,9 @@
-"""When the kernel culls the cache, and when it stops taking data: six percentages.
+"""When a cache is culled, and when it stops taking data: six percentages.
 
-The kernel looks at the file system that holds the cache: below `bcull` per cent of free blocks (or
-`fcull` of free inodes) it asks for culling, until `brun` (`frun`) are free; below `bstop` (`fstop`)
-it refuses writes with ENOBUFS and lets nothing new be mounted.
+The kernel, for its cache, looks at the file system that holds it: below `bcull` per cent of free
+blocks (or `fcull` of free inodes) it asks for culling, until `brun` (`frun`) are free; below
+`bstop` (`fstop`) it refuses writes with ENOBUFS and lets nothing new be mounted. Our own cache
+(`lazyimg.cache`) does the same.
 
 Source: Documentation/filesystems/caching/cachefiles.rst, fs/cachefiles/cache.c.
 """
@@ -53,21 +54,6 @@ class CacheLimits:
                     f"set 0 <= {unit}stop < {unit}cull < {unit}run < 100",
                 )
 
-    def commands(self) -> list[bytes]:
-        """Give the commands that set them, in an order that is valid from any state before.
-
-        The kernel checks each against the two others as they are at that moment.
-        """
-        commands = []
-        for unit, stop, cull, run in (
-            ("b", self.bstop, self.bcull, self.brun),
-            ("f", self.fstop, self.fcull, self.frun),
-        ):
-            for name, percent in (("stop", 0), ("run", 99), ("cull", cull), ("run", run)):
-                commands.append(f"{unit}{name} {percent}%".encode())
-            commands.append(f"{unit}stop {stop}%".encode())
-        return commands
-
 
 def find_top(directory: Path) -> Path:
     """Give the mount point of the mount that a directory lies on.
@@ -86,11 +72,11 @@ def find_top(directory: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class CacheSpace:
-    """The free space of the cache's file system, as the kernel judges it.
+    """The free space of a cache's file system, as the kernel judges it.
 
     Attributes:
         directory: the cache's.
-        limits: what the kernel was told.
+        limits: what the kernel was told, or what our own cache shall keep to.
         top: where the kernel looks (`find_top`).
     """
 
@@ -99,7 +85,7 @@ class CacheSpace:
     top: Path
 
     def shortage(self, *, near: bool = False) -> str:
-        """Say why the kernel takes nothing now; "" when there is room. Raises OSError.
+        """Say why nothing is stored now; "" when there is room. Raises OSError.
 
         Args:
             near: whether a large write counts as one that there is no room for.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lazyimg.errors import ConfigurationError
-from lazyimg.transports.cachefiles.space import CacheLimits, CacheSpace, find_top
+from lazyimg.host.space import CacheLimits, CacheSpace, find_top
 
 
 @pytest.mark.parametrize(
@@ -42,43 +42,6 @@ def test_limits_out_of_order(limits: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         CacheLimits(**limits)
     assert str(raised.value) == message
-
-
-class KernelLimits:
-    """The checks of cachefiles_daemon_{b,f}{run,cull,stop}, from the kernel's defaults on."""
-
-    def __init__(self, *, run: int, cull: int, stop: int) -> None:
-        self.values = {
-            f"{unit}{name}": percent
-            for unit in "bf"
-            for name, percent in (("run", run), ("cull", cull), ("stop", stop))
-        }
-
-    def set(self, command: bytes) -> None:
-        name, percent = command.decode().removesuffix("%").split(" ")
-        values = {**self.values, name: int(percent)}
-        unit = name[0]
-        assert 0 <= values[unit + "stop"] < values[unit + "cull"] < values[unit + "run"] < 100
-        self.values = values
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        CacheLimits(),
-        CacheLimits(brun=99, bcull=98, bstop=97, frun=2, fcull=1, fstop=0),
-        CacheLimits(brun=3, bcull=2, bstop=0, frun=50, fcull=40, fstop=30),
-    ],
-)
-@pytest.mark.parametrize("before", [(7, 5, 1), (99, 98, 97), (2, 1, 0)])
-def test_commands_are_valid_one_by_one(limits: CacheLimits, before: tuple[int, int, int]) -> None:
-    run, cull, stop = before
-    kernel = KernelLimits(run=run, cull=cull, stop=stop)
-    for command in limits.commands():
-        kernel.set(command)
-    assert kernel.values == {
-        name: getattr(limits, name) for name in ("brun", "bcull", "bstop", "frun", "fcull", "fstop")
-    }
 
 
 def disk(blocks: int, free: int, files: int, free_files: int) -> os.statvfs_result:
