@@ -27,7 +27,7 @@ from lazyimg.limits import FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
 from lazyimg.registry.retry import RetryPolicy
-from lazyimg.transports.cachefiles.server import Counters
+from lazyimg.transports.counters import Counters
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.devices import MemorySink
 from tests.fakes.host_mounts import FakeMounts

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from errno import EIO
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -31,6 +30,7 @@ from lazyimg.transports.cachefiles.protocol import (
     Reply,
 )
 from lazyimg.transports.cachefiles.sink import ObjectSink, WriterPool
+from lazyimg.transports.counters import Counters
 from lazyimg_formats.cachefiles.messages import (
     OpenRequest,
     ReadRequest,
@@ -60,29 +60,6 @@ CULL_PAUSE: Final = 5.0
 _log = logging.getLogger(__name__)
 
 _Job = tuple[Action, ObjectFile | None]
-
-
-@dataclass(slots=True)
-class Counters:
-    """What was done since the start.
-
-    Attributes:
-        opens: OPENs answered with a size.
-        opens_refused: OPENs answered with an error.
-        reads: READs completed with data.
-        reads_failed: READs completed without: EIO for the reader.
-        reads_lost: READs whose reader was gone before its data came.
-        failure: why a READ failed last.
-        culled: files removed because the disk was filling up.
-    """
-
-    opens: int = 0
-    opens_refused: int = 0
-    reads: int = 0
-    reads_failed: int = 0
-    reads_lost: int = 0
-    failure: str = ""
-    culled: int = 0
 
 
 class Server:

@@ -18,7 +18,8 @@ from lazyimg.transports.cachefiles.backing import (
 )
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.object_file import when_ready
-from lazyimg.transports.cachefiles.server import Counters, Server
+from lazyimg.transports.cachefiles.server import Server
+from lazyimg.transports.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
