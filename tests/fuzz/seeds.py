@@ -76,6 +76,25 @@ def fanotify() -> list[bytes]:
     return [access, overflow, access + overflow + access]
 
 
+def fuse() -> list[bytes]:
+    bodies = {
+        1: b"name\0",
+        2: bytes(8),
+        3: bytes(16),
+        14: bytes(8),
+        15: struct.pack("=QQIIQII", 0, 4096, 131_072, 0, 0, 0, 0),
+        17: b"",
+        26: struct.pack("=IIIII44x", 7, 45, 131_072, 1 << 30, 1 << 7),
+        36: bytes(8),
+        42: struct.pack("=IIQQ", 1, 0, 7, 1),
+        44: struct.pack("=QQIIQII", 0, 0, 4096, 0, 0, 0, 0),
+    }
+    return [
+        struct.pack("=IIQQIIIHH", 40 + len(body), opcode, 7, 1, 0, 0, 0, 0, 0) + body
+        for opcode, body in bodies.items()
+    ]
+
+
 def erofs() -> list[bytes]:
     """An image without a checksum, which a fuzzer would not find again."""
     file = Node(mode=0o100644, size=9, data=b"some text")

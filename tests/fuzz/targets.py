@@ -62,7 +62,9 @@ from lazyimg_formats.erofs.superblock import parse_slots, parse_superblock
 from lazyimg_formats.erofs.tree import Device
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.erofs.xattr import parse_body, parse_long_prefix
+from lazyimg_formats.errors import FormatError
 from lazyimg_formats.fanotify.messages import parse_events
+from lazyimg_formats.fuse import messages as fuse
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     OCI_LAYER_ZSTD,
@@ -118,6 +120,18 @@ def run_cachefiles(data: bytes) -> None:
 
 def run_fanotify(data: bytes) -> None:
     each(lambda: parse_events(data))
+
+
+def run_fuse(data: bytes) -> None:
+    """Each request is answered, or needs no answer."""
+    refusal = fuse.refuse_unreadable(data, 5)
+    try:
+        request = fuse.parse_request(data)
+    except FormatError:
+        return
+    unique = getattr(request, "unique", None)
+    if unique is not None and refusal != fuse.reply_error(unique, 5):
+        raise AssertionError("a request that would stay without an answer")
 
 
 def run_erofs(data: bytes) -> None:
@@ -461,6 +475,7 @@ TARGETS: Final = {
     "credentials": Target(registry_targets.run_credentials, seeds.credentials),
     "erofs": Target(run_erofs, seeds.erofs),
     "erofs-parts": Target(run_erofs_parts, seeds.erofs_parts),
+    "fuse": Target(run_fuse, seeds.fuse),
     "headers": Target(registry_targets.run_headers, seeds.headers),
     "hosts": Target(registry_targets.run_hosts, seeds.hosts),
     "image-pull": Target(run_image_pull, seeds.image_pulls),
