@@ -29,7 +29,7 @@ from lazyimg.errors import InUseError, KernelError, LazyimgError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import HeapMemory, keep_freed_memory
 from lazyimg.host.mounts import calls_known_by
-from lazyimg.host.own_mounts import refuse_own_mounts
+from lazyimg.host.own_mounts import OwnMounts, refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.host.sockets import remove_stale_socket
 from lazyimg.host.space import CacheLimits
@@ -147,7 +147,8 @@ async def start(
     manager = manager or ServiceManager({})
     require_root("lazyimg serve")
     root = Path(config.root)
-    refuse_own_mounts(config.domain_id, [root, config.cache_directory])
+    own = OwnMounts(root.resolve(), config.domain_id)
+    refuse_own_mounts(own, [root, config.cache_directory])
     await _prepare(root, config.cache_directory, stack, patient=bool(manager.names))
     library = Library(root / "library.sqlite")
     stack.callback(library.close)
@@ -173,20 +174,15 @@ async def start(
     for name in ("lazyimg.images.service", "lazyimg.api.server"):
         await asyncio.to_thread(importlib.import_module, name)  # the loop fills meanwhile
     from lazyimg.daemon import LazyimgDaemon  # noqa: PLC0415  readers come first
+    from lazyimg.images.cache_mounts import CacheMounts  # noqa: PLC0415
     from lazyimg.images.mounts import Mounts  # noqa: PLC0415
     from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
     from lazyimg.images.service import Images  # noqa: PLC0415
 
     listener = _bind(Path(config.address), manager, stack)
     await stack.enter_async_context(calls_known_by(root / "calls"))
-    mounts = Mounts(
-        root,
-        config.domain_id,
-        config.mount.read_ahead,
-        library,
-        transport,
-        readers=catalog.readers,
-    )
+    way = CacheMounts(root, config.domain_id, config.mount.read_ahead, transport)
+    mounts = Mounts(own, way, library, readers=catalog.readers)
     images = Images(root, library, catalog, registries.open_image, config.build.limits())
     snapshots = _Snapshots(config, images, mounts)
     await mounts.recover(served=served, kept=await snapshots.open(stack))

@@ -124,8 +124,7 @@ class LazyimgDaemon:
     async def fsid(self, request: ImageRequest) -> FsidReply:
         """Make an image ready to be mounted by hand."""
         image = await self._open(request)
-        await self._mounts.prepare(image)
-        fsid, domain = image.chain.fsid, self._mounts.domain_id
+        fsid, domain = image.chain.fsid, await self._mounts.prepare(image)
         return FsidReply(
             reference=image.reference,
             digest=image.digest,

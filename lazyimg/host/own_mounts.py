@@ -1,4 +1,4 @@
-"""Refusing to serve, and to mount on, what this process itself depends on.
+"""Which mounts are ours; refusing to serve, and to mount on, what this process itself depends on.
 
 A page of the interpreter, of a library, of the cache or of the state that comes from a mount which
 this process serves would make it wait for itself: for good, and unkillably.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import ConfigurationError, UsageError
@@ -22,11 +23,46 @@ SYSTEM_PATHS: Final = ("/dev", "/etc", "/proc", "/run", "/sys", "/tmp")  # noqa:
 """What any process may look for at any time: devices, name service, certificates, ..."""
 
 
-def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
-    """Check that nothing this process needs lies on a mount of our domain.
+@dataclass(frozen=True, slots=True)
+class OwnMounts:
+    """How the mount table tells a daemon's mounts from others'.
+
+    Attributes:
+        root: the daemon's directory, as the mount table has it.
+        domain_id: the first of those in which images are mounted through the kernel's cache.
+    """
+
+    root: Path
+    domain_id: str
+
+    def is_image(self, mount: MountEntry) -> bool:
+        """Whether an entry is a mount of an image, of whatever kind."""
+        if mount.fs_type != "erofs":
+            return False
+        from_file = mount.source == f"{self.root}/bootstraps/{fsid_of(mount)}"
+        return from_file or is_domain_of(mount.super_option("domain_id"), self.domain_id)
+
+    def is_served(self, mount: MountEntry) -> bool:
+        """Whether reading there may wait for the daemon."""
+        return self.is_image(mount) or mount.mount_point == f"{self.root}/fuse"
+
+
+def fsid_of(mount: MountEntry) -> str | None:
+    """Give the fsid of the image that a mount shows; None if it shows none.
+
+    An image that is mounted from a file has the file's name: ROOT/bootstraps/FSID.
+    """
+    if mount.fs_type != "erofs":
+        return None
+    path = PurePath(mount.source)
+    return mount.super_option("fsid") or (path.name if path.parent.name == "bootstraps" else None)
+
+
+def refuse_own_mounts(own: OwnMounts, directories: Iterable[Path]) -> None:
+    """Check that nothing this process needs lies on a mount that it serves.
 
     Args:
-        domain_id: of the mounts that this process is about to serve; the first of them.
+        own: what it is about to serve.
         directories: the cache, the state: what it will use besides what it runs from.
 
     Looks at no file of a mount: only at names, so that it cannot wait for one.
@@ -37,7 +73,7 @@ def refuse_own_mounts(domain_id: str, directories: Iterable[Path]) -> None:
     """
     entries = parse_mount_table(Path("/proc/self/mountinfo").read_bytes())
     paths = [*own_paths(), *map(os.path.abspath, directories)]
-    found = find_served(entries, domain_id, paths)
+    found = find_served(entries, own, paths)
     if found is not None:
         path, entry = found
         raise ConfigurationError(
@@ -98,26 +134,19 @@ def parse_mapped_files(text: bytes) -> set[str]:
 
 
 def find_served(
-    entries: list[MountEntry], domain_id: str, paths: Iterable[str]
+    entries: list[MountEntry], own: OwnMounts, paths: Iterable[str]
 ) -> tuple[str, MountEntry] | None:
-    """Give the first path that lies on a mount of the domain, or on an overlay over one."""
+    """Give the first path that lies on a mount that is served, or on an overlay over one."""
     for path in paths:
         entry = find_mount(entries, path)
-        if entry is not None and _is_served(entries, entry, domain_id):
+        if entry is not None and _is_served(entries, entry, own):
             return path, entry
     return None
 
 
-def _is_served(entries: list[MountEntry], entry: MountEntry, domain_id: str) -> bool:
-    if entry.fs_type == "erofs":
-        return is_domain_of(entry.super_option("domain_id"), domain_id)
+def _is_served(entries: list[MountEntry], entry: MountEntry, own: OwnMounts) -> bool:
     if entry.fs_type != "overlay":
-        return False
+        return own.is_served(entry)
     lower = entry.super_option("lowerdir") or ""
     below = (find_mount(entries, part) for part in lower.split(":") if part.startswith("/"))
-    return any(
-        mount is not None
-        and mount.fs_type == "erofs"
-        and is_domain_of(mount.super_option("domain_id"), domain_id)
-        for mount in below
-    )
+    return any(mount is not None and own.is_served(mount) for mount in below)

@@ -17,7 +17,9 @@ only: `shown` has those of users, `given` those that came with pulls of containe
 out whether their layers are what they say; the library keeps what was found.
 
 `mounts` puts images on users' directories (`mounted`, `scratch`), over the one kernel mount that
-`kernel_mounts` makes of each; `recovery` begins with what the process before this one left.
+`kernel_mounts` makes of each; `recovery` begins with what the process before this one left. The
+kernel comes by an image in one of two ways (`ports.Way`): through its cache, in which the transport
+makes files present (`cache_mounts`), or from files that the transport names (`file_mounts`).
 
 On disk, below ROOT; every file is named by its content, written aside, synced and renamed:
     content/<sha256>        configs and layers' indexes, as they were fetched

@@ -12,12 +12,12 @@ cannot read any more, is a signal that ends the process.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
+from lazyimg.images.bootstrap import verify_bootstrap
 from lazyimg.images.readers import Readers, ReadersBlob
 from lazyimg.logs import Repeats
 from lazyimg_formats.device_table import DeviceTable
@@ -274,7 +274,7 @@ class Catalog:
         """Write from the file, once its bytes are known to be right; the next ones are `local`."""
         path = self._root / "bootstraps" / fsid
         if fsid not in self._verified:
-            await asyncio.to_thread(_verify, path)
+            await asyncio.to_thread(verify_bootstrap, path)
             self._verified.add(fsid)
         for start in range(offset, offset + length, _PIECE):
             piece = min(_PIECE, offset + length - start)
@@ -294,15 +294,3 @@ def _read(path: Path, offset: int, buffer: memoryview) -> int:
         return os.preadv(fd, [buffer], offset)
     finally:
         os.close(fd)
-
-
-def _verify(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError(
-            str(path), f"cannot be read: {error.strerror}", "mount it again"
-        ) from error
-    if digest != path.name:
-        raise CorruptError(str(path), "its bytes are not those of its name", "remove it")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import InUseError, NotFoundError
 from lazyimg.host import mounts as host
+from lazyimg.host.own_mounts import fsid_of
 from lazyimg.images.library import ImageRecord, MountRecord, MountState
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def record_of(mounted: Mounted) -> MountRecord:
 def is_of(mount: MountEntry, mounted: Mounted) -> bool:
     """Whether an entry of the mount table is the mount on a user's directory."""
     if mounted.scratch is None:
-        return mount.super_option("fsid") == mounted.image.chain.fsid
+        return fsid_of(mount) == mounted.image.chain.fsid
     upper = mount.super_option("upperdir") or ""
     return mount.fs_type == "overlay" and upper.endswith(f"/{mounted.scratch.name}/upper")
 

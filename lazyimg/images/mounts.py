@@ -23,7 +23,6 @@ from uuid import uuid4
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
-from lazyimg.host.domains import is_domain_of
 from lazyimg.images.kernel_mounts import KernelMounts
 from lazyimg.images.library import MountState
 from lazyimg.images.lost import LostMounts
@@ -34,9 +33,10 @@ from lazyimg.images.scratch import prepare_scratch, remove_scratch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
-    from lazyimg.images.kernel_mounts import Objects
+    from lazyimg.host.own_mounts import OwnMounts
     from lazyimg.images.library import Library
     from lazyimg.images.lost import Lost
+    from lazyimg.images.ports import Way
     from lazyimg.images.readers import Readers
     from lazyimg.images.service import Image
 
@@ -47,38 +47,22 @@ class Mounts:
     """Mounts images.
 
     Args:
-        root: the daemon's directory; has mnt/ and scratch/.
-        domain_id: in which images are mounted, unless something dead is left there.
-        read_ahead: bytes.
+        own: the daemon's directory, which has mnt/ and scratch/, and what tells its mounts.
+        way: how the kernel comes by an image.
         library: keeps the records.
-        objects: knows the cache's files.
         readers: are told what is mounted.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        domain_id: str,
-        read_ahead: int,
-        library: Library,
-        objects: Objects,
-        *,
-        readers: Readers,
-    ) -> None:
-        self._root = root.resolve()  # as the mount table has it
-        self._domain_id = domain_id
+    def __init__(self, own: OwnMounts, way: Way, library: Library, *, readers: Readers) -> None:
+        self._own = own
+        self._root = own.root
         self._library = library
         self._readers = readers
-        self._kernel = KernelMounts(self._root, domain_id, read_ahead, objects)
+        self._kernel = KernelMounts(self._root, way)
         self._mounted: dict[str, Mounted] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lost = LostMounts(self._put, self._locks)
         self._late: set[asyncio.Task[None]] = set()
-
-    @property
-    def domain_id(self) -> str:
-        """The domain in which images are mounted."""
-        return self._kernel.domain_id
 
     def lost(self) -> list[Lost]:
         """Give those of a process before this one that could not be made again yet."""
@@ -90,11 +74,7 @@ class Mounts:
 
     async def dead(self) -> set[str]:
         """Give the fsids of what is mounted that somebody is also in a dead mount of."""
-        dead = tuple(
-            fsid  # or its beginning
-            for domain, fsid in await host.superblocks()
-            if domain != self.domain_id and is_domain_of(domain, self._domain_id)
-        )
+        dead = await self._kernel.dead()
         every = {mounted.image.chain.fsid for mounted in self._mounted.values()}
         every |= {lost.mounted.image.chain.fsid for lost in self.lost()}
         return {fsid for fsid in every if fsid.startswith(dead)}
@@ -238,13 +218,15 @@ class Mounts:
         await self.release(mounted.image)
         return True
 
-    async def prepare(self, image: Image) -> None:
+    async def prepare(self, image: Image) -> str:
         """Make an image ready to be mounted by hand, so that what it caches survives a power cut.
 
+        Gives the domain that mount(8) is to be told.
+
         Raises:
-            LazyimgError: the kernel refuses to mount it.
+            LazyimgError: it cannot be mounted by hand, or the kernel refuses to mount it.
         """
-        await self._kernel.prepare(image.chain)
+        return await self._kernel.prepare(image.chain)
 
     @asynccontextmanager
     async def held(self, image: Image) -> AsyncIterator[Path]:
@@ -280,7 +262,7 @@ class Mounts:
         """
         if not await host.wait_for_calls():
             _log.warning("a mount or unmount of the process before this one does not end")
-        recovery = Recovery(self._root, self._domain_id, self._library, self._kernel)
+        recovery = Recovery(self._own, self._library, self._kernel)
         if served:
             adopted, wanted = await recovery.adopt(kept)
             self._mounted.update({mounted.directory: mounted for mounted in adopted})

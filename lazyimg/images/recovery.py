@@ -4,7 +4,7 @@ After a worker died while the supervisor kept the kernel's fd: mounts that work,
 over; a mount that it had not finished is undone, an unmount is finished. After both died, or a
 reboot: dead mounts or none; what was recorded is mounted again in its place, with what had been
 written to it, and what cannot be is tried again later (`lazyimg.images.lost`). Who was in a dead
-mount keeps it; images are mounted in another domain then, ROOT/domain says in which.
+mount keeps it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
-from lazyimg.host.domains import choose_domain, is_domain_of
-from lazyimg.host.files import write_file
 from lazyimg.images.library import MountState
 from lazyimg.images.mounted import Mounted, is_of, unmount_ours
 from lazyimg.images.scratch import remove_scratch
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from lazyimg.host.mount_table import MountEntry
+    from lazyimg.host.own_mounts import OwnMounts
     from lazyimg.images.kernel_mounts import KernelMounts
     from lazyimg.images.library import Library, MountRecord
 
@@ -38,16 +37,14 @@ class Recovery:
     """Makes the mount table and the records agree, before anything else is mounted.
 
     Args:
-        root: the daemon's directory, as the mount table has it.
-        domain_id: in which images are mounted, if nothing dead is left there.
+        own: the daemon's directory, and what tells its mounts.
         library: has the records.
         kernel: takes the kernel's mounts over.
     """
 
-    def __init__(self, root: Path, domain_id: str, library: Library, kernel: KernelMounts) -> None:
-        self._root = root
-        self._domain_id = domain_id
-        self._domain_file = root / "domain"
+    def __init__(self, own: OwnMounts, library: Library, kernel: KernelMounts) -> None:
+        self._own = own
+        self._root = own.root
         self._library = library
         self._kernel = kernel
 
@@ -62,7 +59,6 @@ class Recovery:
         Raises:
             LazyimgError: the records cannot be used, or the mount table cannot be read.
         """
-        self._kernel.use_domain(await asyncio.to_thread(self._read_domain))
         kept: list[Mounted] = []
         lost: list[Mounted] = []
         records = await asyncio.to_thread(self._library.mounts)
@@ -108,13 +104,13 @@ class Recovery:
         return False
 
     async def clear(self) -> list[Mounted]:
-        """Detach what is dead, choose the domain, and give what is to be put in its place.
+        """Detach what is dead, and give what is to be put in its place.
 
         Raises:
             LazyimgError: the kernel refuses, or the records cannot be used.
         """
         await self._detach_dead()
-        await self._choose_domain()
+        await self._kernel.begin()
         records = await asyncio.to_thread(self._library.mounts)
         lasting = {MountState.MOUNTED, MountState.LOST}
         wanted = [record for record in records if record.state in lasting]
@@ -134,31 +130,6 @@ class Recovery:
                 found.append(mounted)
         return found
 
-    async def _choose_domain(self) -> None:
-        """Choose a domain in which nothing dead is left."""
-        haunted = {domain for domain, _ in await host.superblocks()}
-        domain = choose_domain(self._domain_id, haunted)
-        if domain != self._domain_id:
-            _log.warning("dead mounts are in use; images are mounted in domain %s now", domain)
-        try:
-            if domain != await asyncio.to_thread(self._read_domain):
-                await asyncio.to_thread(write_file, self._domain_file, domain.encode())
-        except OSError as error:
-            raise StorageError(
-                str(self._domain_file), f"cannot be written: {error.strerror}"
-            ) from error
-        self._kernel.use_domain(domain)
-
-    def _read_domain(self) -> str:
-        """Give the domain that the process before this one used."""
-        try:
-            domain = self._domain_file.read_text()
-        except FileNotFoundError:
-            domain = ""
-        except (OSError, ValueError) as error:
-            raise StorageError(str(self._domain_file), f"cannot be read: {error}") from error
-        return domain if is_domain_of(domain, self._domain_id) else self._domain_id
-
     async def _detach_dead(self) -> None:
         stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
         for target in reversed(stale):
@@ -167,8 +138,8 @@ class Recovery:
                 await host.unmount(Path(target), lazy=True)
 
     def _is_ours(self, mount: MountEntry) -> bool:
-        if mount.fs_type == "erofs":
-            return is_domain_of(mount.super_option("domain_id"), self._domain_id)
+        if self._own.is_image(mount):
+            return True
         upper = mount.super_option("upperdir") or ""
         return mount.fs_type == "overlay" and upper.startswith(f"{self._root}/scratch/")
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError
 from lazyimg.host.mount_table import MountEntry
-from lazyimg.images import kernel_mounts, mounted, recovery
+from lazyimg.images import cache_mounts, file_mounts, kernel_mounts, mounted, recovery
 from lazyimg.images import mounts as images_mounts
+
+MODULES = (cache_mounts, file_mounts, images_mounts, kernel_mounts, mounted, recovery)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +35,8 @@ class FakeMounts:
     """Stands for the module `lazyimg.host.mounts`.
 
     Rules: an fsid is mounted once, for as long as anything shows its file system, detached mounts
-    that are in use included; what is busy is only unmounted lazily.
+    that are in use included, unless it is mounted from files; what is busy is only unmounted
+    lazily.
 
     Attributes:
         table: (mount point, kind, fsid shown) of each mount, in order.
@@ -45,6 +48,7 @@ class FakeMounts:
         calls: names of the calls, in order.
         overlays: upper and work directories, by mount point.
         read_ahead: in KiB, by fsid.
+        files: the bootstrap and the devices of what was mounted from files, by fsid.
         listed: what else is in the mount table.
         calls_end: whether calls of another process end in time.
         detached: domain and fsid of what is in use without being mounted.
@@ -60,6 +64,7 @@ class FakeMounts:
     calls: list[str] = field(default_factory=list)
     overlays: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     read_ahead: dict[str, int | None] = field(default_factory=dict)
+    files: dict[str, tuple[Path, list[Path]]] = field(default_factory=dict)
     listed: list[MountEntry] = field(default_factory=list)
     calls_end: bool = True
     detached: list[tuple[str, str]] = field(default_factory=list)
@@ -67,7 +72,7 @@ class FakeMounts:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeMounts:
         """Stand for the module wherever images are mounted."""
-        for module in (images_mounts, kernel_mounts, mounted, recovery):
+        for module in MODULES:
             monkeypatch.setattr(module, "host", self)
         return self
 
@@ -114,6 +119,15 @@ class FakeMounts:
         self.read_ahead[fsid] = read_ahead_kb
         await self._leave("mount_erofs")
 
+    async def mount_erofs_files(
+        self, bootstrap: Path, devices: Sequence[Path], target: Path
+    ) -> None:
+        await self._enter("mount_erofs_files")
+        assert target.is_dir()
+        self.table.append((str(target), "erofs from files", bootstrap.name))
+        self.files[bootstrap.name] = (bootstrap, list(devices))
+        await self._leave("mount_erofs_files")
+
     async def bind_mount(self, source: Path, target: Path) -> None:
         await self._enter("bind_mount")
         self.table.append((str(target), "bind", self._fsid_at(source)))
@@ -141,11 +155,13 @@ class FakeMounts:
         if path in self.busy:
             if not lazy:
                 raise InUseError(f"unmount of {path}", f"{path} is in use")
-            self.detached.append(self._superblock(self.table[number][2]))
+            if self.table[number][2] not in self.files:
+                self.detached.append(self._superblock(self.table[number][2]))
         del self.table[number]
 
     async def superblocks(self) -> list[tuple[str, str]]:
-        return [*self.detached, *(self._superblock(fsid) for _, _, fsid in self.table)]
+        shown = [self._superblock(fsid) for _, _, fsid in self.table if fsid not in self.files]
+        return [*self.detached, *shown]
 
     def _superblock(self, fsid: str) -> tuple[str, str]:
         kinds = [kind for _, kind, shown in self.table if shown == fsid]
@@ -160,9 +176,11 @@ class FakeMounts:
 
     def _entry(self, point: str, kind: str, fsid: str) -> MountEntry:
         domain, _ = self._superblock(fsid)
-        fs_type, options = "fake", list[str]()
+        fs_type, source, options = "fake", "none", list[str]()
         if kind == "overlay":
             fs_type, options = kind, [f"upperdir={self.overlays[point][0]}"]
+        elif fsid in self.files:
+            fs_type, source = "erofs", str(self.files[fsid][0])
         elif kind:
             fs_type, options = "erofs", [f"fsid={fsid}", f"domain_id={domain}"]
-        return MountEntry(1, 0, (0, 1), "/", point, (), fs_type, "none", tuple(options))
+        return MountEntry(1, 0, (0, 1), "/", point, (), fs_type, source, tuple(options))

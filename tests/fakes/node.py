@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.fill.engine import Engine
+from lazyimg.host.own_mounts import OwnMounts
 from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.build import BuildReply, BuildRequest, build
+from lazyimg.images.cache_mounts import CacheMounts
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
@@ -135,14 +137,9 @@ class Node:
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
-        self.mounts = Mounts(
-            self.root,
-            "lazyimg",
-            1 << 20,
-            self.library,
-            self.transport,
-            readers=self.catalog.readers,
-        )
+        way = CacheMounts(self.root, "lazyimg", 1 << 20, self.transport)
+        own = OwnMounts(self.root, "lazyimg")
+        self.mounts = Mounts(own, way, self.library, readers=self.catalog.readers)
         self.prefetcher = Prefetcher(
             self.root,
             self.mounts,

@@ -19,7 +19,7 @@ from lazyimg.host.mounts import (
     mount_table,
     unmount,
 )
-from lazyimg.host.own_mounts import refuse_own_mounts
+from lazyimg.host.own_mounts import OwnMounts, refuse_own_mounts
 from lazyimg.host.preflight import Machine, run_checks
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 from tests.real.kernel_image import (
@@ -182,11 +182,11 @@ async def test_kernel_says_why_it_refuses(disk: Path, tmp_path: Path) -> None:
 
 
 async def test_own_mounts_are_refused(image: Image, disk: Path, tmp_path: Path) -> None:
-    refuse_own_mounts(DOMAIN, [disk])
+    refuse_own_mounts(OwnMounts(disk, DOMAIN), [disk])
     await mount_erofs(image.fsid, DOMAIN, tmp_path)
     with pytest.raises(ConfigurationError, match="which this process would serve itself"):
-        refuse_own_mounts(DOMAIN, [disk, tmp_path / "state"])
-    refuse_own_mounts("another-domain", [tmp_path / "state"])
+        refuse_own_mounts(OwnMounts(disk, DOMAIN), [disk, tmp_path / "state"])
+    refuse_own_mounts(OwnMounts(disk, "another-domain"), [tmp_path / "state"])
 
 
 async def test_checks_on_a_kernel_that_has_all(disk: Path) -> None:

@@ -12,6 +12,7 @@ from lazyimg.errors import ConfigurationError, UsageError
 from lazyimg.host import own_mounts
 from lazyimg.host.mount_table import MountEntry
 from lazyimg.host.own_mounts import (
+    OwnMounts,
     find_served,
     own_paths,
     parse_mapped_files,
@@ -20,8 +21,11 @@ from lazyimg.host.own_mounts import (
 )
 
 
-def entry(mount_point: str, fs_type: str, *options: str) -> MountEntry:
-    return MountEntry(1, 0, (0, 1), "/", mount_point, ("ro",), fs_type, "none", options)
+def entry(mount_point: str, fs_type: str, *options: str, source: str = "none") -> MountEntry:
+    return MountEntry(1, 0, (0, 1), "/", mount_point, ("ro",), fs_type, source, options)
+
+
+OWN = OwnMounts(Path("/state"), "ours")
 
 
 TABLE = [
@@ -29,6 +33,12 @@ TABLE = [
     entry("/served", "erofs", "ro", "fsid=a", "domain_id=ours"),
     entry("/other", "erofs", "ro", "fsid=a", "domain_id=theirs"),
     entry("/file", "erofs", "ro"),
+    entry("/image", "erofs", "ro", source="/state/bootstraps/a"),
+    entry("/image-of-others", "erofs", "ro", source="/other/bootstraps/a"),
+    entry("/image-elsewhere", "erofs", "ro", source="/state/a"),
+    entry("/no-image", "ext4", "ro", source="/state/bootstraps/a"),
+    entry("/state/fuse", "fuse", "ro"),
+    entry("/over-image", "overlay", "lowerdir=/x:/image", "upperdir=/u"),
     entry("/over", "overlay", "lowerdir=/served:/x", "upperdir=/u"),
     entry("/plain", "overlay", "lowerdir=/x:/other", "upperdir=/u"),
     entry("/strange", "overlay", "ro"),
@@ -36,23 +46,47 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/served", "/served/usr/bin/python3", "/over/lib"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/served",
+        "/served/usr/bin/python3",
+        "/over/lib",
+        "/image",
+        "/image/a",
+        "/over-image/a",
+        "/state/fuse/a",
+    ],
+)
 def test_path_that_is_served(path: str) -> None:
-    found = find_served(TABLE, "ours", ["/usr", path])
+    found = find_served(TABLE, OWN, ["/usr", path])
     assert found is not None
     assert found[0] == path
 
 
 @pytest.mark.parametrize(
-    "path", ["/usr", "/servedx", "/other/a", "/file/a", "/plain/a", "/strange", "/served/inner/a"]
+    "path",
+    [
+        "/usr",
+        "/servedx",
+        "/other/a",
+        "/file/a",
+        "/plain/a",
+        "/strange",
+        "/served/inner/a",
+        "/image-of-others/a",
+        "/image-elsewhere/a",
+        "/no-image/a",
+        "/state/bootstraps",
+    ],
 )
 def test_path_that_is_not_served(path: str) -> None:
-    assert find_served(TABLE, "ours", [path]) is None
+    assert find_served(TABLE, OWN, [path]) is None
 
 
 def test_path_on_no_mount() -> None:
-    assert find_served(TABLE[1:], "ours", ["/usr"]) is None
-    assert find_served([entry("/over", "overlay", "lowerdir=/a")], "ours", ["/over/b"]) is None
+    assert find_served(TABLE[1:], OWN, ["/usr"]) is None
+    assert find_served([entry("/over", "overlay", "lowerdir=/a")], OWN, ["/over/b"]) is None
 
 
 def test_own_paths() -> None:
@@ -83,9 +117,9 @@ def test_mapped_files() -> None:
 
 def test_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_mounts, "parse_mount_table", lambda _text: TABLE)
-    refuse_own_mounts("ours", [Path("/var/lib/lazyimg")])
+    refuse_own_mounts(OWN, [Path("/var/lib/lazyimg")])
     with pytest.raises(ConfigurationError) as raised:
-        refuse_own_mounts("ours", [Path("/var/lib/lazyimg"), Path("/served/../served/state")])
+        refuse_own_mounts(OWN, [Path("/var/lib/lazyimg"), Path("/served/../served/state")])
     assert str(raised.value) == (
         "/served/state: it lies on /served, which this process would serve itself; run lazyimg"
         " from, and keep its state on, a file system of the host"
@@ -96,7 +130,7 @@ def test_refusal_of_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(own_mounts, "parse_mount_table", lambda _text: TABLE)
     monkeypatch.setattr(own_mounts, "working_directory", lambda: "/over/work")
     with pytest.raises(ConfigurationError, match=r"^/over/work: it lies on /over, "):
-        refuse_own_mounts("ours", [])
+        refuse_own_mounts(OWN, [])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lazyimg.host.own_mounts import OwnMounts
+from lazyimg.images.cache_mounts import CacheMounts
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.readers import Readers
@@ -46,6 +48,12 @@ def library(root: Path) -> Iterator[Library]:
 
 
 @pytest.fixture
-def mounts(root: Path, library: Library, cache: Cache) -> Mounts:
+def way(root: Path, cache: Cache) -> CacheMounts:
+    """Mount through the kernel's cache."""
+    return CacheMounts(root, "lazyimg", 1 << 20, cache)
+
+
+@pytest.fixture
+def mounts(root: Path, library: Library, way: CacheMounts) -> Mounts:
     """Give what is tested."""
-    return Mounts(root, "lazyimg", 1 << 20, library, cache, readers=Readers())
+    return Mounts(OwnMounts(root, "lazyimg"), way, library, readers=Readers())

@@ -196,7 +196,10 @@ async def test_bootstrap_that_is_missing(node: Node) -> None:
     path.unlink()
     with pytest.raises(StorageError) as caught:
         await node.catalog.fill(FSID, 0, BLOCK_SIZE, MemorySink())
-    assert str(caught.value) == f"{path}: cannot be read: No such file or directory; mount it again"
+    assert (
+        str(caught.value)
+        == f"{path}: cannot be read: No such file or directory; mount the image again"
+    )
 
 
 async def test_bootstrap_that_is_empty(node: Node) -> None:

@@ -1,191 +1,108 @@
-"""The kernel's mounts by themselves; what users see of them is in test_mounts."""
+"""The kernel's mounts, whatever the way; what users see of them is in test_mounts."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import LazyimgError, NotFoundError, StorageError
-from lazyimg.images import kernel_mounts as kernel_mounts_module
+from lazyimg.errors import KernelError, StorageError, UsageError
 from lazyimg.images.kernel_mounts import KernelMounts, make_directory
-from lazyimg.images.library import ChainRecord, LayerRecord
-from tests.fakes.image_mounts import Cache as OldCache
+from tests.fakes.image_mounts import FAILURE, image, kernel_mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
     from pathlib import Path
 
+    from lazyimg.images.library import ChainRecord
     from tests.fakes.host_mounts import FakeMounts
 
-LAYERS = [
-    LayerRecord("sha256:1", 1, "type", "format", "table", name, size)
-    for name, size in (("one", 4096), ("empty", 0), ("two", 8192), ("one", 4096))
-]
-CHAIN = ChainRecord("key", "a" * 64, 4096, LAYERS)
+CHAIN = image().chain
 
 
-class Cache:
-    """A cache without files, whose objects are opened when the test says so."""
+class Way:
+    """A way that keeps a list of what it is told."""
 
-    def __init__(self) -> None:
-        self.asked: set[str] = set()
-        self.opening = asyncio.Event()
-        self.waited: list[str] = []
-        self.asked_first = asyncio.Event()
-        self.full: StorageError | OSError | None = None
+    by_hand = None
 
-    def shortage(self) -> StorageError | None:
-        if isinstance(self.full, OSError):
-            raise self.full
-        return self.full
+    def __init__(self, host: FakeMounts) -> None:
+        self.host = host
+        self.told: list[tuple[str, str]] = []
 
-    def linked(self, cookies: Iterable[str]) -> set[str]:
-        self.asked |= set(cookies)
-        return set()
+    async def adopt(self, fsids: Collection[str]) -> None:
+        self.told += [("adopt", fsid[0]) for fsid in sorted(fsids)]
 
-    def use_domain(self, _: str) -> None:
-        pass
+    async def begin(self) -> None:
+        self.told.append(("begin", ""))
 
-    def strays(self, _: Iterable[str]) -> set[str]:
-        return set()
+    async def mount(self, chain: ChainRecord, path: Path) -> None:
+        self.told.append(("mount", chain.fsid[0]))
+        await self.host.mount_erofs(chain.fsid, "d", path)
 
-    def move_strays(self, cookies: Iterable[str]) -> None:
-        assert set(cookies) == set()
+    async def unmounted(self, fsid: str) -> None:
+        self.told.append(("unmounted", fsid[0]))
 
-    async def opened(self, cookie: str) -> None:
-        self.waited.append(cookie)
-        self.asked_first.set()
-        await self.opening.wait()
+    async def dead(self) -> tuple[str, ...]:
+        return ("dead",)
 
 
-async def test_new_files_of_all_devices_are_waited_for(tmp_path: Path, host: FakeMounts) -> None:
-    (tmp_path / "mnt").mkdir()
-    cache = Cache()
-    kernel = KernelMounts(tmp_path, "d", 4096, cache)
-    holding = asyncio.create_task(kernel.hold(CHAIN))
-    await cache.asked_first.wait()
-    assert host.calls == ["mount_erofs"]
-    cache.opening.set()
-    assert await holding == tmp_path / "mnt" / CHAIN.fsid
-    assert cache.asked == {CHAIN.fsid, "one", "two"}
-    assert cache.waited == ["one", "two"]
-    assert host.calls == ["mount_erofs", "unmount", "mount_erofs"]
-    assert host.read_ahead == {CHAIN.fsid: 4}
-    await kernel.release(CHAIN.fsid)
-    assert host.points == []
+@pytest.fixture
+def way(host: FakeMounts) -> Way:
+    return Way(host)
 
 
-async def test_objects_that_are_not_opened_in_time(
-    tmp_path: Path,
-    host: FakeMounts,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(kernel_mounts_module, "OPEN_WAIT", 0.01)
-    (tmp_path / "mnt").mkdir()
-    kernel = KernelMounts(tmp_path, "d", 4096, Cache())
+@pytest.fixture
+def kernel(root: Path, way: Way) -> KernelMounts:
+    return KernelMounts(root, way)
+
+
+async def test_one_mount_for_all_users(kernel: KernelMounts, way: Way, root: Path) -> None:
+    assert str(await kernel.hold(CHAIN, 2)) == kernel_mount(root)
     await kernel.hold(CHAIN)
-    assert len(host.points) == 1
-    assert "a power cut would lose its new cache files" in caplog.text
-    await kernel.close()
-    assert host.points == []
+    for _ in range(2):
+        await kernel.release(CHAIN.fsid)
+    assert way.told == [("mount", "a")]
+    await kernel.release(CHAIN.fsid)
+    assert way.told == [("mount", "a"), ("unmounted", "a")]
+    assert way.host.points == []
 
 
-async def test_devices_without_room_for_their_files(
-    tmp_path: Path, host: FakeMounts, monkeypatch: pytest.MonkeyPatch
+async def test_way_that_fails_is_told_that_nothing_is_mounted(
+    kernel: KernelMounts, way: Way, host: FakeMounts
 ) -> None:
-    monkeypatch.setattr(kernel_mounts_module, "OPEN_WAIT", 0.01)
-    (tmp_path / "mnt").mkdir()
-    cache = Cache()
-    cache.full = StorageError("cache", "has no inode left")
-    with pytest.raises(StorageError, match="has no inode left"):
-        await KernelMounts(tmp_path, "d", 4096, cache).hold(CHAIN)
-    assert host.points == []
-    assert list((tmp_path / "mnt").iterdir()) == []
+    host.failures["mount_erofs"] = FAILURE
+    with pytest.raises(KernelError):
+        await kernel.hold(CHAIN)
+    assert way.told == [("mount", "a"), ("unmounted", "a")]
 
 
-@pytest.mark.parametrize(
-    ("full", "said"),
-    [
-        (StorageError("cache", "has no space left"), "cache: has no space left"),
-        (None, "refused"),
-        (OSError("cannot be asked"), "refused"),
-    ],
-)
-async def test_mount_that_the_kernel_refuses(
-    tmp_path: Path,
-    host: FakeMounts,
-    full: StorageError | OSError | None,
-    said: str,
+async def test_way_is_told_what_is_mounted_before_what_nobody_uses_is_unmounted(
+    kernel: KernelMounts, way: Way, host: FakeMounts, root: Path
 ) -> None:
-    (tmp_path / "mnt").mkdir()
-    cache = Cache()
-    cache.full = full
-    host.failures["mount_erofs"] = NotFoundError("it", "refused")
-    with pytest.raises(LazyimgError, match=said):
-        await KernelMounts(tmp_path, "d", 4096, cache).hold(CHAIN)
-    assert list((tmp_path / "mnt").iterdir()) == []
+    for name in "ab":
+        (root / "mnt" / (name * 64)).mkdir()
+        host.table.append((kernel_mount(root, name), "erofs in d", name * 64))
+    await kernel.adopt(await host.mount_table(), ["b" * 64, "c" * 64])
+    assert way.told == [("adopt", "a"), ("adopt", "b"), ("adopt", "c"), ("unmounted", "a")]
+    assert host.points == [kernel_mount(root, "b")]
+
+
+async def test_what_the_way_says_is_passed_on(kernel: KernelMounts, way: Way) -> None:
+    await kernel.begin()
+    assert way.told == [("begin", "")]
+    assert await kernel.dead() == ("dead",)
+
+
+async def test_way_without_mounts_by_hand(kernel: KernelMounts) -> None:
+    with pytest.raises(UsageError) as caught:
+        await kernel.prepare(CHAIN)
+    assert str(caught.value) == (
+        f"fsid {CHAIN.fsid}: images are mounted from files here, and not by their fsid;"
+        " `lazyimg mount REF DIR` mounts this one"
+    )
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     make_directory(tmp_path)
     with pytest.raises(StorageError, match="cannot be made: No such file or directory"):
         make_directory(tmp_path / "no" / "such")
-
-
-class Strays(OldCache):
-    """New files get their names when the kernel has asked for them often enough."""
-
-    def linked(self, cookies: Iterable[str]) -> set[str]:
-        found = super().linked(cookies)
-        if not self.host.table and set(cookies) == {"two"}:
-            self.new.clear()
-        return found
-
-
-async def test_files_of_another_domain_take_the_places_of_new_ones(
-    tmp_path: Path, host: FakeMounts
-) -> None:
-    (tmp_path / "mnt").mkdir()
-    cache = Strays(host)
-    cache.new = {"two", CHAIN.fsid}
-    cache.elsewhere = {"one", "two"}
-    kernel = KernelMounts(tmp_path, "d", 4096, cache)
-    kernel.use_domain("d-2")
-    await kernel.hold(CHAIN)
-    assert (kernel.domain_id, cache.domains) == ("d-2", ["d-2"])
-    assert cache.moved == [{"two"}]
-    assert host.table == [(str(tmp_path / "mnt" / CHAIN.fsid), "erofs in d-2", CHAIN.fsid)]
-
-
-async def test_new_files_are_named_before_a_mount_by_hand(tmp_path: Path, host: FakeMounts) -> None:
-    (tmp_path / "mnt").mkdir()
-    cache = OldCache(host)
-    cache.new = {"two"}
-    kernel = KernelMounts(tmp_path, "d", 4096, cache)
-    await kernel.prepare(CHAIN)
-    assert host.calls == ["mount_erofs", "unmount", "mount_erofs", "unmount"]
-    assert host.table == []
-    cache.new.clear()
-    host.calls.clear()
-    await kernel.prepare(CHAIN)
-    assert host.calls == []
-
-
-async def test_files_that_the_kernel_does_not_name(
-    tmp_path: Path,
-    host: FakeMounts,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(kernel_mounts_module, "LINK_WAIT", 0.05)
-    (tmp_path / "mnt").mkdir()
-    cache = OldCache(host)
-    cache.new = cache.elsewhere = {"two"}
-    kernel = KernelMounts(tmp_path, "d", 4096, cache)
-    await kernel.hold(CHAIN)
-    assert cache.moved == []
-    assert len(host.points) == 1
-    assert caplog.messages == ["what is local is not used: the kernel made no files"]

@@ -20,8 +20,8 @@ READ_ONLY = Mounted(image(), "/one", None)
 READ_WRITE = Mounted(image(), "/one", Path("/state/scratch/s"))
 
 
-def entry(fs_type: str, *super_options: str) -> MountEntry:
-    return MountEntry(1, 0, (0, 1), "/", "/one", ("ro",), fs_type, "none", super_options)
+def entry(fs_type: str, *super_options: str, source: str = "none") -> MountEntry:
+    return MountEntry(1, 0, (0, 1), "/", "/one", ("ro",), fs_type, source, super_options)
 
 
 @pytest.mark.parametrize(("mounted", "scratch"), [(READ_ONLY, ""), (READ_WRITE, "s")])
@@ -35,6 +35,9 @@ def test_record(mounted: Mounted, scratch: str) -> None:
     [
         (READ_ONLY, entry("erofs", "ro", f"fsid={'a' * 64}"), True),
         (READ_ONLY, entry("erofs", "ro", f"fsid={'b' * 64}"), False),
+        (READ_ONLY, entry("erofs", "ro", source=f"/state/bootstraps/{'a' * 64}"), True),
+        (READ_ONLY, entry("erofs", "ro", source=f"/state/bootstraps/{'b' * 64}"), False),
+        (READ_ONLY, entry("tmpfs", "rw", source=f"/state/bootstraps/{'a' * 64}"), False),
         (READ_ONLY, entry("tmpfs", "rw"), False),
         (READ_WRITE, entry("overlay", "upperdir=/state/scratch/s/upper"), True),
         (READ_WRITE, entry("overlay", "upperdir=/state/scratch/t/upper"), False),

@@ -17,13 +17,14 @@ from tests.fakes.image_mounts import FAILURE, image, kernel_mount, leftovers, re
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lazyimg.images.cache_mounts import CacheMounts
     from lazyimg.images.mounts import Mounts
     from tests.fakes.host_mounts import FakeMounts
     from tests.fakes.image_mounts import Cache
 
 
-def entry(point: str, fs_type: str, *super_options: str) -> MountEntry:
-    return MountEntry(1, 0, (0, 1), "/", point, ("ro",), fs_type, "none", super_options)
+def entry(point: str, fs_type: str, *super_options: str, source: str = "none") -> MountEntry:
+    return MountEntry(1, 0, (0, 1), "/", point, ("ro",), fs_type, source, super_options)
 
 
 async def test_what_a_dead_daemon_left_is_taken_away(
@@ -36,6 +37,8 @@ async def test_what_a_dead_daemon_left_is_taken_away(
         entry("/theirs", "erofs", "fsid=f", "domain_id=other"),
         entry(kernel_mount(root), "erofs", *ours),
         entry("/one", "erofs", *ours),
+        entry("/from-file", "erofs", "ro", source=f"{root}/bootstraps/f"),
+        entry("/from-other-file", "erofs", "ro", source="/x/bootstraps/f"),
         entry("/rw", "overlay", f"lowerdir=/x,upperdir={root}/scratch/1/upper".split(",")[1]),
         entry("/docker", "overlay", "upperdir=/var/lib/docker/1"),
         entry("/lower-only", "overlay", "lowerdir=/a:/b"),
@@ -46,11 +49,13 @@ async def test_what_a_dead_daemon_left_is_taken_away(
     (root / "mnt" / ("a" * 64)).mkdir()
     (root / "scratch" / "1" / "upper").mkdir(parents=True)
     await mounts.recover(served=False)
-    assert host.points == ["/", "/erofs", "/theirs", "/docker", "/lower-only", "/other"]
+    assert host.points == [
+        "/", "/erofs", "/theirs", "/from-other-file", "/docker", "/lower-only", "/other"
+    ]  # fmt: skip
     assert leftovers(root) == []
     assert caplog.messages == [
         f"{point}: left by a daemon that died; unmounted"
-        for point in ("/rw", "/one", kernel_mount(root))
+        for point in ("/rw", "/from-file", "/one", kernel_mount(root))
     ]
 
 
@@ -276,6 +281,7 @@ async def test_dead_mounts_are_made_again(
 
 async def test_dead_mount_that_is_in_use_is_made_again_in_another_domain(
     mounts: Mounts,
+    way: CacheMounts,
     host: FakeMounts,
     library: Library,
     root: Path,
@@ -293,7 +299,7 @@ async def test_dead_mount_that_is_in_use_is_made_again_in_another_domain(
         ("/one", "overlay", "a" * 64),
     ]
     assert recorded(library) == [("/one", "mounted")]
-    assert (mounts.domain_id, cache.domains) == ("lazyimg-2", ["lazyimg-2"])
+    assert (way.domain_id, cache.domains) == ("lazyimg-2", ["lazyimg-2"])
     assert await mounts.dead() == {"a" * 64}
     host.detached = [("lazyimg", "a" * 28)]  # as some kernels cut it short
     assert await mounts.dead() == {"a" * 64}
@@ -305,24 +311,24 @@ async def test_dead_mount_that_is_in_use_is_made_again_in_another_domain(
     ("text", "domain"), [(None, "lazyimg"), ("lazyimg-2", "lazyimg-2"), ("other", "lazyimg")]
 )
 async def test_domain_of_mounts_that_are_taken_over(
-    mounts: Mounts, host: FakeMounts, root: Path, text: str | None, domain: str
+    mounts: Mounts, way: CacheMounts, host: FakeMounts, root: Path, text: str | None, domain: str
 ) -> None:
     if text is not None:
         (root / "domain").write_text(text)
     host.detached = [("lazyimg", "c" * 64)]
     await mounts.recover(served=True)
-    assert mounts.domain_id == domain
+    assert way.domain_id == domain
 
 
 async def test_first_domain_is_used_again_when_the_dead_are_gone(
-    mounts: Mounts, host: FakeMounts, library: Library, root: Path
+    mounts: Mounts, way: CacheMounts, host: FakeMounts, library: Library, root: Path
 ) -> None:
     leave(library, MountState.MOUNTED)
     (root / "domain").write_text("lazyimg-2")
     host.table = [(kernel_mount(root), "erofs in lazyimg-2", "a" * 64)]
     (root / "mnt" / ("a" * 64)).mkdir()
     await mounts.recover(served=False)
-    assert mounts.domain_id == (root / "domain").read_text() == "lazyimg"
+    assert way.domain_id == (root / "domain").read_text() == "lazyimg"
     assert host.table[0] == (kernel_mount(root), "erofs in lazyimg", "a" * 64)
 
 

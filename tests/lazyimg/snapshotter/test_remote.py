@@ -10,9 +10,11 @@ import pytest
 
 from lazyimg.errors import NotFoundError, RegistryError
 from lazyimg.fill.engine import Engine
+from lazyimg.host.own_mounts import OwnMounts
 from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.build import BuildReply, BuildRequest, build
+from lazyimg.images.cache_mounts import CacheMounts
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import LayerClaim, Library
 from lazyimg.images.mounts import Mounts
@@ -124,9 +126,9 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 def remote_layers(node: Node, host: FakeMounts, *patterns: str) -> RemoteLayers:
-    mounts = Mounts(
-        node.root, "lazyimg", 1 << 20, node.library, Cache(host), readers=node.catalog.readers
-    )
+    way = CacheMounts(node.root, "lazyimg", 1 << 20, Cache(host))
+    own = OwnMounts(node.root, "lazyimg")
+    mounts = Mounts(own, way, node.library, readers=node.catalog.readers)
     return RemoteLayers(node.images, mounts, patterns)
 
 
