@@ -6,9 +6,10 @@ before this one left (`Mounts.recover`), answer callers, say ready. Stop: listen
 what callers began, unmount while reads are still answered, give the kernel its device back, close
 the rest. Everything that is imported is imported before ready.
 
-A process that died leaves two fds with the service manager: with "cachefiles" the next one serves
-the mounts on, before it does anything slow, since readers wait; with "api" callers have waited too.
-If that next one fails to start, it ends without undoing anything: whoever waits, waits for another.
+A process that died leaves two fds with the service manager: with the one named as the transport is
+the next one serves the mounts on, before it does anything slow, since readers wait; with "api"
+callers have waited too. If that next one fails to start, it ends without undoing anything: whoever
+waits, waits for another.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from lazyimg.errors import InUseError, KernelError, LazyimgError, StorageError
+from lazyimg.errors import InUseError, LazyimgError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import HeapMemory, keep_freed_memory
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import OwnMounts, refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.host.sockets import remove_stale_socket
-from lazyimg.host.space import CacheLimits
 from lazyimg.host.user import require_root
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
@@ -40,7 +40,7 @@ from lazyimg.images.catalog import Catalog
 from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import Library
 from lazyimg.images.shown import ShownAccess
-from lazyimg.transports.cachefiles.transport import CachefilesTransport
+from lazyimg.transports.choice import MAKERS, start_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +63,6 @@ _log = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT: Final = 2.0
 """Seconds that callers may take to read the last answers."""
-
-CONTROL: Final = "cachefiles"
-"""The name under which the service manager keeps the kernel's control fd."""
 
 SHOWN: Final = "shown"
 """The name under which it keeps the file of memory with users' names and passwords."""
@@ -99,7 +96,7 @@ def run(config: Config) -> None:
 
 async def _serve(config: Config) -> None:
     manager = ServiceManager(os.environ)
-    takes_over = CONTROL in manager.names
+    takes_over = not MAKERS.keys().isdisjoint(manager.names)
     async with AsyncExitStack() as stack:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -163,9 +160,7 @@ async def start(
     stack.callback(shown.close)
     catalog = Catalog(root, library, engine, registries.open_blob, shown)
     catalog.load()
-    transport = CachefilesTransport(catalog, domain_id=config.domain_id)
-    catalog.use(transport)
-    served = await _serve_kernel(config, transport, manager, stack)
+    transport, served = await start_transport(config, catalog, catalog.use, manager, stack)
     if not was_shown:
         manager.keep(SHOWN, shown.fd)
     stack.callback(manager.forget, SHOWN)
@@ -350,37 +345,6 @@ class _Registries:
         return RemoteBlob(repository, source)
 
 
-async def _serve_kernel(
-    config: Config,
-    transport: CachefilesTransport,
-    manager: ServiceManager,
-    stack: AsyncExitStack,
-) -> bool:
-    """Start the transport; gives whether the mounts of the process before this one work on."""
-    limits, tag = _cache_limits(config), config.cachefiles.tag
-    kept = manager.take(CONTROL)
-    if kept is not None:
-        try:
-            await transport.start(config.cache_directory, tag=tag, limits=limits, control_fd=kept)
-        except KernelError as error:
-            _log.error("the mounts cannot be served on, they are mounted again: %s", error)
-            manager.forget(CONTROL)
-            await asyncio.to_thread(manager.wait_told)  # until it is closed, the device is busy
-            kept = None
-        else:
-            stack.push_async_callback(_stop_kernel, transport, manager)
-            return True
-    await transport.start(config.cache_directory, tag=tag, limits=limits)
-    stack.push_async_callback(_stop_kernel, transport, manager)
-    manager.keep(CONTROL, transport.control_fd)
-    return False
-
-
-async def _stop_kernel(transport: CachefilesTransport, manager: ServiceManager) -> None:
-    await transport.stop()
-    manager.forget(CONTROL)
-
-
 def watch_supervisor(manager: ServiceManager, stack: AsyncExitStack) -> None:
     """Say it when the supervisor is gone: this process goes on, but nothing replaces it."""
     if not manager.supervisor or not hasattr(os, "pidfd_open"):
@@ -490,15 +454,3 @@ async def _listen(listener: socket.socket, daemon: LazyimgDaemon, stack: AsyncEx
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, listener, backlog=BACKLOG).start()
-
-
-def _cache_limits(config: Config) -> CacheLimits:
-    settings = config.cachefiles
-    return CacheLimits(
-        brun=settings.brun,
-        bcull=settings.bcull,
-        bstop=settings.bstop,
-        frun=settings.frun,
-        fcull=settings.fcull,
-        fstop=settings.fstop,
-    )

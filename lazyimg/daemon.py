@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from lazyimg.registry.client import RegistryClient
     from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
-    from lazyimg.transports.cachefiles.transport import CachefilesTransport
+    from lazyimg.transports.ports import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class LazyimgDaemon:
         mounts: Mounts,
         prefetcher: Prefetcher,
         engine: Engine,
-        transport: CachefilesTransport,
+        transport: Transport,
         manager: ServiceManager,
         client: RegistryClient,
         snapshotter: Snapshotter | None = None,
@@ -214,7 +214,7 @@ class LazyimgDaemon:
             pid=os.getpid(),
             supervisor=self._manager.supervisor,
             restarts=self._manager.restarts,
-            transport="cachefiles",
+            transport=self._transport.name,
             root=self._config.root,
             uptime=time.monotonic() - self._started,
             mounts=mounts,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lazyimg.images.library import ChainRecord
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.service import Image
-    from lazyimg.transports.cachefiles.transport import CachefilesTransport
+    from lazyimg.transports.ports import Transport
 
 
 OPEN_SOON: Final = 3.0
@@ -68,7 +68,7 @@ class Prefetcher:
         mounts: Mounts,
         catalog: Catalog,
         engine: Engine,
-        transport: CachefilesTransport,
+        transport: Transport,
     ) -> None:
         self._root = root
         self._mounts = mounts

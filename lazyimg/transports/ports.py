@@ -1,11 +1,13 @@
-"""What a transport needs of others, from its own side."""
+"""What a transport needs of others, and what others see of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from lazyimg.errors import StorageError
     from lazyimg.fill.ports import Sink
+    from lazyimg.transports.counters import Counters
 
 
 class Filler(Protocol):
@@ -39,4 +41,56 @@ class Filler(Protocol):
         Duties: return when all of it is written, or raise LazyimgError, within the deadline of
         a read. Nothing unverified is written.
         """
+        ...
+
+
+class Transport(Protocol):
+    """A transport that runs, as the rest of the daemon sees it. Devices are named by cookies."""
+
+    @property
+    def name(self) -> str:
+        """One word: cachefiles, ..."""
+        ...
+
+    @property
+    def control_fd(self) -> int:
+        """What another process needs to take over."""
+        ...
+
+    @property
+    def counters(self) -> Counters:
+        """What was done since the start."""
+        ...
+
+    async def stop(self) -> None:
+        """Fail what is pending, and give the kernel everything back."""
+        ...
+
+    async def opened(self, cookie: str) -> Sink:
+        """Give where a device of a mounted image is written to.
+
+        Waits for the kernel, where that has to open it first. Raises LazyimgError.
+        """
+        ...
+
+    def present(self, cookie: str) -> list[range] | None:
+        """Give the ranges, in bytes, that an open device has; None if it is not open. Blocks.
+
+        Raises LazyimgError.
+        """
+        ...
+
+    def present_on_disk(self, cookie: str) -> list[range] | None:
+        """Give the ranges, in bytes, that a device has which is not open; None if it has none.
+
+        Blocks. Raises OSError.
+        """
+        ...
+
+    def shortage(self) -> StorageError | None:
+        """Say why nothing can be stored now; None if there is room. Blocks; raises OSError."""
+        ...
+
+    def is_tight(self) -> bool:
+        """Tell whether only what is read should be stored now. Blocks; raises OSError."""
         ...

@@ -61,12 +61,16 @@ class MemoryTransport:
     """
 
     def __init__(self, host: FakeMounts) -> None:
+        self.name = "cachefiles"
         self._host = host
         self.sinks: dict[str, MemorySink] = {}
         self.failures: dict[str, Exception] = {}
         self.tight: list[bool | OSError] = []
         self.counters = Counters()
         self.control_fd = -1
+
+    async def stop(self) -> None:
+        """Do nothing."""
 
     def linked(self, cookies: Iterable[str]) -> set[str]:
         return set(cookies)
@@ -145,7 +149,7 @@ class Node:
             self.mounts,
             self.catalog,
             self.engine,
-            self.transport,  # type: ignore[arg-type]
+            self.transport,
         )
 
     @property

@@ -57,6 +57,7 @@ from lazyimg.images.library import (
 )
 from lazyimg.images.shown import ShownAccess
 from lazyimg.registry.auth import Credential
+from lazyimg.transports import choice
 from tests.fakes.api_client import ApiClient
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
@@ -121,7 +122,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     started = Started(FakeMounts())
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     started.host.install(monkeypatch)
-    monkeypatch.setattr(app, "CachefilesTransport", started.transport)
+    monkeypatch.setattr(choice, "CachefilesTransport", started.transport)
     yield started
     started.device.close()
 

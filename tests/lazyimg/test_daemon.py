@@ -94,7 +94,7 @@ def make_daemon(
         mounts=node.mounts,
         prefetcher=node.prefetcher,
         engine=node.engine,
-        transport=node.transport,  # type: ignore[arg-type]
+        transport=node.transport,
         manager=ServiceManager({"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "3"}),
         client=node.client,
         snapshotter=snapshotter,

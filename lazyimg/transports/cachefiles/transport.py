@@ -36,13 +36,15 @@ OPEN_DEADLINE: Final = 30.0
 
 
 class CachefilesTransport:
-    """Serves the objects of `filler` through /dev/cachefiles.
+    """Serves the objects of `filler` through /dev/cachefiles; see `lazyimg.transports.ports`.
 
     Args:
         filler: knows every object.
         domain_id: the first of the EROFS domains that `sink`, `present` and `backing_path` are
             about, see `use_domain`; objects of any other mount are served just as well.
     """
+
+    name: Final = "cachefiles"
 
     def __init__(self, filler: Filler, *, domain_id: str) -> None:
         self._filler = filler

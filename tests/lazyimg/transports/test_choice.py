@@ -1,0 +1,172 @@
+"""Which transport is started, and what of the process before this one is taken over."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from lazyimg.config import Config
+from lazyimg.errors import KernelBusyError, KernelError, LazyimgError
+from lazyimg.host.service_manager import ServiceManager
+from lazyimg.transports import choice
+from lazyimg.transports.choice import Offer, Started, start_transport
+
+if TYPE_CHECKING:
+    from lazyimg.transports.ports import Filler, Transport
+
+FILLER = cast("Filler", object())
+
+
+class Fake:
+    """A transport.
+
+    Attributes:
+        refuses: raised when it is started.
+        refuses_to_go_on: raised when it is to take over.
+    """
+
+    def __init__(self, name: str, events: list[str]) -> None:
+        self.name = name
+        self.events = events
+        self.control_fd = 0
+        self.refuses: LazyimgError | None = None
+        self.refuses_to_go_on: LazyimgError | None = None
+
+    async def make(self, _config: Config, _filler: Filler, stack: AsyncExitStack) -> Offer:
+        stack.callback(self.events.append, f"close cache of {self.name}")
+        return Offer(cast("Any", self), self.start)
+
+    async def start(self, control_fd: int | None) -> None:
+        self.events.append(f"{'start' if control_fd is None else 'go on with'} {self.name}")
+        failure = self.refuses if control_fd is None else self.refuses_to_go_on
+        if control_fd is not None:
+            os.close(control_fd)
+        if failure is not None:
+            raise failure
+
+    async def stop(self) -> None:
+        self.events.append(f"stop {self.name}")
+
+
+class Manager(ServiceManager):
+    """A service manager that has some fds."""
+
+    def __init__(self, events: list[str], *kept: str) -> None:
+        super().__init__({})
+        self._events = events
+        self._handed = {name: [os.open("/dev/null", os.O_RDONLY)] for name in kept}
+
+    def keep(self, name: str, fd: int) -> None:
+        self._events.append(f"keep {name}")
+
+    def forget(self, name: str) -> None:
+        self._events.append(f"forget {name}")
+
+
+class Choice:
+    """Two transports, "first" and "second".
+
+    Attributes:
+        events: what happened to them.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.first, self.second = (Fake(name, self.events) for name in ("first", "second"))
+        both = (self.first, self.second)
+        monkeypatch.setattr(choice, "MAKERS", {one.name: one.make for one in both})
+
+    def use(self, transport: Transport) -> None:
+        self.events.append(f"use {transport.name}")
+
+    async def start(self, *kept: str, **settings: str) -> Started:
+        """Start and stop; gives what was started."""
+        manager = Manager(self.events, *kept)
+        config = Config(**cast("Any", settings))
+        async with AsyncExitStack() as stack:
+            started = await start_transport(config, FILLER, self.use, manager, stack)
+            self.events.append("serve")
+        return started
+
+
+@pytest.fixture
+def transports(monkeypatch: pytest.MonkeyPatch) -> Choice:
+    return Choice(monkeypatch)
+
+
+END = ["serve", "stop first", "forget first", "close cache of first"]
+
+
+async def test_first_that_works(transports: Choice) -> None:
+    started = await transports.start()
+    assert (str(started.transport.name), started.took_over) == ("first", False)
+    assert transports.events == ["use first", "start first", "keep first", *END]
+
+
+async def test_next_one_where_the_kernel_lacks_the_first(
+    transports: Choice, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    transports.first.refuses = KernelError("/dev/it", "is missing")
+    started = await transports.start()
+    assert str(started.transport.name) == "second"
+    assert transports.events == [
+        "use first",
+        "start first",
+        "close cache of first",
+        "use second",
+        "start second",
+        "keep second",
+        *[event.replace("first", "second") for event in END],
+    ]
+    assert caplog.messages == ["transport second; not first: /dev/it: is missing"]
+
+
+async def test_first_that_somebody_else_uses_is_not_passed_over(transports: Choice) -> None:
+    transports.first.refuses = KernelBusyError("/dev/it", "is in use")
+    with pytest.raises(KernelBusyError):
+        await transports.start()
+    assert transports.events[-1] == "close cache of first"
+
+
+async def test_none_that_works(transports: Choice) -> None:
+    transports.first.refuses = KernelError("/dev/it", "is missing")
+    transports.second.refuses = KernelError("/dev/other", "is too old")
+    with pytest.raises(KernelError) as caught:
+        await transports.start()
+    assert str(caught.value) == (
+        "transport: none works here: first: /dev/it: is missing; second: /dev/other: is too old;"
+        " `lazyimg doctor` says more"
+    )
+
+
+async def test_the_one_of_the_process_before_goes_on(transports: Choice) -> None:
+    started = await transports.start("api", "second")
+    assert (str(started.transport.name), started.took_over) == ("second", True)
+    assert transports.events[:3] == ["use second", "go on with second", "serve"]
+
+
+async def test_one_that_cannot_go_on_starts_anew(
+    transports: Choice, caplog: pytest.LogCaptureFixture
+) -> None:
+    transports.first.refuses_to_go_on = KernelError("/dev/it", "hands nothing over")
+    started = await transports.start("first")
+    assert not started.took_over
+    assert transports.events[:5] == [
+        "use first", "go on with first", "forget first", "start first", "keep first"
+    ]  # fmt: skip
+    assert caplog.messages == [
+        "the mounts cannot be served on, they are mounted again: /dev/it: hands nothing over"
+    ]
+
+
+async def test_only_one_says_itself_why_it_does_not_work(
+    transports: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "MAKERS", {"first": transports.first.make})
+    transports.first.refuses = KernelError("/dev/it", "is missing")
+    with pytest.raises(KernelError, match=r"^/dev/it: is missing$"):
+        await transports.start()
