@@ -8,6 +8,7 @@ Rules:
   - The daemon must not depend on a file that it serves: `own_mounts` refuses to serve then.
   - Overlays state `index`, `metacopy` and `redirect_dir` themselves: the kernel's defaults differ
     from one distribution to the next.
+  - What a cache may take of a disk is one rule for all (`space`).
   - What a machine lacks is said with its remedy (`preflight`), before anything else fails.
 
 `mount_table` is pure (text of /proc/self/mountinfo in, values out); the rest does I/O. Nothing here

@@ -112,6 +112,17 @@ class CacheSpace:
             return f"{self.directory} takes no more: {error.strerror}"
         return ""
 
+    def room(self) -> int:
+        """Give the bytes that may be stored until `bstop` is reached. Raises OSError."""
+        now = os.statvfs(self.top)
+        if now.f_ffree * 100 < now.f_files * self.limits.fstop:
+            return 0
+        return max(0, (now.f_bavail - now.f_blocks * self.limits.bstop // 100) * now.f_frsize)
+
+    def below_cull(self) -> bool:
+        """Tell whether culling should begin. Raises OSError."""
+        return self._free_below(self.limits.bcull, self.limits.fcull)
+
     def below_run(self) -> bool:
         """Tell whether culling, once begun, goes on. Raises OSError."""
         return self._free_below(self.limits.brun, self.limits.frun)

@@ -123,3 +123,27 @@ def test_space_for_a_large_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     space = CacheSpace(tmp_path, CacheLimits(), tmp_path)
     assert space.shortage() == ""
     assert space.shortage(near=True) == f"{tmp_path} {LITTLE}"
+
+
+@pytest.mark.parametrize(
+    ("status", "room", "below_cull"),
+    [
+        (disk(1000, 50, 1000, 1000), 40 * 4096, False),
+        (disk(1000, 49, 1000, 1000), 39 * 4096, True),
+        (disk(1000, 5, 1000, 1000), 0, True),
+        (disk(1000, 1000, 1000, 10), 990 * 4096, True),
+        (disk(1000, 1000, 1000, 9), 0, True),
+        (disk(1000, 1000, 0, 0), 990 * 4096, False),
+    ],
+)
+def test_room(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: os.statvfs_result,
+    room: int,
+    below_cull: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _path: status)
+    space = CacheSpace(tmp_path, CacheLimits(), tmp_path)
+    assert space.room() == room
+    assert space.below_cull() == below_cull
