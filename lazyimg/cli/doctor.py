@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import textwrap
 from dataclasses import replace
@@ -17,7 +18,7 @@ from lazyimg.errors import KernelError
 
 if TYPE_CHECKING:
     from lazyimg.cli.invocation import Invocation
-    from lazyimg.host.preflight import Check
+    from lazyimg.host.preflight import Check, Machine
 
 SOCKET: Final = "/run/containerd/containerd.sock"
 """Where a containerd answers, if one runs."""
@@ -38,12 +39,13 @@ def command(invocation: Invocation, *, output: str) -> int:
 
     config = invocation.config()
     machine = Machine(config.cache_directory, stop_percent=config.cachefiles.bstop)
+    checks = [*run_checks(machine), *_check_transports(machine)]
     containerd = findings.check_containerd(
         address=config.snapshotter.address, root=str(config.snapshotter_directory)
     )
     if containerd.ok and config.snapshotter.address and Path(SOCKET).exists():
         containerd = _ask_containerd(containerd)
-    checks = [*run_checks(machine), containerd]
+    checks.append(containerd)
     if config.image_service.address:
         service = config.image_service
         checks.append(
@@ -55,6 +57,19 @@ def command(invocation: Invocation, *, output: str) -> int:
         _print_checks(checks, shutil.get_terminal_size().columns)
     lacking = any(check.needed and not check.ok for check in checks)
     return KernelError.exit_code if lacking else 0
+
+
+def _check_transports(machine: Machine) -> list[Check]:
+    """Try each transport; one is needed."""
+    from lazyimg.host.preflight import explain_cachefiles, nearest_directory  # noqa: PLC0415
+    from lazyimg.transports.trial import try_transports  # noqa: PLC0415
+
+    if os.geteuid() != 0:
+        return []  # the finding about root says it
+    checks = asyncio.run(try_transports(nearest_directory(machine.cache_directory)))
+    if any(check.ok for check in checks):
+        return checks
+    return [*(replace(check, needed=True) for check in checks), *explain_cachefiles(machine)]
 
 
 def _ask_containerd(check: Check) -> Check:

@@ -1,7 +1,8 @@
 """What this machine has, and what it lacks, for lazy mounts: each finding with its remedy.
 
 Every check looks and changes nothing. A finding that is `needed` must be ok for images to be
-mounted lazily through /dev/cachefiles; the rest is good to know.
+mounted lazily; the rest is good to know. Whether a transport works is not looked up but tried
+(`lazyimg.transports.trial`).
 """
 
 from __future__ import annotations
@@ -93,19 +94,24 @@ def run_checks(machine: Machine) -> list[Check]:
     """Give all findings, the needed ones first. Blocks: reads a few small files."""
     checks = [
         _check_root(machine),
-        _check_kernel(machine),
-        _check_page_size(machine),
-        _check_device(machine),
         _check_file_system(machine, "erofs", needed=True),
         _check_file_system(machine, "overlay", needed=False),
         _check_cache_file_system(machine),
         _check_cache_space(machine),
         _check_open_files(),
         _check_memory(machine),
-        _check_configuration(machine),
-        *_check_other_transports(machine),
     ]
     return sorted(checks, key=lambda check: not check.needed)
+
+
+def explain_cachefiles(machine: Machine) -> list[Check]:
+    """Give what on-demand cachefiles wants of the kernel. Blocks: reads a few small files."""
+    return [
+        _check_kernel(machine),
+        _check_page_size(machine),
+        _check_device(machine),
+        _check_configuration(machine),
+    ]
 
 
 def _finding(name: str, detail: str, remedy: str, *, ok: bool, needed: bool = True) -> Check:
@@ -124,6 +130,7 @@ def _check_kernel(machine: Machine) -> Check:
         f"Linux {machine.release}; on-demand cachefiles, with domains, is in 6.1 to 7.1",
         _ONDEMAND_REMEDY,
         ok=(6, 1) <= machine.version <= (7, 1),
+        needed=False,
     )
 
 
@@ -133,6 +140,7 @@ def _check_page_size(machine: Machine) -> Check:
         f"{machine.page_size} bytes",
         f"use a kernel with pages of {FSCACHE_PAGE_SIZE} bytes",
         ok=machine.page_size == FSCACHE_PAGE_SIZE,
+        needed=False,
     )
 
 
@@ -143,16 +151,17 @@ def _check_device(machine: Machine) -> Check:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == EBUSY:
-            return _check_holders(machine)
+            return check_holders(machine)
         if error.errno in {EACCES, EPERM}:
-            return Check(name, ok=False, detail="only root may open it", remedy="run as root")
+            return _finding(name, "only root may open it", "run as root", ok=False, needed=False)
         built = _module_built(machine, "cachefiles")
         remedy = "`modprobe cachefiles`; if it is still missing: " if built else ""
-        return Check(name, ok=False, detail="missing", remedy=remedy + _ONDEMAND_REMEDY)
-    return Check(name, ok=True, detail="can be opened")
+        return _finding(name, "missing", remedy + _ONDEMAND_REMEDY, ok=False, needed=False)
+    return Check(name, ok=True, detail="can be opened", needed=False)
 
 
-def _check_holders(machine: Machine) -> Check:
+def check_holders(machine: Machine) -> Check:
+    """Say who has /dev/cachefiles open; lazyimg may."""
     holders = sorted(_find_holders(machine))
     text = ", ".join(f"{command} (process {pid})" for pid, command in holders)
     return _finding(
@@ -160,6 +169,7 @@ def _check_holders(machine: Machine) -> Check:
         f"in use by {text or 'a process that cannot be seen'}",
         "stop the process that holds it; only one can",
         ok=bool(holders) and all("lazyimg" in command for _, command in holders),
+        needed=False,
     )
 
 
@@ -208,7 +218,7 @@ def _check_file_system(machine: Machine, name: str, *, needed: bool) -> Check:
     )
 
 
-def _nearest_directory(path: Path) -> Path:
+def nearest_directory(path: Path) -> Path:
     """Give the nearest that there is, and that this user may know of."""
     while not os.path.isdir(path) and path != path.parent:  # noqa: PTH112  says no, never raises
         path = path.parent
@@ -217,7 +227,7 @@ def _nearest_directory(path: Path) -> Path:
 
 def _check_cache_file_system(machine: Machine) -> Check:
     name = "cache file system"
-    directory = _nearest_directory(machine.cache_directory)
+    directory = nearest_directory(machine.cache_directory)
     text = (machine.root / "proc/self/mountinfo").read_bytes()
     mount = find_mount(parse_mount_table(text), os.path.realpath(directory))
     if mount is None:
@@ -232,7 +242,7 @@ def _check_cache_file_system(machine: Machine) -> Check:
 
 
 def _check_cache_space(machine: Machine) -> Check:
-    free = os.statvfs(_nearest_directory(machine.cache_directory))
+    free = os.statvfs(nearest_directory(machine.cache_directory))
     percent = 100 * free.f_bavail / max(free.f_blocks, 1)
     return _finding(
         "cache space",
@@ -295,16 +305,3 @@ def _read_configuration(machine: Machine) -> str | None:
         return (machine.root / f"boot/config-{machine.release}").read_text()
     except OSError:
         return None
-
-
-def _check_other_transports(machine: Machine) -> Iterator[Check]:
-    """What later kernels offer in place of on-demand cachefiles."""
-    fuse = (machine.root / "dev/fuse").exists()
-    for name, since, present in (
-        ("EROFS on plain files", (6, 12), True),
-        ("FUSE passthrough", (6, 9), fuse),
-        ("fanotify pre-content events", (6, 14), True),
-    ):
-        ok = machine.version >= since and present
-        detail = "this kernel should have it" if ok else f"in Linux {since[0]}.{since[1]} and later"
-        yield Check(name, ok=ok, detail=detail, needed=False)

@@ -20,8 +20,9 @@ from lazyimg.host.mounts import (
     unmount,
 )
 from lazyimg.host.own_mounts import OwnMounts, refuse_own_mounts
-from lazyimg.host.preflight import Machine, run_checks
+from lazyimg.host.preflight import Machine, explain_cachefiles, run_checks
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
+from lazyimg.transports.trial import try_transports
 from tests.real.kernel_image import (
     DOMAIN,
     Image,
@@ -190,14 +191,25 @@ async def test_own_mounts_are_refused(image: Image, disk: Path, tmp_path: Path) 
 
 
 async def test_checks_on_a_kernel_that_has_all(disk: Path) -> None:
-    checks = {check.name: check for check in run_checks(Machine(disk))}
-    assert [check for check in checks.values() if check.needed and not check.ok] == []
+    assert [check for check in run_checks(Machine(disk)) if check.needed and not check.ok] == []
+    checks = {check.name: check for check in explain_cachefiles(Machine(disk))}
     assert checks["/dev/cachefiles"].detail == "can be opened"
 
 
+async def test_trial_of_cachefiles(disk: Path) -> None:
+    for _ in range(2):  # one leaves nothing that is in the way of the next
+        before = sorted(disk.iterdir())
+        tried = {check.name: check for check in await try_transports(disk)}
+        check = tried["transport cachefiles"]
+        assert (check.ok, check.detail) == (True, "an image was mounted and read")
+        assert sorted(disk.iterdir()) == before
+
+
 async def test_check_of_a_device_that_is_in_use(image: Image, disk: Path) -> None:
-    checks = {check.name: check for check in run_checks(Machine(disk))}
+    checks = {check.name: check for check in explain_cachefiles(Machine(disk))}
     assert f"(process {os.getpid()})" in checks["/dev/cachefiles"].detail
+    tried = {check.name: check for check in await try_transports(disk)}
+    assert f"(process {os.getpid()})" in tried["transport cachefiles"].detail
 
 
 async def test_killed_reader_leaves_the_mount_free(image: Image, tmp_path: Path) -> None:

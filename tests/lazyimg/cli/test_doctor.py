@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from lazyimg.cli import doctor
 from lazyimg.host import preflight
 from lazyimg.host.preflight import Check
 from lazyimg.setup import findings, kubelet
+from lazyimg.transports import trial
 from tests.fakes.containerd import running_containerd
 
 if TYPE_CHECKING:
@@ -26,14 +28,26 @@ OTHER = Check("containerd", ok=True, detail="not installed", needed=False)
 LACK = Check("/dev/cachefiles", ok=False, detail="missing", remedy="word " * 20 + "end")
 
 
-def find(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> list[Machine]:
+WORKS = Check("transport fuse", ok=True, detail="an image was mounted and read", needed=False)
+LACKS = Check("transport other", ok=False, detail="is missing", remedy="get it", needed=False)
+
+
+def find(
+    monkeypatch: pytest.MonkeyPatch, *checks: Check, tried: tuple[Check, ...] = ()
+) -> list[Machine]:
     looked: list[Machine] = []
+
+    async def try_transports(_: Path) -> list[Check]:
+        return list(tried)
 
     def run_checks(machine: Machine) -> list[Check]:
         looked.append(machine)
         return list(checks)
 
     monkeypatch.setattr(preflight, "run_checks", run_checks)
+    monkeypatch.setattr(preflight, "explain_cachefiles", lambda _: [WISH] if tried else [])
+    monkeypatch.setattr(trial, "try_transports", try_transports)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(findings, "check_containerd", lambda **_: OTHER)
     return looked
 
@@ -92,7 +106,39 @@ def test_containerd_is_asked_for_what_is_configured(
     assert asked == [{"address": "/run/x.sock", "root": "/srv/snapshotter"}]
 
 
-def test_on_this_machine(run: Callable[..., Result]) -> None:
+def test_transports_are_tried(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    find(monkeypatch, GOOD, tried=(LACKS, WORKS))
+    result = run("doctor")
+    assert result.code == 0
+    assert result.out.splitlines()[1:-1] == [
+        "--  transport other  is missing",
+        "      -> get it",
+        "ok  transport fuse   an image was mounted and read",
+    ]
+
+
+def test_no_transport_works(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    find(monkeypatch, GOOD, tried=(LACKS,))
+    result = run("doctor")
+    assert result.code == 71
+    assert result.out.splitlines()[1:-1] == [
+        "NO  transport other  is missing",
+        "      -> get it",
+        "--  memory           10 MB",
+        "      -> have more",
+    ]
+
+
+def test_only_root_tries_transports(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(monkeypatch, GOOD, tried=(LACKS,))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "transport" not in run("doctor").out
+
+
+def test_on_this_machine(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # changes nothing
     checks = json.loads(run("doctor", "--json").out)
     assert all(check["ok"] or check["remedy"] for check in checks)
 

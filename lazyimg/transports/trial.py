@@ -1,0 +1,150 @@
+"""Does a transport work on this machine? Tried with a tiny image, in a directory of its own.
+
+A trial does what the daemon does: it starts the transport, mounts an image of one file, has a child
+read a byte of it, which is filled on the way, and takes all of it back. What this process may wait
+for is bounded: mounts and reads are children's, and stopping a transport fails what is pending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import stat
+import tempfile
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lazyimg.errors import KernelBusyError, LazyimgError
+from lazyimg.host.mounts import mount_erofs, read_byte, unmount
+from lazyimg.host.preflight import Check, Machine, check_holders
+from lazyimg.host.removal import remove_tree
+from lazyimg_formats.erofs.tree import Device, FlatData, Node
+from lazyimg_formats.erofs.writer import serialize_image
+
+if TYPE_CHECKING:
+    from lazyimg.fill.ports import Sink
+
+BLOCK: Final = 4096
+"""Bytes of the device."""
+
+DOMAIN: Final = "lazyimg-try"
+"""The EROFS domain, and the tag of the kernel's cache, of a trial."""
+
+TIMEOUT: Final = 20.0
+"""Seconds for a trial, after which it has failed."""
+
+
+class TrialImage:
+    """An image of one file on one device; a `lazyimg.transports.ports.Filler` of it.
+
+    Attributes:
+        device: the device's name.
+        fsid: the bootstrap's name.
+        bootstrap: its bytes.
+    """
+
+    def __init__(self) -> None:
+        content = b"lazyimg " * (BLOCK // 8)
+        self.device = hashlib.sha256(content).hexdigest()
+        file = Node(stat.S_IFREG | 0o444, size=BLOCK, data=FlatData(0, 0))
+        root = Node(stat.S_IFDIR | 0o755, children={b"file": file})
+        self.bootstrap = serialize_image(root, [Device(self.device, 1)])
+        self.fsid = hashlib.sha256(self.bootstrap).hexdigest()
+        self._bytes = {self.device: content, self.fsid: self.bootstrap}
+
+    def size(self, cookie: str) -> int | None:
+        """Give an object's bytes, or None if there is no such object."""
+        found = self._bytes.get(cookie)
+        return None if found is None else len(found)
+
+    def read_local(self, cookie: str, offset: int, _length: int, buffer: memoryview) -> int | None:
+        """Put the bytes of a range into `buffer`."""
+        found = self._bytes[cookie][offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
+
+    async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
+        """Write a range to `sink`."""
+        found = self._bytes[cookie][offset : offset + length]
+        await sink.write(offset, memoryview(found.ljust(length, b"\0")))
+
+
+async def try_transports(directory: Path) -> list[Check]:
+    """Try each transport below a directory; gives a finding for each.
+
+    Args:
+        directory: on the file system where the cache is, or will be.
+    """
+    return [await _try_aside(name, directory) for name in TRIALS]
+
+
+async def _try_aside(name: str, directory: Path) -> Check:
+    """Try one in a new directory."""
+    try:
+        made = await asyncio.to_thread(tempfile.mkdtemp, prefix=".lazyimg-try-", dir=directory)
+    except OSError as error:
+        detail = f"{directory}: no directory can be made in it: {error.strerror}"
+        return Check(_title(name), ok=False, detail=detail, remedy="check --root", needed=False)
+    aside = Path(made)
+    try:
+        return await try_transport(name, aside)
+    finally:
+        with suppress(OSError):  # what is still mounted is not looked into
+            await asyncio.to_thread(remove_tree, aside)
+
+
+def _title(name: str) -> str:
+    return f"transport {name}"
+
+
+async def try_transport(name: str, directory: Path) -> Check:
+    """Try one transport; gives a finding.
+
+    Args:
+        name: one of `TRIALS`.
+        directory: empty, on the file system where the cache is; what is left in it may be removed.
+    """
+    title = _title(name)
+    try:
+        async with asyncio.timeout(TIMEOUT), AsyncExitStack() as stack:
+            await TRIALS[name](TrialImage(), directory, stack)
+    except KernelBusyError:
+        return replace(check_holders(Machine(directory)), name=title, needed=False)
+    except LazyimgError as error:
+        detail, remedy = f"{error.what}: {error.problem}", error.remedy
+    except TimeoutError:
+        detail, remedy = f"no image could be read within {TIMEOUT:g} s", ""
+    except OSError as error:
+        detail, remedy = f"{error.filename or name}: {error.strerror}", ""
+    else:
+        return Check(title, ok=True, detail="an image was mounted and read", needed=False)
+    return Check(
+        title, ok=False, detail=detail, remedy=remedy or "use another transport", needed=False
+    )
+
+
+async def _try_cachefiles(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+    from lazyimg.transports.cachefiles.transport import CachefilesTransport  # noqa: PLC0415
+
+    cache = _make(directory / "cache")
+    transport = CachefilesTransport(image, domain_id=DOMAIN)
+    await transport.start(cache, tag=DOMAIN)
+    stack.push_async_callback(transport.stop)
+    target = _make(directory / "mnt")
+    await mount_erofs(image.fsid, DOMAIN, target)
+    await _read(target, stack)
+
+
+async def _read(target: Path, stack: AsyncExitStack) -> None:
+    stack.push_async_callback(unmount, target, lazy=True)
+    await read_byte(target / "file", 0)
+
+
+def _make(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+TRIALS: Final = {"cachefiles": _try_cachefiles}
