@@ -12,12 +12,17 @@ from typing import Final
 _STANDARD: Final = (0, 1, 2)
 
 
-def raise_open_files() -> int:
-    """Raise the limit as far as is allowed without further rights, and give it."""
+def raise_open_files(most: int | None = None) -> int:
+    """Raise the limit as far as is allowed without further rights, and give it.
+
+    Args:
+        most: where it must not be higher, though it may be now; None: anywhere.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    wanted = hard if most is None else min(hard, most)
+    if soft != wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 def open_standard_files() -> None:
