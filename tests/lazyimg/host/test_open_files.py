@@ -28,6 +28,26 @@ def test_limit_is_raised_to_the_hard_one() -> None:
     assert done.stdout.split() == [str(hard)] * 4
 
 
+LIMITED = """
+import resource
+from lazyimg.host.open_files import raise_open_files
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(raise_open_files(100), raise_open_files(hard + 1), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_limit_is_lowered_where_it_must_not_be_higher() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout.split() == ["100", str(hard), str(hard), str(hard)]
+
+
 STANDARD = """
 import os, sys
 from lazyimg.host.open_files import open_standard_files
