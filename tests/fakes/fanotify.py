@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import struct
 from queue import Empty, SimpleQueue
 from threading import Condition
@@ -25,6 +27,15 @@ def access(fd: int, offset: int, count: int, *, pid: int = 77) -> bytes:
     """Give the bytes of an event."""
     head = struct.pack("=IBBHQii", 48, 3, 0, 24, 0x100000, fd, pid)
     return head + struct.pack("=BBHIQQ", 6, 0, 24, 0, offset, count)
+
+
+def free_number() -> int:
+    """Give the number of no fd, which nobody is about to get."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    number = fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, null + 1000)
+    for fd in (null, number):
+        os.close(fd)
+    return number
 
 
 class ScriptedGroup:

@@ -32,7 +32,8 @@ LIMITED = """
 import resource
 from lazyimg.host.open_files import raise_open_files
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-print(raise_open_files(100), raise_open_files(hard + 1), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(raise_open_files(100), raise_open_files(hard + 1))
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 

@@ -17,7 +17,7 @@ from lazyimg.transports.fanotify import server as module
 from lazyimg.transports.fanotify.journal import Journal, Place
 from lazyimg.transports.fanotify.server import Server
 from lazyimg_formats.device_table import BLOCK_SIZE
-from tests.fakes.fanotify import OVERFLOW, MemoryDevice, ScriptedGroup, access
+from tests.fakes.fanotify import OVERFLOW, MemoryDevice, ScriptedGroup, access, free_number
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BLOCK = memoryview(bytes(BLOCK_SIZE))
 NODE = 5
-PLACES = 64
+PLACES = 4096
 
 
 class ScriptedFiller:
@@ -372,8 +372,7 @@ async def test_takeover_fills_what_was_waited_for(tmp_path: Path) -> None:
     """One number is in use here: it cannot be kept, so that one is asked again."""
     served = Served(tmp_path)
     taken = os.open(os.devnull, os.O_RDONLY)
-    free = os.open(os.devnull, os.O_RDONLY)
-    os.close(free)
+    free = free_number()
     for fd in (taken, free):
         served.journal.put(Place(fd, NODE, 0, BLOCK_SIZE))
     served.found[NODE] = served.device

@@ -15,7 +15,7 @@ from lazyimg.transports.fanotify import transport as module
 from lazyimg.transports.fanotify.journal import Journal, Place
 from lazyimg.transports.fanotify.transport import JOURNAL, FanotifyTransport
 from lazyimg_formats.device_table import BLOCK_SIZE
-from tests.fakes.fanotify import ScriptedGroup, access
+from tests.fakes.fanotify import ScriptedGroup, access, free_number
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,7 +59,7 @@ class Node:
         monkeypatch.setattr(module, "open_group", lambda: 7)
         monkeypatch.setattr(module, "Group", self.take_group)
         monkeypatch.setattr(module, "raise_open_files", lambda most: most)
-        monkeypatch.setattr(module, "MAX_FDS", 64)
+        monkeypatch.setattr(module, "MAX_FDS", 4096)
 
     def take_group(self, fd: int) -> ScriptedGroup:
         self.given.append(fd)
@@ -236,9 +236,8 @@ async def test_loss_that_nobody_wants_to_know(node: Node, tmp_path: Path) -> Non
 async def test_takeover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     node = Node(tmp_path, monkeypatch)
     device = node.cache.open(A, SIZE)
-    journal = Journal(node.directory / JOURNAL, 64)
-    free = os.open(os.devnull, os.O_RDONLY)
-    os.close(free)
+    journal = Journal(node.directory / JOURNAL, 4096)
+    free = free_number()
     journal.put(Place(free, device.node, 0, BLOCK_SIZE))
     journal.close()
     await node.transport.start(node.directory, control_fd=30)
@@ -256,11 +255,11 @@ async def test_journal_of_another_group_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = Node(tmp_path, monkeypatch)
-    journal = Journal(node.directory / JOURNAL, 64)
+    journal = Journal(node.directory / JOURNAL, 4096)
     journal.put(Place(60, 1, 0, BLOCK_SIZE))
     journal.close()
     await node.transport.start(node.directory)
-    assert Journal(node.directory / JOURNAL, 64).taken() == []
+    assert Journal(node.directory / JOURNAL, 4096).taken() == []
     with pytest.raises(RuntimeError, match="was started already"):
         await node.transport.start(node.directory)
     await node.transport.stop()
