@@ -29,7 +29,8 @@ Rules:
     plain file, or its fanotify mark be removed: from there on nobody asks for what is missing.
   - A record belongs to the file beside it: both are made in a new directory that then gets its
     name, and removed by taking the name away first. No file is ever replaced, punched or truncated.
-    A device whose files do not fit each other is removed when the cache is loaded.
+    A device whose files do not fit each other is removed when the cache is loaded; what is not
+    ours is left alone.
   - Below the limits of free space (`lazyimg.host.space`) nothing is stored, and devices that nobody
     uses are removed, the one that was not used for the longest time first. In use is what was
     opened until it is released, and what anybody refers to. Nothing is removed before
@@ -41,5 +42,6 @@ such directories are refused (`file_system`).
 Concurrency: everything but `write` and `close` may be called in any thread. A range is looked up
 without a lock (one slice of a bytearray); marks are set under a lock of the file, which is held for
 one small pwrite(2). One thread syncs and removes. An fd is closed when nobody refers to its
-`DeviceFile` any more, so that no thread can meet a number that was given to another file.
+`DeviceFile` any more, so that no thread can meet a number that was given to another file; at the
+close of the cache, when no thread is left, at once.
 """

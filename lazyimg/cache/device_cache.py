@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ MAX_SIZE: Final = 1 << 40
 """Bytes of a device that is taken: its record has 32 MiB then."""
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_NAME: Final = re.compile("[0-9a-f]{64}")
 _NEW: Final = ".new-"
 _GONE: Final = ".gone-"
 
@@ -63,7 +65,9 @@ class DeviceCache:
         self._keeper = Upkeep(self._space, self._cull)
 
     def load(self) -> None:
-        """Find out which devices there are, and remove what is none. Blocks.
+        """Find out which devices there are, and remove unfinished ones. Blocks.
+
+        What else is in the directory is left alone.
 
         Raises:
             StorageError: the disk fails.
@@ -88,8 +92,9 @@ class DeviceCache:
         except (FileNotFoundError, NotADirectoryError):
             fits = False
         if not fits:
-            _log.warning("%s: is no device's; removing it", path)
-            self._delete(path)
+            if _is_ours(path):
+                _log.info("%s: is unfinished; removing it", path)
+                remove_tree(path)
             return
         for written in path.glob(f"{WRITTEN}*"):
             if written.name != f"{WRITTEN}{self._boot}":
@@ -190,9 +195,11 @@ class DeviceCache:
         return self._space.below_run()
 
     async def close(self) -> None:
-        """Sync everything; nothing may be written any more. What is open stays readable."""
+        """Sync and close everything; nobody may read or write any more."""
         await asyncio.to_thread(self._keeper.close)
         self._used.clear()
+        for file in list(self._files.values()):
+            file.close()
 
     # With the lock held.
 
@@ -244,12 +251,6 @@ class DeviceCache:
         gone = Path(tempfile.mkdtemp(prefix=_GONE, dir=self.directory))
         return path.rename(gone)
 
-    def _delete(self, path: Path) -> None:
-        if path.is_dir() and not path.is_symlink():
-            remove_tree(path)
-        else:
-            path.unlink()
-
     # In the thread of the upkeep.
 
     def _cull(self) -> None:
@@ -286,3 +287,13 @@ def _checked(name: str) -> str:
     if not name or "/" in name or name.startswith("."):
         raise ValueError(f"{name!r} cannot be a device's name")
     return name
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a directory has files of a device, and nothing else; or is an empty device's."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    names = [entry.name for entry in path.iterdir()]
+    if not names:
+        return _NAME.fullmatch(path.name) is not None
+    return all(name in {DATA, PRESENT} or name.startswith(WRITTEN) for name in names)

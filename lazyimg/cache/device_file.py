@@ -47,7 +47,7 @@ class DeviceFile:
         name: the device's.
         size: bytes.
         path: of the data.
-        fd: of the data, for reading and writing; this object's.
+        fd: of the data, for reading and writing; closed with the last reference to this object.
         node: the data's inode number; the same as long as the device is in the cache.
         complete: whether all of it is present and synced, so that nothing will be asked for.
 
@@ -61,7 +61,7 @@ class DeviceFile:
         self.size = size
         self.path = directory / DATA
         self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        weakref.finalize(self, os.close, self.fd)
+        self._close = weakref.finalize(self, os.close, self.fd)
         status = os.fstat(self.fd)
         self.node = status.st_ino
         self._durable = Record(directory / PRESENT, size)
@@ -299,6 +299,15 @@ class DeviceFile:
             self._written = None
             with suppress(OSError):
                 self._written_path.unlink()
+
+    def close(self) -> None:
+        """Close what is open; what is read or written from now on fails. Nobody may be at it."""
+        with self._lock:
+            self.fd = -1
+            self._close()
+            self._durable.close()
+            if self._written is not None:
+                self._written.close()
 
     def forget(self) -> None:
         """Take no more writes: the device is being removed."""

@@ -21,7 +21,7 @@ _HEADER: Final = struct.Struct("<8sQ48x")
 
 
 class Record:
-    """An open record. Its fd is closed with the last reference to it.
+    """An open record. Its fd is closed by `close`, or with the last reference to it.
 
     Args:
         path: of the file.
@@ -36,7 +36,7 @@ class Record:
         self._size = size
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if make else 0), 0o600)
-        weakref.finalize(self, os.close, self._fd)
+        self._close = weakref.finalize(self, os.close, self._fd)
         if make:
             os.pwrite(self._fd, _HEADER.pack(_MAGIC, size), 0)
             os.truncate(self._fd, _HEADER.size + self._length)
@@ -75,6 +75,11 @@ class Record:
     def sync(self) -> None:
         """Make what was written survive a power cut. Raises OSError."""
         os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close it; whatever else is called then raises OSError."""
+        self._fd = -1
+        self._close()
 
 
 def record_size(header: bytes) -> int | None:

@@ -59,13 +59,16 @@ class Upkeep:
             return
         try:
             room = self._space.room()
-            said = "" if room > length else self._space.shortage(near=True)
+            if room < length:
+                self.look_for_room()
+                raise StorageError("cache", self._space.shortage() or self._refusal(length), REMEDY)
         except OSError as error:
             raise StorageError("cache", f"cannot ask for its space: {error.strerror}") from error
-        if said:
-            self.look_for_room()
-            raise StorageError("cache", said, REMEDY)
         self._room = min(room // 4, ROOM)
+
+    def _refusal(self, length: int) -> str:
+        kept = self._space.limits.bstop
+        return f"{self._space.directory} has no room for {length} bytes if {kept} % stay free"
 
     def note(self, file: DeviceFile, *, whole: bool) -> None:
         """See `Keeper`."""

@@ -80,9 +80,7 @@ async def test_killed_process_leaves_what_it_wrote(tmp_path: Path) -> None:
         assert found.present() == [range(BLOCK, 2 * BLOCK)]
 
 
-async def test_what_is_unfinished_is_removed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_is_unfinished_is_removed(tmp_path: Path) -> None:
     async with opened(tmp_path) as cache:
         for name in ("good", "no-record", "no-data", "other-size", "bad-record"):
             cache.open(name, SIZE).write_now(0, [DATA[:BLOCK]])
@@ -91,16 +89,33 @@ async def test_what_is_unfinished_is_removed(
     (tmp_path / "no-data" / "data").unlink()
     os.truncate(tmp_path / "other-size" / "data", SIZE - BLOCK)
     (tmp_path / "bad-record" / "present").write_bytes(b"x" * 100)
+    (tmp_path / ("0" * 64)).mkdir()
     (tmp_path / ".new-x").mkdir()
     (tmp_path / ".gone-x").mkdir()
     (tmp_path / ".gone-x" / "data").write_bytes(b"")
-    (tmp_path / "file").write_bytes(b"")
     async with opened(tmp_path) as cache:
         assert cache.names() == ["good"]
         assert names_in(tmp_path) == ["good"]
         assert names_in(tmp_path / "good") == ["data", "present", "written.boot"]
-    assert f"{tmp_path / 'file'}: is no device's; removing it" in caplog.messages
-    assert len(caplog.messages) == 5
+
+
+async def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "data").write_bytes(b"")
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    (directory / "lost+found").mkdir()
+    (directory / "file").write_bytes(b"")
+    (directory / "link").symlink_to(elsewhere)
+    (directory / "other").mkdir()
+    (directory / "other" / "data").write_bytes(b"")
+    (directory / "other" / "precious").write_bytes(b"")
+    async with opened(directory) as cache:
+        assert cache.names() == []
+    assert names_in(directory) == ["file", "link", "lost+found", "other"]
+    assert names_in(directory / "other") == ["data", "precious"]
+    assert names_in(elsewhere) == ["data"]
 
 
 async def test_device_of_another_size_is_made_anew(tmp_path: Path, cache: DeviceCache) -> None:
@@ -301,3 +316,19 @@ async def test_devices_are_opened_side_by_side(cache: DeviceCache) -> None:
         *(asyncio.to_thread(cache.open, f"device{number % 3}", SIZE) for number in range(30))
     )
     assert len({id(file) for file in opened}) == 3
+
+
+async def test_nothing_is_open_after_the_close(tmp_path: Path) -> None:
+    async with opened(tmp_path) as cache:
+        file = cache.open("one", SIZE)
+        file.write_now(0, [DATA[:BLOCK]])
+        fds = [file.fd, file._durable._fd, file._written._fd] if file._written else []
+    assert len(fds) == 3
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    with pytest.raises(StorageError, match="cannot read from the cache: Bad file descriptor"):
+        file.read_into(0, memoryview(bytearray(BLOCK)))
+    with pytest.raises(StorageError, match="cannot write to the cache: Bad file descriptor"):
+        file.write_now(0, [DATA])
+    assert file.absent(0, SIZE) == [range(BLOCK, SIZE)]

@@ -185,6 +185,13 @@ def test_nothing_is_admitted_below_the_limit(
     with pytest.raises(StorageError) as raised:
         upkeep.admit(200 * BLOCK)
     assert str(raised.value) == (
+        f"cache: {tmp_path} has no room for {200 * BLOCK} bytes if 1 % stay free; {REMEDY}"
+    )
+    rounds.wait()
+    monkeypatch.setattr(os, "statvfs", disk(stop - 100))
+    with pytest.raises(StorageError) as raised:
+        upkeep.admit(BLOCK)
+    assert str(raised.value) == (
         f"cache: {tmp_path} has less than 1 % of its space left (or 1 % of its inodes); {REMEDY}"
     )
     rounds.wait()
