@@ -9,14 +9,16 @@ Rules, checked by every constructor and by `parse_device_table`:
   2. spans are used in order: an extent never uses an earlier span than the extent before it, and
      every span is used, so that any run of spans gives one run of the device;
   3. an extent lies inside its span's decoded bytes;
-  4. every span lies inside a blob of possible size, and padding is zero.
+  4. every span lies inside a blob of possible size; only a span that is a part of what its codec
+     decodes skips bytes; and padding is zero.
 
 Name: `DeviceTable.name` is the sha256, as 64 hex characters, of the canonical bytes: a heading,
 the size, the extents' columns and each span's decoded length and digest. Where in a blob a span
 lies, and how it is compressed, is not in it: it does not change a byte of the device.
 
 On disk (`serialize_device_table`): little-endian, a header of 64 bytes, then the columns one after
-the other, each starting on 8 bytes, so that a file of it can be mapped and used as it is.
+the other, each starting on 8 bytes, so that a file of it can be mapped and used as it is. The last
+column, of skipped bytes, is there only if a span skips any: the table's length tells.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ MAX_DEVICE_SIZE: Final = 1 << 44
 MAX_SPAN_SIZE: Final = 64 << 20
 """Bytes, decoded. What one span may cost in memory."""
 
+MAX_SKIP: Final = MAX_SPAN_SIZE
+"""Bytes that are decoded before a span: they cost time with each of its fills."""
+
 MAX_STORED_SPAN_SIZE: Final = MAX_SPAN_SIZE + (1 << 20)
 """Bytes, in the blob: compression makes some data a little larger."""
 
@@ -64,7 +69,12 @@ class Codec(IntEnum):
 
     RAW = 0
     ZSTD = 1  # one zstd frame
-    GZIP = 2  # one gzip member
+    GZIP = 2  # a part of one gzip member
+    ZSTD_PART = 3  # a part of one zstd frame
+
+
+PARTS: Final = frozenset({Codec.GZIP, Codec.ZSTD_PART})
+"""Codecs whose span is a part of what is decoded: bytes before and behind it are passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,7 @@ class Span:
         length: bytes when decoded.
         digest: sha256 of the decoded bytes, 32 bytes.
         codec: how to decode it.
+        skip: decoded bytes before it; several spans may be parts of the same range of the blob.
     """
 
     blob_offset: int
@@ -94,6 +105,7 @@ class Span:
     length: int
     digest: bytes
     codec: Codec
+    skip: int = 0
 
 
 class DeviceTable:
@@ -112,7 +124,7 @@ class DeviceTable:
     __slots__ = (
         "_data", "_extent_inner", "_extent_length", "_extent_offset", "_extent_span",
         "_span_blob_length", "_span_blob_offset", "_span_codec", "_span_digest", "_span_length",
-        "extent_count", "name", "size", "span_count",
+        "_span_skip", "extent_count", "has_parts", "name", "size", "span_count",
     )  # fmt: skip
 
     def __init__(self, data: bytes | memoryview, *, expected_name: str | None = None) -> None:
@@ -129,8 +141,9 @@ class DeviceTable:
                 "device table", f"{extents} extents, {spans} spans are over the limit"
             )
         ends = _column_ends(extents, spans)
-        if len(view) != ends[-1]:
-            raise FormatError("device table", f"expected {ends[-1]} bytes, got {len(view)}")
+        self.has_parts: bool = spans > 0 and len(view) == ends[9]
+        if len(view) != ends[8] and not self.has_parts:
+            raise FormatError("device table", f"expected {ends[8]} bytes, got {len(view)}")
         self._data = view
         self.size: int = size
         self.extent_count: int = extents
@@ -144,7 +157,9 @@ class DeviceTable:
         canonical = ends[5]
         self._span_blob_offset = view[ends[5] : ends[5] + 8 * spans].cast("Q")
         self._span_blob_length = view[ends[6] : ends[6] + 4 * spans].cast("I")
-        self._span_codec = view[ends[7] : ends[7] + spans]
+        self._span_codec = view[ends[7] : ends[8]]
+        skip = ends[9] - 4 * spans
+        self._span_skip = view[skip : skip + 4 * spans if self.has_parts else skip].cast("I")
         self.name: str = hashlib.sha256(view[:canonical]).hexdigest()
         self._check_spans(ends)
         if expected_name is None:
@@ -157,6 +172,8 @@ class DeviceTable:
         starts = [_HEADER.size, *ends]
         paddings = [(32, _HEADER.size)]
         paddings += [(starts[i] + width, starts[i + 1]) for i, width in enumerate(widths)]
+        if self.has_parts:
+            paddings.append((ends[8], ends[9] - 4 * self.span_count))
         if any(any(self._data[start:stop]) for start, stop in paddings):
             raise FormatError("device table", "padding is not zero")
         if not self.span_count:
@@ -172,6 +189,16 @@ class DeviceTable:
             )
         if max(self._span_codec) > max(Codec):
             raise FormatError("device table", f"unknown codec {max(self._span_codec)}")
+        if self.has_parts:
+            self._check_skips()
+
+    def _check_skips(self) -> None:
+        most = max(self._span_skip)
+        if not 0 < most <= MAX_SKIP:
+            raise FormatError("device table", f"{most} bytes before a span, at most {MAX_SKIP}")
+        for codec, skip in zip(self._span_codec, self._span_skip, strict=True):
+            if skip and codec not in PARTS:
+                raise FormatError("device table", f"bytes before a whole span of codec {codec}")
 
     def _check_extents(self) -> None:
         end, last = 0, -1
@@ -217,6 +244,7 @@ class DeviceTable:
             self._span_length[index],
             bytes(self._span_digest[32 * index : 32 * index + 32]),
             Codec(self._span_codec[index]),
+            self._span_skip[index] if self.has_parts else 0,
         )
 
     def blob_range(self, index: int) -> tuple[int, int]:
@@ -258,8 +286,10 @@ class DeviceTable:
         return max(ends, default=0)
 
     def blob_bytes(self) -> int:
-        """Give the compressed bytes of all spans."""
-        return sum(self._span_blob_length)
+        """Give the compressed bytes of all spans; of those in the same range, once."""
+        if not self.has_parts:
+            return sum(self._span_blob_length)
+        return sum(dict(zip(self._span_blob_offset, self._span_blob_length, strict=True)).values())
 
 
 def _column_widths(extents: int, spans: int) -> tuple[int, ...]:
@@ -270,13 +300,17 @@ def _column_widths(extents: int, spans: int) -> tuple[int, ...]:
 
 
 def _column_ends(extents: int, spans: int) -> list[int]:
-    """Give where each column ends (the next one starts), rounded up to 8 bytes but the last."""
+    """Give where each column ends (the next one starts), rounded up to 8 bytes but the last two.
+
+    These are what ends the table: the codecs, or behind them the skipped bytes.
+    """
     ends = []
     position = _HEADER.size
     for width in _column_widths(extents, spans):
         position += -(-width // 8) * 8
         ends.append(position)
     ends.append(position + spans)
+    ends.append(position + -(-spans // 8) * 8 + 4 * spans)
     return ends
 
 
@@ -292,7 +326,9 @@ def serialize_device_table(size: int, extents: Iterable[Extent], spans: Iterable
     for extent in extents:
         columns.add_extent(extent.device_offset, extent.length, extent.span, extent.inner_offset)
     for span in spans:
-        columns.add_span(span.blob_offset, span.blob_length, span.length, span.digest, span.codec)
+        columns.add_span(
+            span.blob_offset, span.blob_length, span.length, span.digest, span.codec, span.skip
+        )
     return columns.serialize(size)
 
 
@@ -304,14 +340,21 @@ class DeviceColumns:
         self._span_length = array("I")
         self._span_digest = bytearray()
         self._span_blob = (array("Q"), array("I"), bytearray())
+        self._span_skip = array("I")
 
     @property
     def span_count(self) -> int:
         """How many spans were added."""
         return len(self._span_length)
 
-    def add_span(
-        self, blob_offset: int, blob_length: int, length: int, digest: bytes, codec: Codec
+    def add_span(  # noqa: PLR0917 - what a span has; an object for each costs too much
+        self,
+        blob_offset: int,
+        blob_length: int,
+        length: int,
+        digest: bytes,
+        codec: Codec,
+        skip: int = 0,
     ) -> int:
         """Add a span; its attributes as in `Span`. Gives its index.
 
@@ -330,10 +373,13 @@ class DeviceColumns:
             raise FormatError(
                 "span", f"impossible position {blob_offset}+{blob_length} or length {length}"
             )
+        if skip and not (codec in PARTS and 0 < skip <= MAX_SKIP):
+            raise FormatError("span", f"{skip} decoded bytes before it, at most {MAX_SKIP}")
         self._span_blob[0].append(blob_offset)
         self._span_blob[1].append(blob_length)
         self._span_blob[2].append(codec)
         self._span_length.append(length)
+        self._span_skip.append(skip)
         self._span_digest += digest
         return len(self._span_length) - 1
 
@@ -378,5 +424,8 @@ class DeviceColumns:
         for column in columns[:-1]:
             raw = bytes(column)
             parts += [raw, bytes(-len(raw) % 8)]
-        parts.append(bytes(columns[-1]))
+        codecs = bytes(columns[-1])
+        parts.append(codecs)
+        if any(self._span_skip):
+            parts += [bytes(-len(codecs) % 8), bytes(self._span_skip)]
         return b"".join(parts)

@@ -208,11 +208,17 @@ class LayerBuilder:
         self._maps: list[ChunkMap] = []
         self._chunks = 0
 
-    def add_span(
-        self, blob_offset: int, blob_length: int, length: int, digest: bytes, codec: Codec
+    def add_span(  # noqa: PLR0917 - see `DeviceColumns.add_span`
+        self,
+        blob_offset: int,
+        blob_length: int,
+        length: int,
+        digest: bytes,
+        codec: Codec,
+        skip: int = 0,
     ) -> int:
         """Add the next span (attributes as in `Span`); gives its index for `Piece`."""
-        return self._columns.add_span(blob_offset, blob_length, length, digest, codec)
+        return self._columns.add_span(blob_offset, blob_length, length, digest, codec, skip)
 
     def add(self, entry: Entry, pieces: Sequence[Piece] = ()) -> None:
         """Add the next entry.

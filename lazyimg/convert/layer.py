@@ -18,7 +18,7 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.tar.scanner import Member
 from lazyimg_formats.tar_split import TarSplit
-from lazyimg_formats.zstd_chunked.location import MAX_TOC
+from lazyimg_formats.zstd_chunked.entries import MAX_TOC
 from lazyimg_formats.zstd_chunked.writer import Chunk, TocWriter, serialize_tail
 
 if TYPE_CHECKING:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import zstandard
 
 from lazyimg.errors import CorruptError
-from lazyimg_formats.device_table import Codec
+from lazyimg_formats.device_table import PARTS, Codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lazyimg_formats.device_table import DeviceTable, Span
 
+MAX_WINDOW: Final = 64 << 20
+"""Bytes that decoding a part of a zstd frame may remember, in each thread."""
+
 _GZIP: Final = 16 + zlib.MAX_WBITS
+_PIECE: Final = 256 << 10  # bytes of what is passed over that are decoded at a time
 
 
 class _Decompressors(threading.local):
@@ -25,6 +29,7 @@ class _Decompressors(threading.local):
 
     def __init__(self) -> None:
         self.zstd = zstandard.ZstdDecompressor()
+        self.parts = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
 
 
 _decompressors = _Decompressors()
@@ -41,8 +46,15 @@ def decode_span(device: str, span: Span, data: memoryview) -> bytes:
     Raises:
         CorruptError: `data` does not decode to exactly `span.length` bytes with that digest.
     """
+    return _decode(device, span, data, None)
+
+
+def _decode(device: str, span: Span, data: memoryview, parts: _Parts | None) -> bytes:
     try:
-        decoded = _DECODERS[span.codec](data, span.length)
+        if span.codec in PARTS:
+            decoded = (parts or _Parts(span.codec, data)).take(span.skip, span.length)
+        else:
+            decoded = _WHOLE[span.codec](data, span.length)
     except (zstandard.ZstdError, zlib.error, ValueError) as error:
         raise _corrupt(device, span, f"does not decode as {span.codec.name}: {error}") from error
     if len(decoded) != span.length:
@@ -120,19 +132,70 @@ def _decode_zstd(data: memoryview, length: int) -> bytes:
     return _decompressors.zstd.decompress(data, max_output_size=length, allow_extra_data=False)
 
 
-def _decode_gzip(data: memoryview, length: int) -> bytes:
-    member = zlib.decompressobj(_GZIP)
-    decoded = member.decompress(data, length + 1)  # one more, so that the trailer is read
-    if not member.eof or member.unused_data:
-        raise ValueError("not exactly one member of the expected length")
-    return decoded
+_WHOLE: Final = {Codec.RAW: _decode_raw, Codec.ZSTD: _decode_zstd}
 
 
-_DECODERS: Final = {
-    Codec.RAW: _decode_raw,
-    Codec.ZSTD: _decode_zstd,
-    Codec.GZIP: _decode_gzip,
-}
+class _Stream(Protocol):
+    """Bytes that are decoded as they are asked for."""
+
+    def read(self, length: int) -> bytes:
+        """Give the next bytes: fewer than `length`, but some, unless there are no more."""
+        ...
+
+
+class _GzipStream:
+    """What one gzip member holds."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._member = zlib.decompressobj(_GZIP)
+        self._data = data
+        self._rest: bytes | memoryview = b""  # what was given to it, and not taken
+
+    def read(self, length: int) -> bytes:
+        """See _Stream."""
+        decoded = b""
+        while not decoded and not self._member.eof:
+            if not self._rest:  # small pieces: what is not taken is copied
+                self._rest, self._data = self._data[:_PIECE], self._data[_PIECE:]
+            end = not self._rest
+            decoded = self._member.decompress(self._rest, length)
+            self._rest = self._member.unconsumed_tail
+            if end:
+                break
+        return decoded
+
+
+def _open_stream(codec: Codec, data: memoryview) -> _Stream:
+    if codec is Codec.GZIP:
+        return _GzipStream(data)
+    return _decompressors.parts.stream_reader(data, read_across_frames=False)
+
+
+class _Parts:
+    """Parts of one decoded gzip member or zstd frame; those asked for in order cost one pass."""
+
+    def __init__(self, codec: Codec, data: memoryview) -> None:
+        self._codec = codec
+        self._data = data
+        self._stream = _open_stream(codec, data)
+        self._position = 0
+
+    def take(self, skip: int, length: int) -> bytes:
+        """Give the bytes at `skip`; fewer than `length` where it ends before."""
+        if skip < self._position:
+            self._stream, self._position = _open_stream(self._codec, self._data), 0
+        while self._position < skip and self._read(min(skip - self._position, _PIECE)):
+            pass
+        parts = []
+        while length and (part := self._read(length)):
+            parts.append(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read(self, length: int) -> bytes:
+        data = self._stream.read(length)
+        self._position += len(data)
+        return data
 
 
 def decode_spans(
@@ -148,11 +211,15 @@ def decode_spans(
     """
     view = memoryview(data)
     good, bad = {}, {}
+    open_at, parts = -1, None
     for index in spans:
         span = table.span(index)
         start = span.blob_offset - blob_offset
+        stored = view[start : start + span.blob_length]
+        if span.codec in PARTS and start != open_at:
+            open_at, parts = start, _Parts(span.codec, stored)
         try:
-            good[index] = decode_span(table.name, span, view[start : start + span.blob_length])
+            good[index] = _decode(table.name, span, stored, parts)
         except CorruptError as error:
             bad[index] = error
     return good, bad

@@ -52,6 +52,8 @@ def read_local(
         return 0
     if len(spans) > MAX_SPANS or sum(map(table.span_length, spans)) > MAX_SIZE:
         return None
+    if table.has_parts and len(spans) > 1:
+        return None  # those of one member or frame are better decoded in one pass
     stop = max(offset + length, min(offset + len(buffer), _known_end(device, spans)))
     at_hand = _AtHand(device, spans[-1])
     try:

@@ -120,12 +120,14 @@ def _grow(
     while 0 <= span + direction < table.span_count and free(span + direction):
         offset, size = table.blob_range(span + direction)
         gap = offset - position - length if direction > 0 else position - offset - size
+        if offset == position:  # parts of the same bytes
+            gap = size = 0
         far = abs(_device_start(table, span + direction) - home)
         if not 0 <= gap <= limits.merge_gap or used + gap + size > spare or far > reach:
             break
         used += gap + size
         span += direction
-        position, length = offset, size
+        position, length = table.blob_range(span)
     return span, used
 
 
@@ -141,11 +143,11 @@ def plan_groups(table: DeviceTable, run: range, limits: FillLimits) -> Iterator[
     for span in run:
         offset, length = table.blob_range(span)
         size = table.span_length(span)
-        if span > first and (
-            not 0 <= offset - high <= limits.merge_gap
-            or offset + length - low > limits.max_fetch
-            or decoded + size > limits.max_decode
-        ):
+        joined = offset + length == high  # parts of the same bytes
+        apart = not joined and (
+            not 0 <= offset - high <= limits.merge_gap or offset + length - low > limits.max_fetch
+        )
+        if span > first and (apart or decoded + size > limits.max_decode):
             yield range(first, span)
             first, decoded, low = span, 0, offset
         elif span == first:
@@ -164,7 +166,8 @@ def plan_blob_ranges(
     members: list[int] = []
     for offset, length, span in sorted((*table.blob_range(span), span) for span in spans):
         end = max(stop, offset + length)
-        if members and (offset > stop + limits.merge_gap or end - start > limits.max_fetch):
+        too_large = end > stop and end - start > limits.max_fetch  # parts of the same bytes are not
+        if members and (offset > stop + limits.merge_gap or too_large):
             ranges.append(BlobRange(start, stop - start, tuple(members)))
             members = []
         if not members:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
+    PARTS,
     Codec,
     DeviceTable,
     Extent,
@@ -34,12 +35,16 @@ class SpanPlan:
         codec: how it is stored.
         gap: bytes of the blob before it that belong to nobody.
         extents: (bytes of zeros before it on the device, inner offset, length) of each extent.
+        skip: bytes decoded before it, of a codec in `PARTS`.
+        joined: it is another part of what the span before it is a part of.
     """
 
     content: bytes
     codec: Codec = Codec.RAW
     gap: int = 0
     extents: Sequence[tuple[int, int, int]] = ()
+    skip: int = 0
+    joined: bool = False
 
 
 class Device:
@@ -69,7 +74,7 @@ class Device:
 
 
 def encode(content: bytes, codec: Codec) -> bytes:
-    if codec is Codec.ZSTD:
+    if codec in {Codec.ZSTD, Codec.ZSTD_PART}:
         return zstandard.ZstdCompressor(level=1).compress(content)
     if codec is Codec.GZIP:
         return gzip.compress(content, compresslevel=1, mtime=0)
@@ -81,12 +86,16 @@ def make_device(plans: Sequence[SpanPlan], tail: int = 0, shift: int = 0) -> Dev
     blob = bytearray(b"~" * shift)
     content = bytearray()
     extents, spans = [], []
+    skip = 0
     for number, plan in enumerate(plans):
-        blob += b"~" * plan.gap
-        stored = encode(plan.content, plan.codec)
-        digest = hashlib.sha256(plan.content).digest()
-        spans.append(Span(len(blob), len(stored), len(plan.content), digest, plan.codec))
-        blob += stored
+        if not plan.joined:
+            blob += b"~" * plan.gap
+            offset, skip = len(blob), 0
+            blob += (stored := _encode_group(plans, number))
+        skip += plan.skip
+        length, digest = len(plan.content), hashlib.sha256(plan.content).digest()
+        spans.append(Span(offset, len(stored), length, digest, plan.codec, skip))
+        skip += length if plan.codec in PARTS else 0
         for zeros, inner, length in plan.extents or [(0, 0, len(plan.content))]:
             content += bytes(zeros)
             extents.append(Extent(len(content), length, number, inner))
@@ -95,6 +104,18 @@ def make_device(plans: Sequence[SpanPlan], tail: int = 0, shift: int = 0) -> Dev
     content += bytes(-len(content) % BLOCK_SIZE)
     table = DeviceTable(serialize_device_table(len(content), extents, spans))
     return Device(table, bytes(blob), bytes(content))
+
+
+def _encode_group(plans: Sequence[SpanPlan], first: int) -> bytes:
+    """Give what is stored for a span and those that are joined to it."""
+    codec = plans[first].codec
+    if codec not in PARTS:
+        return encode(plans[first].content, codec)
+    stop = first + 1
+    while stop < len(plans) and plans[stop].joined:
+        stop += 1
+    parts = [b"-" * plan.skip + plan.content for plan in plans[first:stop]]
+    return encode(b"".join(parts) + b"behind", codec)
 
 
 def pattern(length: int, seed: int) -> bytes:
@@ -114,7 +135,7 @@ def aligned_device(spans: int, length: int = 2 * BLOCK_SIZE, **settings: int) ->
 @st.composite
 def devices(draw: st.DrawFn) -> Device:
     """Small devices, aligned or not, with zeros, shared blocks and spans used in part."""
-    plans = []
+    plans: list[SpanPlan] = []
     for number in range(draw(st.integers(0, 12))):
         length = draw(st.sampled_from([1, 7, 500, 4096, 4097, 8192, 12_000, 20_480]))
         parts: list[tuple[int, int, int]] = []
@@ -128,7 +149,9 @@ def devices(draw: st.DrawFn) -> Device:
                 break
         codec = draw(st.sampled_from(list(Codec)))
         gap = draw(st.sampled_from([0, 0, 10, 5000]))
-        plans.append(SpanPlan(pattern(length, number), codec, gap, parts))
+        skip = draw(st.sampled_from([0, 600])) if codec in PARTS else 0
+        joined = codec in PARTS and bool(plans) and plans[-1].codec is codec and draw(st.booleans())
+        plans.append(SpanPlan(pattern(length, number), codec, gap, parts, skip, joined))
     return make_device(plans, tail=draw(st.sampled_from([0, 100, 10_000])))
 
 

@@ -15,6 +15,7 @@ from lazyimg_formats.device_table import (
     BLOCK_SIZE,
     MAX_BLOB_SIZE,
     MAX_DEVICE_SIZE,
+    MAX_SKIP,
     MAX_SPAN_SIZE,
     MAX_STORED_SPAN_SIZE,
     Codec,
@@ -47,6 +48,10 @@ def patched(position: int, layout: str, *values: int, data: bytes = DATA) -> byt
     return bytes(raw)
 
 
+PART_SPANS = [SPANS[0], Span(7, 50, 8, DIGEST[::-1], Codec.GZIP, 8292)]
+PARTS = serialize_device_table(SIZE, EXTENTS, PART_SPANS)
+SKIP = CODEC + 8
+
 TINY = patched(LENGTH, "<3I", 1, 1, 1, data=patched(INNER, "<3I", 0, 0, 0))
 
 
@@ -62,6 +67,18 @@ def test_values_come_back() -> None:
     assert table.blob_end() == 65
     assert table.data == DATA
     assert table.data.readonly
+
+
+def test_parts_of_one_range_of_the_blob() -> None:
+    table = DeviceTable(PARTS)
+    columns = patched(BLOB_OFFSET + 8, "<Q", 7)
+    columns = patched(BLOB_LENGTH + 4, "<I", 50, data=columns)
+    columns = patched(CODEC + 1, "<B", 2, data=columns)
+    assert columns + bytes(6) + struct.pack("<2I", 0, 8292) == PARTS
+    assert [table.span(i) for i in range(2)] == PART_SPANS
+    assert (table.has_parts, DeviceTable(DATA).has_parts) == (True, False)
+    assert (table.blob_bytes(), table.blob_end()) == (50, 57)
+    assert table.name == DeviceTable(DATA).name
 
 
 @given(devices())
@@ -146,7 +163,15 @@ def test_expected_name() -> None:
             patched(BLOB_LENGTH, "<I", MAX_STORED_SPAN_SIZE + 1),
             "a span lies where no blob can have it",
         ),
-        (patched(CODEC, "<B", 3), "unknown codec 3"),
+        (patched(CODEC, "<B", 4), "unknown codec 4"),
+        (patched(SKIP - 1, "<B", 1, data=PARTS), "padding is not zero"),
+        (patched(SKIP, "<I", 9, data=PARTS), "bytes before a whole span of codec 1"),
+        (patched(SKIP + 4, "<I", 0, data=PARTS), "0 bytes before a span, at most 67108864"),
+        (
+            patched(SKIP + 4, "<I", MAX_SKIP + 1, data=PARTS),
+            "67108865 bytes before a span, at most 67108864",
+        ),
+        (PARTS[:-1], "expected 234 bytes, got 247"),
     ],
 )
 def test_broken_rule(data: bytes, problem: str) -> None:
@@ -230,6 +255,18 @@ def test_impossible_span(values: tuple[int, int, int, bytes], problem: str) -> N
         columns.add_span(*values, Codec.RAW)
     assert columns.span_count == 0
     assert DeviceTable(columns.serialize(0)).size == 0
+
+
+@pytest.mark.parametrize(
+    ("codec", "skip"),
+    [(Codec.RAW, 1), (Codec.ZSTD, 1), (Codec.GZIP, -1), (Codec.GZIP, MAX_SKIP + 1)],
+)
+def test_impossible_skip(codec: Codec, skip: int) -> None:
+    columns = DeviceColumns()
+    with pytest.raises(FormatError, match=f"^span: {skip} decoded bytes before it, at most"):
+        columns.add_span(0, 1, 1, DIGEST, codec, skip)
+    assert columns.span_count == 0
+    columns.add_span(0, 1, 1, DIGEST, Codec.ZSTD_PART, MAX_SKIP)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from lazyimg.snapshotter.lifecycle import GID_MAP, UID_MAP
 from lazyimg_formats.containerd.labels import MANIFEST, REFERENCE
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
+    PARTS,
     Codec,
     Extent,
     Span,
@@ -184,8 +185,14 @@ def frames() -> list[bytes]:
 
 def spans() -> list[bytes]:
     length = (len(TEXT) - 1).to_bytes(2, "little")
-    stored = {Codec.RAW: TEXT, Codec.ZSTD: frames()[0], Codec.GZIP: gzip.compress(TEXT, mtime=0)}
-    return [bytes([codec]) + length + data for codec, data in stored.items()]
+    stored = {
+        Codec.RAW: TEXT,
+        Codec.ZSTD: frames()[0],
+        Codec.GZIP: gzip.compress(TEXT, mtime=0),
+        Codec.ZSTD_PART: frames()[1],
+    }
+    whole = [bytes([codec]) + length + data for codec, data in stored.items()]
+    return [*whole, *(bytes([codec + 8]) + b"\7\0" + stored[codec] for codec in PARTS)]
 
 
 def compressed() -> list[bytes]:
@@ -215,6 +222,40 @@ def _converted() -> tuple[bytes, TocLocation]:
 
 def tocs() -> list[bytes]:
     return [_converted()[0]]
+
+
+def stargz_tocs() -> list[bytes]:
+    file = {"type": "reg", "size": 9, "offset": 100, "digest": DIGEST, "chunkDigest": DIGEST}
+    entries = [
+        {"name": ".no.prefetch.landmark"} | file | {"size": 1, "offset": 90},
+        {"name": "a/", "type": "dir", "mode": 493, "modtime": "2023-11-14T22:13:20Z"},
+        {"name": "a/b", "xattrs": {"user.a": "AP8="}, "chunkSize": 5} | file,
+        {"name": "a/b", "type": "chunk", "offset": 200, "chunkOffset": 5, "chunkDigest": DIGEST},
+        {"name": "a/c"} | file | {"offset": 200, "innerOffset": 512},
+        {"name": "a/d", "type": "symlink", "linkName": "b"},
+        {"name": "a/e", "type": "hardlink", "linkName": "a/b"},
+        {"name": "a/f", "type": "char", "devMajor": 1, "devMinor": 3},
+        {"name": "a/.wh.g", "type": "reg"},
+    ]
+    return [json.dumps({"version": 1, "entries": entries}).encode()]
+
+
+def stargz_locations() -> list[bytes]:
+    """A TOC's member, not compressed, and each kind of footer."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("stargz.index.json")
+        member.size = len(stargz_tocs()[0])
+        archive.addfile(member, io.BytesIO(stargz_tocs()[0]))
+    extras = [b"SG\x16\0" + b"0" * 15 + b"5STARGZ", b"0" * 15 + b"5STARGZ"]
+    extras.append(b"SG\x11\0STARGZEXTERNALTOC")
+    toc = b"files" + gzip.compress(buffer.getvalue(), compresslevel=0, mtime=0)
+    heads = [b"\x1f\x8b\x08\4" + bytes(6) + struct.pack("<H", len(extra)) for extra in extras]
+    footers = [
+        head + extra + b"\1\0\0\xff\xff" + bytes(8)
+        for head, extra in zip(heads, extras, strict=True)
+    ]
+    return [toc[5:], *(toc + footer for footer in footers)]
 
 
 def toc_locations() -> list[bytes]:

@@ -53,7 +53,7 @@ from lazyimg.supervisor.messages import is_name, parse_notification
 from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
 from lazyimg_formats.containerd.filters import parse_filter
 from lazyimg_formats.containerd.labels import parse_image_labels
-from lazyimg_formats.device_table import BLOCK_SIZE, Codec, DeviceTable, Span
+from lazyimg_formats.device_table import BLOCK_SIZE, PARTS, Codec, DeviceTable, Span
 from lazyimg_formats.erofs.chunk import ChunkFormat, parse_chunk_format, parse_chunks
 from lazyimg_formats.erofs.dirent import parse_block, serialize_block
 from lazyimg_formats.erofs.inode import parse_inode
@@ -63,6 +63,9 @@ from lazyimg_formats.erofs.tree import Device
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.erofs.xattr import parse_body, parse_long_prefix
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.estargz.location import FOOTER_SIZE, check_toc, decode_toc
+from lazyimg_formats.estargz.location import parse_footer as parse_stargz_footer
+from lazyimg_formats.estargz.toc import parse_stargz_toc
 from lazyimg_formats.fanotify.messages import parse_events
 from lazyimg_formats.fuse import messages as fuse
 from lazyimg_formats.oci.digest import Digest
@@ -243,10 +246,11 @@ def run_zstd_frames(data: bytes) -> None:
 
 
 def run_spans(data: bytes) -> None:
-    """The first byte says which codec, the next two the length that was promised."""
+    """The first byte says which codec and what is skipped, the next two the length promised."""
     codec = Codec(data[0] % len(Codec)) if data else Codec.RAW
+    skip = data[0] // len(Codec) if data and codec in PARTS else 0
     length = int.from_bytes(data[1:3], "little") + 1
-    span = Span(0, max(1, len(data) - 3), length, hashlib.sha256(b"").digest(), codec)
+    span = Span(0, max(1, len(data) - 3), length, hashlib.sha256(b"").digest(), codec, skip)
     each(lambda: decode_span("d", span, memoryview(data)[3:]), allowed=CorruptError)
 
 
@@ -276,6 +280,27 @@ def run_toc(data: bytes) -> None:
                 raise AssertionError("a bootstrap without a root")
 
     each(build)
+
+
+def run_stargz_toc(data: bytes) -> None:
+    """The same of stargz-snapshotter's, in both of its formats."""
+
+    def build(codec: Codec) -> None:
+        index = parse_stargz_toc(data, end=1 << 40, codec=codec)
+        DeviceTable(index.table.data)
+        Image(write_bootstrap([index])).lookup(b"a/b")
+
+    each(lambda: build(Codec.GZIP), lambda: build(Codec.ZSTD_PART))
+
+
+def run_stargz_location(data: bytes) -> None:
+    """A blob's end, from the TOC's member on."""
+    digest = Digest.of(b"")
+    each(
+        lambda: parse_stargz_footer(data[-FOOTER_SIZE:], len(data)),
+        lambda: decode_toc(data, None),
+        lambda: check_toc(data, digest),
+    )
 
 
 def write_bootstrap(layers: list[LayerIndex]) -> bytes:
@@ -487,6 +512,8 @@ TARGETS: Final = {
     "records": Target(run_records, seeds.records),
     "references": Target(run_references, seeds.references),
     "spans": Target(run_spans, seeds.spans),
+    "stargz-location": Target(run_stargz_location, seeds.stargz_locations),
+    "stargz-toc": Target(run_stargz_toc, seeds.stargz_tocs),
     "tar": Target(run_tar, seeds.tars),
     "tar-parts": Target(run_tar_parts, seeds.tar_parts),
     "tokens": Target(registry_targets.run_tokens, seeds.tokens),

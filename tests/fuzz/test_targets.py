@@ -86,7 +86,7 @@ VALUES = st.recursive(
 )
 JSON_TARGETS = {
     name: [seed for seed in TARGETS[name].seeds() if seed.startswith(b"{")]
-    for name in ("credentials", "documents", "messages", "toc", "tokens")
+    for name in ("credentials", "documents", "messages", "stargz-toc", "toc", "tokens")
 }
 
 

@@ -19,7 +19,7 @@ from lazyimg.images.build import BuildRequest, LayerSource, build_image
 from lazyimg.layers.locate import IndexLocation
 from lazyimg_formats.erofs.reader import Image
 from lazyimg_formats.oci.digest import Digest
-from lazyimg_formats.zstd_chunked.location import MAX_TOC
+from lazyimg_formats.zstd_chunked.entries import MAX_TOC
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -33,7 +33,7 @@ from lazyimg_formats.oci.reference import parse_reference
 from lazyimg_formats.tar.pax import serialize_records
 from lazyimg_formats.tar.sparse import MAX_MAP_SIZE, MAX_REGIONS
 from lazyimg_formats.tar.writer import END, padding
-from lazyimg_formats.zstd_chunked.location import MAX_TOC
+from lazyimg_formats.zstd_chunked.entries import MAX_TOC
 from tests.fakes.registry import name_mirrors, run_registry
 from tests.formats.tar.test_header import block
 from tests.formats.tar.test_scanner import octal

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.zstd_chunked.entries import MAX_TOC
 from lazyimg_formats.zstd_frames import SKIPPABLE_HEADER, decode_frame, serialize_skippable
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ LAZYIMG_DIGEST: Final = "containerd.io/snapshot/lazyimg.toc-digest"
 
 OLD_POSITION: Final = "io.containers.zstd-chunked.manifest-position"
 OLD_CHECKSUM: Final = "io.containers.zstd-chunked.manifest-checksum"
-
-MAX_TOC: Final = 150 << 20
-"""Bytes of a table of contents, compressed or not: what containers/storage takes."""
 
 MAX_TAR_SPLIT: Final = (1 << 32) - 1
 """Bytes of tar-split data, compressed: what a skippable frame holds."""

@@ -17,6 +17,7 @@ from lazyimg_formats.zstd_chunked.entries import (
     CHUNK,
     KINDS,
     MAX_COUNT,
+    MAX_TOC,
     VERSION,
     ZEROS,
     Extra,
@@ -24,7 +25,6 @@ from lazyimg_formats.zstd_chunked.entries import (
     format_time,
 )
 from lazyimg_formats.zstd_chunked.location import (
-    MAX_TOC,
     TarSplitLocation,
     TocLocation,
     serialize_footer,

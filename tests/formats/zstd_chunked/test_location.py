@@ -12,10 +12,10 @@ from zstandard import ZstdCompressor
 
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.zstd_chunked.entries import MAX_TOC
 from lazyimg_formats.zstd_chunked.location import (
     ANNOTATIONS,
     FOOTER_FRAME_SIZE,
-    MAX_TOC,
     TarSplitLocation,
     TocLocation,
     parse_annotations,

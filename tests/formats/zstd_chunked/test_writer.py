@@ -253,9 +253,10 @@ def test_what_is_written_can_be_read(entries: list[Entry], *, holes: bool) -> No
     count = 0
     for entry in entries:
         is_file = entry.kind is Kind.REGULAR and entry.size > 0
-        chunks = [Chunk(entry.size, 100, None if holes or entry.size > 1 << 26 else A)]
+        digest = None if holes or entry.size > 1 << 26 else A
+        chunks = [Chunk(entry.size, 100 * count, digest)] if is_file else []
         try:
-            writer.add(member(entry), chunks if is_file else [], 200)
+            writer.add(member(entry), chunks, 100 * count + 100)
         except FormatError:
             return
         count += 1

@@ -33,7 +33,7 @@ from lazyimg_formats.device_table import (
     Span,
     serialize_device_table,
 )
-from tests.fakes.devices import aligned_device, devices
+from tests.fakes.devices import SpanPlan, aligned_device, devices, make_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,3 +239,15 @@ def test_parts_of_extents() -> None:
     table = aligned_device(2).table
     parts = [(extent.span, start, stop) for extent, start, stop in parts_in(table, 5000, 9000)]
     assert parts == [(0, 5000, 8192), (1, 8192, 9000)]
+
+
+def test_parts_of_the_same_bytes_go_together() -> None:
+    """They cost no further byte, whatever the limits for gaps and requests are."""
+    plans = [SpanPlan(bytes(BLOCK_SIZE), Codec.GZIP, 10, joined=i % 4 > 0) for i in range(8)]
+    table = make_device(plans).table
+    offset, stored = table.blob_range(0)
+    limits = FillLimits(merge_gap=0, max_fetch=1)
+    for span in range(4):
+        assert widen_run(table, range(span, span + 1), lambda _: True, limits) == range(4)
+    assert list(plan_groups(table, range(8), limits)) == [range(4), range(4, 8)]
+    assert plan_blob_ranges(table, range(4), limits) == [BlobRange(offset, stored, (0, 1, 2, 3))]

@@ -51,7 +51,8 @@ def test_whole_device_with_its_zeros(device: Device) -> None:
     assert progress == sorted(progress)
     starts = [device.table.blob_range(span)[0] for span in range(device.table.span_count)]
     for start in starts:
-        assert sum(offset <= start < offset + length for offset, length in blob.reads) == 1
+        reads = sum(offset <= start < offset + length for offset, length in blob.reads)
+        assert 1 <= reads <= starts.count(start)
 
 
 async def test_nothing_is_missing() -> None:
