@@ -6,9 +6,10 @@ before this one left (`Mounts.recover`), answer callers, say ready. Stop: listen
 what callers began, unmount while reads are still answered, give the kernel its device back, close
 the rest. Everything that is imported is imported before ready.
 
-A process that died leaves two fds with the service manager: with the one named as the transport is
-the next one serves the mounts on, before it does anything slow, since readers wait; with "api"
-callers have waited too. If that next one fails to start, it ends without undoing anything: whoever
+A process that died leaves fds with the service manager: with the one named as the transport is the
+next one serves the mounts on, before it does anything slow, since readers wait; with "api" callers
+have waited too, and with those of gRPC's sockets, which are greeted before anything else
+(`lazyimg.host.waiting`). If that next one fails to start, it ends without undoing anything: whoever
 waits, waits for another.
 """
 
@@ -29,11 +30,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from lazyimg.errors import InUseError, LazyimgError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import HeapMemory, keep_freed_memory
+from lazyimg.host.lasting_sockets import LastingSockets
 from lazyimg.host.mounts import calls_known_by
 from lazyimg.host.own_mounts import OwnMounts, refuse_own_mounts
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.host.sockets import remove_stale_socket
 from lazyimg.host.user import require_root
+from lazyimg.host.waiting import greet_callers
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.catalog import Catalog
@@ -43,10 +46,11 @@ from lazyimg.images.shown import ShownAccess
 from lazyimg.transports.choice import MAKERS, start_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lazyimg.config import Config, RegistrySettings
     from lazyimg.daemon import LazyimgDaemon
+    from lazyimg.host.waiting import Waiting
     from lazyimg.images.completion import Completer
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
@@ -84,18 +88,22 @@ _LOCK_STEP: Final = 0.01  # seconds; a lock announces nothing
 _DIRECTORIES = ("content", "bootstraps", "tables", "mnt", "scratch")
 
 
-def run(config: Config) -> None:
+def run(config: Config, manager: ServiceManager, waiting: Mapping[str, Waiting]) -> None:
     """Serve until SIGTERM, SIGINT, or SIGHUP unless that is ignored (nohup).
+
+    Args:
+        config: the effective configuration.
+        manager: has what a process before this one left.
+        waiting: the callers that such a process left.
 
     Raises:
         LazyimgError: the daemon cannot start.
     """
     keep_freed_memory()
-    asyncio.run(_serve(config))
+    asyncio.run(_serve(config, manager, waiting))
 
 
-async def _serve(config: Config) -> None:
-    manager = ServiceManager(os.environ)
+async def _serve(config: Config, manager: ServiceManager, waiting: Mapping[str, Waiting]) -> None:
     takes_over = not MAKERS.keys().isdisjoint(manager.names)
     async with AsyncExitStack() as stack:
         stop = asyncio.Event()
@@ -105,7 +113,7 @@ async def _serve(config: Config) -> None:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGHUP, stop.set)
         try:
-            await start(config, stack, manager)
+            await start(config, stack, manager, waiting)
             watch_supervisor(manager, stack)
         except BaseException as error:
             if takes_over:
@@ -129,7 +137,10 @@ def _end_at_once(error: BaseException) -> NoReturn:
 
 
 async def start(
-    config: Config, stack: AsyncExitStack, manager: ServiceManager | None = None
+    config: Config,
+    stack: AsyncExitStack,
+    manager: ServiceManager | None = None,
+    waiting: Mapping[str, Waiting] | None = None,
 ) -> None:
     """Start everything; `stack` stops it, in reverse order.
 
@@ -137,11 +148,14 @@ async def start(
         config: the effective configuration.
         stack: takes what is to be done at the end.
         manager: has what a process before this one left; None: nothing.
+        waiting: the callers that it left; None: whoever calls a socket that the manager has.
 
     Raises:
         LazyimgError: the daemon cannot start; `stack` undoes what was begun.
     """
     manager = manager or ServiceManager({})
+    sockets = LastingSockets(manager, greet_callers(manager) if waiting is None else waiting)
+    stack.callback(sockets.close_others)
     require_root("lazyimg serve")
     root = Path(config.root)
     own = OwnMounts(root.resolve(), config.domain_id)
@@ -212,8 +226,9 @@ async def start(
         completion=snapshots.completion,
     )
     await _listen(listener, daemon, stack)
-    await snapshots.start(stack)
-    await _pass_pulls_on(config, given, stack)
+    await snapshots.start(sockets, stack)
+    await _pass_pulls_on(config, given, sockets, stack)
+    sockets.close_others()
 
 
 def _keep_given(config: Config, manager: ServiceManager, stack: AsyncExitStack) -> GivenCredentials:
@@ -228,7 +243,9 @@ def _keep_given(config: Config, manager: ServiceManager, stack: AsyncExitStack) 
     return given
 
 
-async def _pass_pulls_on(config: Config, given: GivenCredentials, stack: AsyncExitStack) -> None:
+async def _pass_pulls_on(
+    config: Config, given: GivenCredentials, sockets: LastingSockets, stack: AsyncExitStack
+) -> None:
     """Answer the kubelet, if the configuration says so."""
     settings = config.image_service
     if not settings.address:
@@ -236,7 +253,8 @@ async def _pass_pulls_on(config: Config, given: GivenCredentials, stack: AsyncEx
     await asyncio.to_thread(importlib.import_module, "lazyimg.imageservice.proxy")
     from lazyimg.imageservice.proxy import listen  # noqa: PLC0415  readers come first
 
-    await listen(Path(settings.address), Path(settings.containerd), given, stack)
+    address, containerd = Path(settings.address), Path(settings.containerd)
+    await listen(address, containerd, given, sockets, stack)
 
 
 class _Snapshots:
@@ -266,14 +284,15 @@ class _Snapshots:
         stack.push_async_callback(self.snapshotter.close)
         return await remote.fsids(await self.snapshotter.remote_layers())
 
-    async def start(self, stack: AsyncExitStack) -> None:
+    async def start(self, sockets: LastingSockets, stack: AsyncExitStack) -> None:
         """Mount what snapshots need, and answer containerd."""
         if self.snapshotter is None:
             return
         from lazyimg.snapshotter.grpc_server import listen  # noqa: PLC0415  readers come first
 
         await self.snapshotter.start()
-        await listen(Path(self._config.snapshotter.address), self.snapshotter, stack)
+        address = Path(self._config.snapshotter.address)
+        await listen(address, self.snapshotter, sockets, stack)
         if self.completion is not None:
             task = asyncio.create_task(self.completion.run())
             stack.push_async_callback(_cancel, task)

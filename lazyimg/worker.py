@@ -2,30 +2,33 @@
 
 The configuration is JSON and holds what differs from the defaults. It was read and checked once,
 when `lazyimg serve` was called: a worker that replaces one that died must not depend on what the
-file says by then. What the kernel waits for is imported and started first, the rest behind it.
+file says by then. Callers of a process that died are greeted first (`lazyimg.host.waiting`), then
+what the kernel waits for is imported and started, then the rest.
 """
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from lazyimg.config import Config
 from lazyimg.errors import LazyimgError
-from lazyimg.logs import configure_logs, redact
+from lazyimg.host.service_manager import ServiceManager
+from lazyimg.host.waiting import greet_callers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_log = logging.getLogger(__name__)
+    from lazyimg.config import Config
 
 
 def worker_command(config: Config, *, debug: bool = False) -> list[str]:
     """Give the command of a worker; `debug` shows where an error comes from."""
+    import msgspec  # noqa: PLC0415  callers come first
+
+    from lazyimg.config import Config  # noqa: PLC0415
+
     changed = _differences(msgspec.to_builtins(config), msgspec.to_builtins(Config()))
     flags = ["--debug"] if debug else []
     text = msgspec.json.encode(changed).decode()
@@ -43,12 +46,19 @@ def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop; gives the exit code."""
     *flags, text = arguments
+    manager = ServiceManager(os.environ)
+    waiting = greet_callers(manager)
+    import msgspec  # noqa: PLC0415  callers come first
+
+    from lazyimg.config import Config  # noqa: PLC0415
+    from lazyimg.logs import configure_logs, redact  # noqa: PLC0415
+
     config = msgspec.json.decode(text, type=Config)
     configure_logs(config.log)
     from lazyimg.app import run  # noqa: PLC0415  logs are set up before anything can go wrong
 
     try:
-        run(config)
+        run(config, manager, waiting)
     except Exception as error:
         if "--debug" in flags:
             traceback.print_exc()

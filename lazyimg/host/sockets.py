@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import ConfigurationError, InUseError, StorageError
 
@@ -14,36 +14,6 @@ if TYPE_CHECKING:
 
 OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 """That others than the owner may write."""
-
-
-class Server(Protocol):
-    """What is needed of a gRPC server."""
-
-    def add_insecure_port(self, address: str) -> int:
-        """Bind a socket; raises RuntimeError."""
-        ...
-
-    async def start(self) -> None:
-        """Answer calls."""
-        ...
-
-
-async def start_for_root(server: Server, path: Path) -> None:
-    """Start a gRPC server on a unix socket that only root can reach.
-
-    Raises:
-        InUseError: another one listens there; gRPC itself would take its place.
-        StorageError: there can be no socket.
-    """
-    remove_stale_socket(path)
-    mask = os.umask(0o177)  # the socket is root's from its first moment
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        raise StorageError(str(path), f"cannot listen: {error}", "check the address") from error
-    finally:
-        os.umask(mask)  # before anybody else can make a file
-    await server.start()
 
 
 def remove_stale_socket(path: Path) -> None:

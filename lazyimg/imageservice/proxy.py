@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from lazyimg.errors import StorageError, UsageError
-from lazyimg.host.sockets import make_socket_directory, start_for_root
 from lazyimg.imageservice.pull import parse_pull
 from lazyimg_formats.errors import FormatError
 
@@ -19,12 +18,16 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from lazyimg.host.lasting_sockets import LastingSockets
     from lazyimg.images.given import GivenCredentials, Offer
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
     Forward = Callable[[str, bytes, Context], AsyncGenerator[bytes]]
 
 _log = logging.getLogger(__name__)
+
+NAME: Final = "image-service"
+"""What its socket is for."""
 
 SERVICES: Final = frozenset({"runtime.v1.ImageService", "runtime.v1alpha2.ImageService"})
 """What is passed on. containerd before 2.0 has both; kubelets before 1.26 may call the older."""
@@ -42,25 +45,29 @@ _NOT_LIMITED: Final = [  # the two ends have limits, which may be set there
 
 
 async def listen(
-    path: Path, containerd: Path, given: GivenCredentials, stack: AsyncExitStack
+    path: Path,
+    containerd: Path,
+    given: GivenCredentials,
+    sockets: LastingSockets,
+    stack: AsyncExitStack,
 ) -> None:
-    """Pass calls on until `stack` is left; the socket's directory is made, and the socket removed.
+    """Pass calls on until `stack` is left, on a socket that only root can reach.
 
     Args:
         path: of the socket that the kubelet calls.
         containerd: its socket. It need not be there yet.
         given: takes the credentials of pulls.
+        sockets: has the socket.
         stack: see above.
 
     Raises:
         UsageError: both are the same.
-        StorageError: there can be no socket.
+        LazyimgError: as `LastingSockets.start`.
     """
     if path == containerd:
         raise UsageError(
             "image_service.address", f"{path} is containerd's own", "choose another one"
         )
-    make_socket_directory(path)
     channel = grpc.aio.insecure_channel(
         f"unix:{containerd}",
         options=[
@@ -76,8 +83,8 @@ async def listen(
     stack.push_async_callback(channel.close)
     server = grpc.aio.server(options=_NOT_LIMITED)
     server.add_generic_rpc_handlers((_Calls(channel, given),))
-    await start_for_root(server, path)
     stack.push_async_callback(server.stop, STOP_GRACE)
+    await sockets.start(server, path, NAME, stack)
     _log.info("pulls are passed on from %s to %s", path, containerd)
 
 

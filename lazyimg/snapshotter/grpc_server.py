@@ -28,7 +28,6 @@ from lazyimg.errors import (
     StorageError,
     UsageError,
 )
-from lazyimg.host.sockets import make_socket_directory, start_for_root
 from lazyimg.snapshotter.lifecycle import AlreadyExistsError, WrongStateError, check_key
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from lazyimg_formats.containerd.filters import parse_filter
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from lazyimg.host.lasting_sockets import LastingSockets
     from lazyimg.snapshotter.lifecycle import Snapshot
     from lazyimg.snapshotter.overlay import Mount
     from lazyimg.snapshotter.service import Snapshotter
@@ -50,6 +50,9 @@ M = TypeVar("M", bound=Message)
 _log = logging.getLogger(__name__)
 
 SERVICE: Final = "containerd.services.snapshots.v1.Snapshots"
+
+NAME: Final = "snapshotter"
+"""What its socket is for."""
 
 MAX_MESSAGE: Final = 16 << 20
 """Bytes of a request or an answer, as containerd has it."""
@@ -83,18 +86,13 @@ def status_of(error: LazyimgError) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-async def start_server(
-    path: Path, snapshotter: Snapshotter, begun: set[asyncio.Task[Any]] | None = None
-) -> grpc.aio.Server:
-    """Answer calls on a unix socket that only root can reach, until the server is stopped.
-
-    Args:
-        path: of the socket.
-        snapshotter: does what is asked for.
-        begun: takes the calls that go on without their caller.
+async def listen(
+    path: Path, snapshotter: Snapshotter, sockets: LastingSockets, stack: AsyncExitStack
+) -> None:
+    """Answer calls until `stack` is left, on a socket that only root can reach.
 
     Raises:
-        StorageError: there can be no socket.
+        LazyimgError: as `LastingSockets.start`.
     """
     server = grpc.aio.server(
         options=[
@@ -102,24 +100,12 @@ async def start_server(
             ("grpc.max_send_message_length", MAX_MESSAGE),
         ]
     )
-    handler = make_handler(snapshotter, set() if begun is None else begun)
-    server.add_generic_rpc_handlers((handler,))
-    await start_for_root(server, path)
-    return server
-
-
-async def listen(path: Path, snapshotter: Snapshotter, stack: AsyncExitStack) -> None:
-    """Answer calls until `stack` is left; the socket's directory is made, and the socket removed.
-
-    Raises:
-        StorageError: there can be no socket.
-    """
-    make_socket_directory(path)
     begun: set[asyncio.Task[Any]] = set()
-    server = await start_server(path, snapshotter, begun)
+    server.add_generic_rpc_handlers((make_handler(snapshotter, begun),))
     stack.push_async_callback(snapshotter.finish)
     stack.push_async_callback(_finish, begun)
     stack.push_async_callback(server.stop, STOP_GRACE)
+    await sockets.start(server, path, NAME, stack)
 
 
 async def _finish(begun: set[asyncio.Task[Any]]) -> None:
@@ -133,7 +119,7 @@ async def _finish(begun: set[asyncio.Task[Any]]) -> None:
 
 
 def make_handler(snapshotter: Snapshotter, begun: set[asyncio.Task[Any]]) -> grpc.GenericRpcHandler:
-    """Give the handler of all calls of the service; see `start_server`."""
+    """Give the handler of all calls of the service; `begun` has those that go on by themselves."""
     calls = _Calls(snapshotter)
     unary: dict[str, tuple[Callable[[Any], Coroutine[Any, Any, Message]], type[Message]]] = {
         "Prepare": (calls.prepare, pb.PrepareSnapshotRequest),

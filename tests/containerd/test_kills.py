@@ -6,26 +6,33 @@ Its layers are unpacked as usual; tests/kernel kills it with layers that are loa
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
 import sqlite3
 import subprocess
 import threading
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from tests.real.containerd import Containerd, running_containerd
+from tests.real.lazyimg_process import worker_of
 from tests.real.plain_image import PlainImage, make_plain_image
 from tests.real.scale import scaled
 from tests.real.snapshot_client import SnapshotClient
 from tests.real.snapshot_loop import SnapshotLoop
-from tests.real.snapshotter_process import kill, start_snapshotter, wait_until_ready
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.real.snapshotter_process import (
+    kill,
+    start_snapshotter,
+    supervised_snapshotter,
+    wait_until_ready,
+)
 
 KILLS: Final = scaled(200)
 KILLS_BELOW_CONTAINERD: Final = scaled(60)
+REPLACED: Final = scaled(40, least=2)
 LOOPS: Final = 4
 LASTING: Final = 0.4  # seconds until a kill, at most
 STARTING: Final = 1.0  # seconds that a start takes, about
@@ -138,6 +145,42 @@ def test_containerd_goes_on_after_kills(tmp_path: Path) -> None:
         assert directories(root) == set()
         assert recorded(root) == set()
         kill(process)
+
+
+def test_calls_wait_for_the_next_process(tmp_path: Path) -> None:
+    """The socket outlives the process: what is called meanwhile is done by the next one.
+
+    Each supervisor sees two ends: it waits longer and longer before it starts a third process, and
+    containerd gives up after a second without the first byte of an answer.
+    """
+    root, socket, took = tmp_path / "root", tmp_path / "socket", []
+    with running_containerd(tmp_path / "c", PROXY_PLUGIN.format(socket=socket)) as containerd:
+        for number in range(REPLACED):
+            with supervised_snapshotter(root, socket) as daemon:
+                wait_until_connected(containerd)
+                calls = (["prepare", f"key {number}"], ["commit", f"{number}", f"key {number}"])
+                for call in calls:
+                    kill_worker(daemon)
+                    begin = time.monotonic()
+                    containerd.ctr("snapshots", "--snapshotter", "lazyimg", *call)
+                    took.append(time.monotonic() - begin)
+                listed = containerd.ctr("snapshots", "--snapshotter", "lazyimg", "ls")
+                assert str(number) in [line.split()[0] for line in listed.splitlines()]
+    logging.getLogger(__name__).info("calls took %.2f to %.2f s", min(took), max(took))
+
+
+def kill_worker(daemon: subprocess.Popen[bytes]) -> None:
+    """Kill the process that answers, and wait until its connections are closed.
+
+    A call that was under way would fail, and so it should: nobody knows how far it had come.
+    """
+    pid = worker_of(daemon)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    limit = time.monotonic() + CONNECTING
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 def pack(image: PlainImage, archive: Path) -> Path:

@@ -415,13 +415,13 @@ def serve_until(
     """Run a daemon of nothing, which gets a signal when it is ready; give what happened."""
     happened: list[str] = []
 
-    async def begin(_: Config, stack: AsyncExitStack, __: ServiceManager) -> None:
+    async def begin(_: Config, stack: AsyncExitStack, *__: object) -> None:
         happened.append("started")
         stack.callback(happened.append, "stopped")
         asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
 
     monkeypatch.setattr(app, "start", begin)
-    app.run(config)
+    app.run(config, ServiceManager(os.environ), {})
     return happened
 
 
@@ -664,7 +664,7 @@ def test_start_that_fails_undoes_nothing_while_readers_wait(
     class EndedError(BaseException):
         pass
 
-    async def begin(_: Config, stack: AsyncExitStack, __: ServiceManager) -> None:
+    async def begin(_: Config, stack: AsyncExitStack, *__: object) -> None:
         stack.callback(lambda: undone.append("undone") if not codes else None)
         raise failure
 
@@ -674,10 +674,9 @@ def test_start_that_fails_undoes_nothing_while_readers_wait(
 
     manager.kept["cachefiles"] = os.dup(0)
     monkeypatch.setattr(app, "start", begin)
-    monkeypatch.setattr(app, "ServiceManager", lambda _: manager.next())
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(EndedError):
-        app.run(config)
+        app.run(config, manager.next(), {})
     assert (codes, undone) == ([code], [])
     assert caplog.messages == [said]
 
@@ -689,7 +688,7 @@ def test_supervisor_that_ends_is_said(
     monkeypatch.setenv("LAZYIMG_SUPERVISOR_PID", str(supervisor.pid))
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
 
-    async def begin(_: Config, __: AsyncExitStack, manager: ServiceManager) -> None:
+    async def begin(_: Config, __: AsyncExitStack, manager: ServiceManager, ___: object) -> None:
         lose = manager.lose_supervisor
 
         def lost() -> None:
@@ -700,7 +699,7 @@ def test_supervisor_that_ends_is_said(
         asyncio.get_running_loop().call_soon(supervisor.kill)
 
     monkeypatch.setattr(app, "start", begin)
-    app.run(config)
+    app.run(config, ServiceManager(os.environ), {})
     supervisor.wait()
     assert f"the supervisor, process {supervisor.pid}, is gone" in caplog.text
 

@@ -41,7 +41,7 @@ def test_command_has_what_differs_from_the_defaults(
     config: Config, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Config] = []
-    monkeypatch.setattr(app, "run", served.append)
+    monkeypatch.setattr(app, "run", lambda config, *_: served.append(config))
     command = worker_command(config)
     assert command == [sys.executable, "-P", "-m", "lazyimg.worker", text]
     assert main(command[4:]) == 0
@@ -50,7 +50,7 @@ def test_command_has_what_differs_from_the_defaults(
 
 def test_logs_are_set_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[int] = []
-    monkeypatch.setattr(app, "run", lambda _: levels.append(logging.root.level))
+    monkeypatch.setattr(app, "run", lambda *_: levels.append(logging.root.level))
     main(worker_command(Config(log=LogSettings(level="debug")))[4:])
     assert levels == [logging.DEBUG]
 
@@ -58,7 +58,7 @@ def test_logs_are_set_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failure_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: Config) -> None:
+    def fail(*_: object) -> None:
         raise KernelBusyError("/dev/cachefiles", "is held by\nprocess \x1b7", "stop it")
 
     monkeypatch.setattr(app, "run", fail)
@@ -72,7 +72,7 @@ def test_failure_is_one_line(
 def test_internal_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: Config) -> None:
+    def fail(*_: object) -> None:
         raise ValueError("odd")
 
     monkeypatch.setattr(app, "run", fail)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from lazyimg.snapshotter.grpc_server import start_server
+from lazyimg.host.lasting_sockets import LastingSockets
+from lazyimg.host.service_manager import ServiceManager
+from lazyimg.snapshotter.grpc_server import listen
 from lazyimg.snapshotter.service import Snapshotter
 from lazyimg_formats.containerd.labels import parse_image_labels
 from tests.fakes.lazy_images import FakeLazyImages
@@ -60,10 +62,11 @@ def recording_snapshotter(directory: Path) -> Iterator[Recording]:
         snapshotter = Snapshotter(directory / "root", images, ["index=off"])
         try:
             await snapshotter.start()
-            server = await start_server(running.socket, snapshotter)
-            ready.set()
-            await stop.wait()
-            await server.stop(None)
+            async with AsyncExitStack() as stack:
+                sockets = LastingSockets(ServiceManager({}), {})
+                await listen(running.socket, snapshotter, sockets, stack)
+                ready.set()
+                await stop.wait()
         finally:
             ready.set()
             await snapshotter.close()

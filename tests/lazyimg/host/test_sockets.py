@@ -3,63 +3,22 @@
 from __future__ import annotations
 
 import socket
-import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.errors import ConfigurationError, InUseError, StorageError
-from lazyimg.host.sockets import make_socket_directory, remove_stale_socket, start_for_root
+from lazyimg.host.sockets import make_socket_directory, remove_stale_socket
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class FakeServer:
-    """Binds as gRPC does."""
-
-    def __init__(self) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.started = False
-
-    def add_insecure_port(self, address: str) -> int:
-        try:
-            self.socket.bind(address.removeprefix("unix:"))
-        except OSError as error:
-            raise RuntimeError("no such place") from error
-        return 1
-
-    async def start(self) -> None:
-        self.started = True
-
-
-async def test_socket_is_for_root_only_and_other_files_are_not(tmp_path: Path) -> None:
-    server = FakeServer()
-    path = tmp_path / "new" / "socket"
-    make_socket_directory(path)
-    make_socket_directory(path)
-    await start_for_root(server, path)
-    server.socket.close()
-    assert server.started
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
-    (tmp_path / "file").touch(0o644)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
-
-
-async def test_no_place_for_a_socket(tmp_path: Path) -> None:
-    server = FakeServer()
-    path = tmp_path / "file" / "socket"
-    with pytest.raises(StorageError) as caught:
-        await start_for_root(server, path)
-    assert str(caught.value) == f"{path}: cannot listen: no such place; check the address"
-    server.socket.close()
+def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as caught:
-        make_socket_directory(path)
+        make_socket_directory(tmp_path / "file" / "socket")
     assert str(caught.value) == f"{tmp_path}/file: cannot be made: File exists"
-    (tmp_path / "other").touch(0o644)
-    assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize(
@@ -96,18 +55,17 @@ def test_directories_in_which_others_may_write(
     )
 
 
-async def test_socket_on_which_somebody_listens(tmp_path: Path) -> None:
-    server, path = FakeServer(), tmp_path / "socket"
+def test_socket_on_which_somebody_listens(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
         text = r"/socket: a daemon listens there; stop it, or use another address$"
         with pytest.raises(InUseError, match=text):
-            await start_for_root(server, path)
+            remove_stale_socket(path)
         assert path.is_socket()
-    await start_for_root(server, path)  # it is gone
-    server.socket.close()
-    assert server.started
+    remove_stale_socket(path)
+    assert not path.exists()
 
 
 def test_what_is_no_socket_stays(tmp_path: Path) -> None:

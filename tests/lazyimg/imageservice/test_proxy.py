@@ -11,6 +11,8 @@ import grpc
 import pytest
 
 from lazyimg.errors import StorageError, UsageError
+from lazyimg.host.lasting_sockets import LastingSockets
+from lazyimg.host.service_manager import ServiceManager
 from lazyimg.images.given import GivenCredentials
 from lazyimg.imageservice import proxy
 from lazyimg.imageservice.proto import images_pb2 as pb
@@ -97,12 +99,16 @@ def given() -> GivenCredentials:
     return GivenCredentials(100.0)
 
 
+def sockets() -> LastingSockets:
+    return LastingSockets(ServiceManager({}), {})
+
+
 @pytest.fixture
 async def channel(tmp_path: Path, given: GivenCredentials) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the proxy in front of it."""
     path = tmp_path / "run" / "images.sock"
     async with AsyncExitStack() as stack:
-        await listen(path, tmp_path / "containerd", given, stack)
+        await listen(path, tmp_path / "containerd", given, sockets(), stack)
         options = [("grpc.max_receive_message_length", 16 << 20)]
         async with grpc.aio.insecure_channel(f"unix:{path}", options=options) as opened:
             yield opened
@@ -301,7 +307,7 @@ async def test_its_own_socket_is_not_containerd_s(tmp_path: Path, given: GivenCr
     path = tmp_path / "sock"
     async with AsyncExitStack() as stack:
         with pytest.raises(UsageError) as caught:
-            await listen(path, path, given, stack)
+            await listen(path, path, given, sockets(), stack)
     assert str(caught.value) == (
         f"image_service.address: {path} is containerd's own; choose another one"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import tempfile
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,10 @@ from lazyimg.errors import (
     StorageError,
     UsageError,
 )
+from lazyimg.host.lasting_sockets import LastingSockets
+from lazyimg.host.service_manager import ServiceManager
 from lazyimg.snapshotter import grpc_server
-from lazyimg.snapshotter.grpc_server import MAX_DETAILS, SERVICE, listen, start_server, status_of
+from lazyimg.snapshotter.grpc_server import MAX_DETAILS, SERVICE, listen, status_of
 from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError, WrongStateError
 from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from lazyimg.snapshotter.service import Snapshotter
@@ -57,12 +59,23 @@ async def snapshotter(tmp_path: Path, images: FakeLazyImages) -> AsyncIterator[S
     await opened.close()
 
 
+@asynccontextmanager
+async def serving(path: Path, snapshotter: Snapshotter) -> AsyncIterator[None]:
+    """Answer on a socket while the block runs."""
+    async with AsyncExitStack() as stack:
+        await listen(path, snapshotter, LastingSockets(ServiceManager({}), {}), stack)
+        yield
+
+
 @pytest.fixture
 async def channel(snapshotter: Snapshotter, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
-    server = await start_server(tmp_path / "socket", snapshotter)
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as opened:
+    path = tmp_path / "socket"
+    async with (
+        serving(path, snapshotter),
+        grpc.aio.insecure_channel(f"unix:{path}") as opened,
+    ):
         yield opened
-    await server.stop(None)
+    assert not path.exists()
 
 
 async def call(channel: grpc.aio.Channel, name: str, request: Message, answer: Any) -> Any:
@@ -84,15 +97,6 @@ async def refusal(
 
 async def test_socket_is_for_root_only(channel: grpc.aio.Channel, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
-
-
-async def test_other_files_have_their_mode(snapshotter: Snapshotter, tmp_path: Path) -> None:
-    """What other tasks make while the server starts is not for its mask."""
-    made = tmp_path / "made"
-    asyncio.get_running_loop().call_soon(made.mkdir, 0o700)
-    server = await start_server(tmp_path / "socket", snapshotter)
-    await server.stop(None)
-    assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 async def test_life_of_a_snapshot(channel: grpc.aio.Channel, tmp_path: Path) -> None:
@@ -275,8 +279,7 @@ async def test_stop_waits_for_what_goes_on_without_its_caller(
     layer = await have_lazy_layer(snapshotter)
     slow = SlowMount(images, monkeypatch)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
-        async with AsyncExitStack() as stack:
-            await listen(tmp_path / "socket", snapshotter, stack)
+        async with serving(tmp_path / "socket", snapshotter):
             await abandon_prepare(channel, layer, slow)
             await served_after_all_before(channel)
             if patient:
@@ -300,8 +303,7 @@ async def test_stop_waits_for_what_is_unmounted(
 
     monkeypatch.setattr(images, "release", release_slowly)
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/socket") as channel:
-        async with AsyncExitStack() as stack:
-            await listen(tmp_path / "socket", snapshotter, stack)
+        async with serving(tmp_path / "socket", snapshotter):
             request = pb.PrepareSnapshotRequest(key="k", parent=layer)
             await call(channel, "Prepare", request, pb.PrepareSnapshotResponse)
             await call(channel, "Remove", pb.RemoveSnapshotRequest(key="k"), Empty)
@@ -398,13 +400,14 @@ def test_any_requests(requests: list[Message]) -> None:
     async def ask(directory: Path) -> None:
         snapshotter = Snapshotter(directory / "root", FakeLazyImages("a"))
         await snapshotter.start()
-        server = await start_server(directory / "socket", snapshotter)
-        async with grpc.aio.insecure_channel(f"unix:{directory}/socket") as channel:
+        async with (
+            serving(directory / "socket", snapshotter),
+            grpc.aio.insecure_channel(f"unix:{directory}/socket") as channel,
+        ):
             for request in requests:
                 name = NAMES[type(request)]
                 code = await send(channel, name, request.SerializeToString())
                 assert code in REFUSALS, (name, request)
-        await server.stop(None)
         await snapshotter.close()
 
     with tempfile.TemporaryDirectory() as directory:
@@ -423,8 +426,3 @@ async def test_update_of_nothing(channel: grpc.aio.Channel) -> None:
     code, details = await refusal(channel, "Update", pb.UpdateSnapshotRequest())
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert details == "snapshot: a snapshot needs a key"
-
-
-async def test_no_socket(snapshotter: Snapshotter, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot listen"):
-        await start_server(tmp_path / "no/such/directory/socket", snapshotter)
