@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from errno import EAGAIN, EIO
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from lazyimg.errors import LazyimgError
 from lazyimg.host.mutex import Mutex
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from lazyimg.transports.fanotify.ports import CachedDevice, KernelGroup
     from lazyimg.transports.ports import Filler
 
+LOCAL_WINDOW: Final = 1 << 20
+"""Bytes of local data to write at most for one event: more than it asks for, where that is free."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +79,7 @@ class Server:
         self._find = find
         self._lose = lose
         self._process = os.getpid()
+        self._buffer = memoryview(bytearray(LOCAL_WINDOW))  # of the thread
         self._protocol = Protocol()
         self._lock = Mutex()  # protocol, counters
         self._devices: dict[int, CachedDevice] = {}
@@ -225,7 +229,8 @@ class Server:
         if device is None:
             self._unknown.append(Place(event.fd, node, event.offset, event.count))
             return
-        if fill := self._receive_read(event.fd, event.offset, event.count, device):
+        fill = self._receive_read(event.fd, event.offset, event.count, device, local=True)
+        if fill is not None:
             self._absent.append((fill, device))
 
     def _receive_own(self, event: AccessEvent, node: int) -> None:
@@ -238,14 +243,24 @@ class Server:
         self._refuse(event.fd)
 
     def _receive_read(
-        self, fd: int, offset: int, count: int, device: CachedDevice
+        self, fd: int, offset: int, count: int, device: CachedDevice, *, local: bool = False
     ) -> PendingRead | None:
-        """Answer a read of what is present; gives what must be filled. In any thread."""
+        """Answer a read of what is present; gives what must be filled. In any thread.
+
+        Args:
+            fd: of the event.
+            offset: first byte.
+            count: bytes.
+            device: what is read.
+            local: in the server's thread, which may write what needs no fetching.
+        """
         start = offset - offset % BLOCK_SIZE
         stop = min(-(-(offset + count) // BLOCK_SIZE) * BLOCK_SIZE, device.size)
         length = max(0, stop - start)
         read = PendingRead(fd, device.name, start, length)
         present = not device.absent(start, length)
+        if not present and local:
+            present = self._fill_locally(device, start, length)
         if not present:
             self._journal.put(Place(fd, device.node, start, length))
         with self._lock:
@@ -254,6 +269,23 @@ class Server:
             return read
         self._act(actions, waited=not present)
         return None
+
+    def _fill_locally(self, device: CachedDevice, offset: int, length: int) -> bool:
+        """Write a range that needs no fetching; gives whether that could be done."""
+        if length > len(self._buffer):
+            return False
+        buffer = self._buffer[: max(length, min(device.size - offset, len(self._buffer)))]
+        size = self._filler.read_local(device.name, offset, length, buffer)
+        if size is None:
+            return False
+        whole = max(length, -(-size // BLOCK_SIZE) * BLOCK_SIZE)
+        buffer[size:whole] = bytes(whole - size)
+        try:
+            device.write_now(offset, [buffer[:whole]])
+        except LazyimgError:  # no space, a disk that fails: a task says so
+            return False
+        self._hand_over()  # this took a while
+        return not device.absent(offset, length)
 
     def _hand_over(self) -> None:
         """Let the event loop do the rest: waking it costs more than a read."""

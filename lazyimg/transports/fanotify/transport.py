@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from lazyimg.errors import KernelError, LazyimgError, StorageError
 from lazyimg.host.leases import is_open_elsewhere
@@ -41,7 +42,7 @@ class FanotifyTransport:
             may have been read. Whatever mounts them must go: it may show zeros.
     """
 
-    name: Final = "fanotify"
+    name: Literal["fanotify"] = "fanotify"
 
     def __init__(
         self,
@@ -141,10 +142,15 @@ class FanotifyTransport:
             await server.own(device)
             if name not in self._marked:
                 self._marked[name] = device
-                device.on_complete(partial(self._unmark, device))
+                device.on_complete(partial(self._completed, weakref.ref(device)))
         self._devices[name] = device
         self._counters.opens += 1
         return device.path
+
+    def _completed(self, reference: weakref.ref[DeviceFile]) -> None:
+        device = reference()
+        if device is not None:
+            self._unmark(device)
 
     def _unmark(self, device: DeviceFile) -> None:
         """Let reads of a device raise no events any more. In any thread."""

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import NotFoundError, RegistryError
+from lazyimg.errors import NotFoundError, RegistryError, StorageError
 from lazyimg.transports.fanotify import server as module
 from lazyimg.transports.fanotify.journal import Journal, Place
-from lazyimg.transports.fanotify.server import Server
+from lazyimg.transports.fanotify.server import LOCAL_WINDOW, Server
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.fanotify import OVERFLOW, MemoryDevice, ScriptedGroup, access, free_number
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from lazyimg.fill.ports import Sink
@@ -37,6 +37,8 @@ class ScriptedFiller:
         self.fills: list[tuple[str, int, int]] = []
         self.error: Exception | None = None
         self.lazy = False
+        self.local: int | None = None
+        self.buffers: list[range] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.begun = asyncio.Event()
@@ -45,7 +47,11 @@ class ScriptedFiller:
         raise NotImplementedError(cookie)
 
     def read_local(self, cookie: str, offset: int, length: int, buffer: memoryview) -> int | None:
-        raise NotImplementedError(cookie)
+        if self.local is None:
+            return None
+        assert (cookie, length <= len(buffer)) == ("device", True)
+        self.buffers.append(range(offset, offset + len(buffer)))
+        return self.local
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         self.fills.append((cookie, offset, length))
@@ -130,6 +136,47 @@ async def test_absent_range_is_filled_in_whole_blocks_up_to_the_end(tmp_path: Pa
         assert await served.answered() == (9, "allow")
         assert served.filler.fills == [("device", 62 * BLOCK_SIZE, 2 * BLOCK_SIZE)]
         assert served.places() == []
+
+
+async def test_local_bytes_are_written_by_the_thread(tmp_path: Path) -> None:
+    """More than is asked for where that is free; zeros where a device has ended."""
+    async with serving(tmp_path) as served:
+        served.filler.local = 2 * BLOCK_SIZE + 1
+        served.read(9, 0, BLOCK_SIZE)
+        assert await served.answered() == (9, "allow")
+        assert served.device.blocks == {0, 1, 2}
+        served.filler.local = 5
+        served.read(9, 62 * BLOCK_SIZE, 2 * BLOCK_SIZE)
+        assert await served.answered() == (9, "allow")
+        assert served.device.blocks == {0, 1, 2, 62, 63}
+        size = 64 * BLOCK_SIZE
+        assert served.filler.buffers == [range(size), range(62 * BLOCK_SIZE, size)]
+        assert served.filler.fills == []
+
+
+async def test_local_bytes_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the reader hears why."""
+
+    def fail(offset: int, parts: Sequence[memoryview]) -> None:
+        raise StorageError("device", f"is full at {offset}, {len(parts)}")
+
+    async with serving(tmp_path) as served:
+        served.filler.local = BLOCK_SIZE
+        monkeypatch.setattr(served.device, "write_now", fail)
+        served.read(9, 0, 1)
+        assert await served.answered() == (9, "deny 5")
+        assert served.server.counters.failure == "device: is full at 0, 1"
+
+
+async def test_more_than_the_thread_writes_is_left_to_a_task(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.device.size = 1 << 40
+        served.filler.local = BLOCK_SIZE
+        served.read(9, 0, LOCAL_WINDOW + 1)
+        assert await served.answered() == (9, "allow")
+        assert served.filler.fills == [("device", 0, LOCAL_WINDOW + BLOCK_SIZE)]
 
 
 async def test_what_waits_for_a_fill_is_in_the_journal(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from errno import EACCES, EIO, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ class Zeros:
         raise NotImplementedError(cookie)
 
     def read_local(self, cookie: str, offset: int, length: int, buffer: memoryview) -> int | None:
-        raise NotImplementedError(cookie)
+        assert (cookie in {A, B}, offset + length <= SIZE, length <= len(buffer)) == (True,) * 3
+        return None
 
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         assert cookie in {A, B}
@@ -116,7 +118,7 @@ async def test_mark_goes_when_the_device_is_complete(node: Node) -> None:
     await node.transport.prepare({A: SIZE})
     device = await node.transport.opened(A)
     await device.write(0, memoryview(bytes(SIZE)))
-    await asyncio.to_thread(device.sync)
+    await node.cache.close()  # which syncs
     assert device.complete
     assert node.group.marks == set()
     await node.transport.release([A])
@@ -128,10 +130,18 @@ async def test_mark_goes_when_the_device_is_complete(node: Node) -> None:
 async def test_mark_that_cannot_be_removed(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     await node.transport.prepare({A: SIZE})
     device = await node.transport.opened(A)
-    await device.write(0, memoryview(bytes(SIZE)))
     node.group.refuse = OSError(EACCES, "Permission denied")
-    await asyncio.to_thread(device.sync)
+    await device.write(0, memoryview(bytes(SIZE)))
+    await node.cache.close()  # which syncs
     assert "its mark cannot be removed: Permission denied" in caplog.text
+
+
+async def test_released_device_is_let_go(node: Node) -> None:
+    """Its fd would keep a file system busy."""
+    await node.transport.prepare({A: SIZE})
+    device = weakref.ref(await node.transport.opened(A))
+    await node.transport.release([A])
+    assert device() is None
 
 
 async def test_file_system_without_marks(node: Node) -> None:
