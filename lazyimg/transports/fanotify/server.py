@@ -28,6 +28,7 @@ from lazyimg.transports.fanotify.protocol import (
     PendingRead,
     Protocol,
 )
+from lazyimg.transports.following import Following
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.fanotify.messages import (
@@ -91,6 +92,7 @@ class Server:
         self._inherited: list[Place] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures = Repeats()
+        self._following = Following(filler)
         self._loop: asyncio.AbstractEventLoop
         self._thread = Thread(target=self._run, name="fanotify", daemon=True)
         self._ending = False
@@ -111,6 +113,7 @@ class Server:
     def start(self) -> None:
         """Begin to answer; call it in the event loop that shall run the fills."""
         self._loop = asyncio.get_running_loop()
+        self._following.start()
         self._thread.start()
         inherited, self._inherited = self._inherited, []
         self._start_tasks([], inherited)
@@ -126,6 +129,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._following.stop()
         for place in self._looking.values():
             self._journal.clear(place.fd)
             self._refuse(place.fd)
@@ -147,6 +151,7 @@ class Server:
     def remove(self, device: CachedDevice) -> None:
         """Forget a device that nobody has open."""
         self._devices.pop(device.node, None)
+        self._following.forget(device.name)
 
     async def own(self, device: CachedDevice) -> None:
         """Know a device that was marked before its fd was opened.
@@ -257,6 +262,7 @@ class Server:
         start = offset - offset % BLOCK_SIZE
         stop = min(-(-(offset + count) // BLOCK_SIZE) * BLOCK_SIZE, device.size)
         length = max(0, stop - start)
+        self._following.note(device, start, length)  # nothing may fail behind the answer
         read = PendingRead(fd, device.name, start, length)
         present = not device.absent(start, length)
         if not present and local:
