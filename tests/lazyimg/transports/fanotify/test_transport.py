@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from lazyimg.cache.device_file import DeviceFile
     from lazyimg.fill.ports import Sink
 
 SIZE = 4 * BLOCK_SIZE
@@ -41,6 +42,19 @@ class Zeros:
     async def fill(self, cookie: str, offset: int, length: int, sink: Sink) -> None:
         assert cookie in {A, B}
         await sink.write(offset, memoryview(bytes(length)))
+
+
+async def complete(device: DeviceFile) -> None:
+    """Fill a device, and wait until whoever asked for it was told."""
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(done.set)
+
+    device.on_complete(tell)
+    await device.write(0, memoryview(bytes(SIZE)))
+    await done.wait()
 
 
 class Node:
@@ -117,9 +131,7 @@ async def test_device_that_nobody_has(node: Node) -> None:
 async def test_mark_goes_when_the_device_is_complete(node: Node) -> None:
     await node.transport.prepare({A: SIZE})
     device = await node.transport.opened(A)
-    await device.write(0, memoryview(bytes(SIZE)))
-    await node.cache.close()  # which syncs
-    assert device.complete
+    await complete(device)
     assert node.group.marks == set()
     await node.transport.release([A])
     paths = await node.transport.prepare({A: SIZE})
@@ -131,8 +143,7 @@ async def test_mark_that_cannot_be_removed(node: Node, caplog: pytest.LogCapture
     await node.transport.prepare({A: SIZE})
     device = await node.transport.opened(A)
     node.group.refuse = OSError(EACCES, "Permission denied")
-    await device.write(0, memoryview(bytes(SIZE)))
-    await node.cache.close()  # which syncs
+    await complete(device)
     assert "its mark cannot be removed: Permission denied" in caplog.text
 
 
