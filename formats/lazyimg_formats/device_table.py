@@ -18,7 +18,9 @@ lies, and how it is compressed, is not in it: it does not change a byte of the d
 
 On disk (`serialize_device_table`): little-endian, a header of 64 bytes, then the columns one after
 the other, each starting on 8 bytes, so that a file of it can be mapped and used as it is. The last
-column, of skipped bytes, is there only if a span skips any: the table's length tells.
+column, of skipped bytes, is there only if a span skips any: the table's length tells. Where spans
+are stretches of a deflate stream, it has the bytes of their windows instead, and the windows
+follow, each a zstd frame. They need not be in memory: see `DeviceTable`.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.zstd_frames import decode_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 BLOCK_SIZE: Final = 4096
 """Bytes. What a device is aligned to, and the unit in which it is filled."""
@@ -60,8 +64,20 @@ MAX_SPANS: Final = 1 << 24
 MAX_EXTENTS: Final = 1 << 24
 """Extents of one device."""
 
+MAX_WINDOW: Final = 32_768
+"""Bytes before a stretch of a deflate stream that it may refer to: RFC 1951, section 2."""
+
+MAX_STORED_WINDOW: Final = MAX_WINDOW + 1024
+"""Bytes of a window as it is stored: compression makes some data a little larger."""
+
+HEADER_SIZE: Final = 64
+"""Bytes of a table that say how long it is."""
+
 _MAGIC: Final = b"lazydev1"
-_HEADER: Final = struct.Struct("<8sQQQ32x")
+_HEADER: Final = struct.Struct("<8sQQQQ24x")
+_CODEC_BITS: Final = 4  # of a byte; the others say which bit a span begins with
+_CODEC_MASK: Final = (1 << _CODEC_BITS) - 1
+_MAX_BIT: Final = 7
 
 
 class Codec(IntEnum):
@@ -71,6 +87,7 @@ class Codec(IntEnum):
     ZSTD = 1  # one zstd frame
     GZIP = 2  # a part of one gzip member
     ZSTD_PART = 3  # a part of one zstd frame
+    DEFLATE = 4  # a stretch of a deflate stream: `Span.bit`, `DeviceTable.window`
 
 
 PARTS: Final = frozenset({Codec.GZIP, Codec.ZSTD_PART})
@@ -98,6 +115,8 @@ class Span:
         digest: sha256 of the decoded bytes, 32 bytes.
         codec: how to decode it.
         skip: decoded bytes before it; several spans may be parts of the same range of the blob.
+        bit: bits of its first byte that belong to the span before: 0 to 7, 0 unless it is a
+            stretch of a deflate stream.
     """
 
     blob_offset: int
@@ -106,6 +125,7 @@ class Span:
     digest: bytes
     codec: Codec
     skip: int = 0
+    bit: int = 0
 
 
 class DeviceTable:
@@ -113,6 +133,9 @@ class DeviceTable:
 
     Args:
         data: what `serialize_device_table` gave, whole; kept, not copied (bytes or a mapped file).
+            Its bytes before `find_windows` are enough if `read` is given.
+        read: gives bytes of the table by their offset and number: for windows, when they are
+            wanted. What it raises comes out of `window`.
         expected_name: the name of a table that was checked before. It commits to the columns that
             rules 1 to 3 are about, so only rule 4 is checked again.
 
@@ -123,27 +146,28 @@ class DeviceTable:
 
     __slots__ = (
         "_data", "_extent_inner", "_extent_length", "_extent_offset", "_extent_span",
-        "_span_blob_length", "_span_blob_offset", "_span_codec", "_span_digest", "_span_length",
-        "_span_skip", "extent_count", "has_parts", "name", "size", "span_count",
+        "_read", "_span_blob_length", "_span_blob_offset", "_span_codec", "_span_digest",
+        "_span_length", "_span_skip", "_window_starts", "extent_count", "has_parts", "name", "size",
+        "span_count",
     )  # fmt: skip
 
-    def __init__(self, data: bytes | memoryview, *, expected_name: str | None = None) -> None:
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        *,
+        read: Callable[[int, int], bytes] | None = None,
+        expected_name: str | None = None,
+    ) -> None:
         view = memoryview(data).toreadonly().cast("B")
-        if len(view) < _HEADER.size:
-            raise FormatError("device table", f"{len(view)} bytes are less than a header")
-        magic, size, extents, spans = _HEADER.unpack(view[: _HEADER.size])
-        if magic != _MAGIC:
-            raise FormatError("device table", f"magic is {magic!r}, expected {_MAGIC!r}")
-        if size > MAX_DEVICE_SIZE or size % BLOCK_SIZE:
-            raise FormatError("device table", f"impossible device size {size}")
-        if extents > MAX_EXTENTS or spans > MAX_SPANS:
-            raise FormatError(
-                "device table", f"{extents} extents, {spans} spans are over the limit"
-            )
+        size, extents, spans, windows = _parse_header(view)
         ends = _column_ends(extents, spans)
-        self.has_parts: bool = spans > 0 and len(view) == ends[9]
-        if len(view) != ends[8] and not self.has_parts:
-            raise FormatError("device table", f"expected {ends[8]} bytes, got {len(view)}")
+        self.has_parts: bool = spans > 0 and not windows and len(view) == ends[9]
+        expected = ends[8]
+        if windows:
+            expected = ends[9] if read is not None else ends[9] + windows
+        if len(view) != expected and not self.has_parts:
+            raise FormatError("device table", f"expected {expected} bytes, got {len(view)}")
+        self._read = read or self._cut
         self._data = view
         self.size: int = size
         self.extent_count: int = extents
@@ -160,19 +184,32 @@ class DeviceTable:
         self._span_codec = view[ends[7] : ends[8]]
         skip = ends[9] - 4 * spans
         self._span_skip = view[skip : skip + 4 * spans if self.has_parts else skip].cast("I")
+        self._window_starts = array("Q")
+        if windows:
+            self._add_windows(view[skip : ends[9]].cast("I"), ends[9], windows)
         self.name: str = hashlib.sha256(view[:canonical]).hexdigest()
-        self._check_spans(ends)
+        self._check_spans(ends, windows)
         if expected_name is None:
             self._check_extents()
         elif self.name != expected_name:
             raise FormatError("device table", f"its name is {self.name}, expected {expected_name}")
 
-    def _check_spans(self, ends: list[int]) -> None:
+    def _cut(self, offset: int, length: int) -> bytes:
+        return bytes(self._data[offset : offset + length])
+
+    def _add_windows(self, lengths: memoryview, start: int, size: int) -> None:
+        self._window_starts.extend(accumulate(lengths, initial=start))
+        if self._window_starts[-1] != start + size:
+            raise FormatError("device table", "its windows are not as long as it says")
+        if max(lengths) > MAX_STORED_WINDOW:
+            raise FormatError("device table", f"a window of {max(lengths)} bytes is too large")
+
+    def _check_spans(self, ends: list[int], windows: int) -> None:
         widths = _column_widths(self.extent_count, self.span_count)
         starts = [_HEADER.size, *ends]
-        paddings = [(32, _HEADER.size)]
+        paddings = [(40, _HEADER.size)]
         paddings += [(starts[i] + width, starts[i + 1]) for i, width in enumerate(widths)]
-        if self.has_parts:
+        if self.has_parts or windows:
             paddings.append((ends[8], ends[9] - 4 * self.span_count))
         if any(any(self._data[start:stop]) for start, stop in paddings):
             raise FormatError("device table", "padding is not zero")
@@ -187,8 +224,12 @@ class DeviceTable:
             raise FormatError(
                 "device table", f"a span of {max(self._span_length)} bytes is too large"
             )
-        if max(self._span_codec) > max(Codec):
-            raise FormatError("device table", f"unknown codec {max(self._span_codec)}")
+        for how in set(self._span_codec):
+            codec, bit = how & _CODEC_MASK, how >> _CODEC_BITS
+            if codec > max(Codec):
+                raise FormatError("device table", f"unknown codec {codec}")
+            if bit > (_MAX_BIT if codec == Codec.DEFLATE else 0):
+                raise FormatError("device table", f"a span of codec {codec} at bit {bit}")
         if self.has_parts:
             self._check_skips()
 
@@ -224,7 +265,7 @@ class DeviceTable:
 
     @property
     def data(self) -> memoryview:
-        """The table's bytes, as they are stored."""
+        """The table's bytes, as they are stored; as far as they were given."""
         return self._data
 
     def extent(self, index: int) -> Extent:
@@ -243,9 +284,26 @@ class DeviceTable:
             self._span_blob_length[index],
             self._span_length[index],
             bytes(self._span_digest[32 * index : 32 * index + 32]),
-            Codec(self._span_codec[index]),
+            Codec(self._span_codec[index] & _CODEC_MASK),
             self._span_skip[index] if self.has_parts else 0,
+            self._span_codec[index] >> _CODEC_BITS,
         )
+
+    def window(self, index: int) -> bytes:
+        """Give the decoded bytes before span `index`, as far as it may refer to them.
+
+        Nothing commits to them: those that are not right give bytes of another digest.
+
+        Raises:
+            FormatError: what is stored is no window.
+            Exception: whatever `read` raises.
+        """
+        if not self._window_starts:
+            return b""
+        start, stop = self._window_starts[index], self._window_starts[index + 1]
+        if start == stop:
+            return b""
+        return decode_frame(self._read(start, stop - start), MAX_WINDOW)
 
     def blob_range(self, index: int) -> tuple[int, int]:
         """Give where span `index` lies in the compressed blob: first byte and bytes."""
@@ -292,6 +350,35 @@ class DeviceTable:
         return sum(dict(zip(self._span_blob_offset, self._span_blob_length, strict=True)).values())
 
 
+def _parse_header(view: memoryview) -> tuple[int, int, int, int]:
+    """Give the bytes of the device, and how many extents, spans and bytes of windows there are."""
+    if len(view) < _HEADER.size:
+        raise FormatError("device table", f"{len(view)} bytes are less than a header")
+    magic, size, extents, spans, windows = _HEADER.unpack(view[: _HEADER.size])
+    if magic != _MAGIC:
+        raise FormatError("device table", f"magic is {magic!r}, expected {_MAGIC!r}")
+    if size > MAX_DEVICE_SIZE or size % BLOCK_SIZE:
+        raise FormatError("device table", f"impossible device size {size}")
+    if extents > MAX_EXTENTS or spans > MAX_SPANS:
+        raise FormatError("device table", f"{extents} extents, {spans} spans are over the limit")
+    if windows > spans * MAX_STORED_WINDOW:
+        raise FormatError("device table", f"{windows} bytes of windows of {spans} spans")
+    return size, extents, spans, windows
+
+
+def find_windows(header: bytes) -> int | None:
+    """Give the bytes of a table that come before its windows; None if it has none.
+
+    Args:
+        header: its first `HEADER_SIZE` bytes.
+
+    Raises:
+        FormatError: it is no device table.
+    """
+    _, extents, spans, windows = _parse_header(memoryview(header))
+    return _column_ends(extents, spans)[9] if windows else None
+
+
 def _column_widths(extents: int, spans: int) -> tuple[int, ...]:
     """Give the bytes of each column but the last, without padding."""
     of_extents = [width * extents for width in (8, 4, 4, 4)]
@@ -302,7 +389,7 @@ def _column_widths(extents: int, spans: int) -> tuple[int, ...]:
 def _column_ends(extents: int, spans: int) -> list[int]:
     """Give where each column ends (the next one starts), rounded up to 8 bytes but the last two.
 
-    These are what ends the table: the codecs, or behind them the skipped bytes.
+    These are what ends the table: the codecs, or behind them what the last column has.
     """
     ends = []
     position = _HEADER.size
@@ -327,7 +414,13 @@ def serialize_device_table(size: int, extents: Iterable[Extent], spans: Iterable
         columns.add_extent(extent.device_offset, extent.length, extent.span, extent.inner_offset)
     for span in spans:
         columns.add_span(
-            span.blob_offset, span.blob_length, span.length, span.digest, span.codec, span.skip
+            span.blob_offset,
+            span.blob_length,
+            span.length,
+            span.digest,
+            span.codec,
+            span.skip,
+            bit=span.bit,
         )
     return columns.serialize(size)
 
@@ -341,6 +434,8 @@ class DeviceColumns:
         self._span_digest = bytearray()
         self._span_blob = (array("Q"), array("I"), bytearray())
         self._span_skip = array("I")
+        self._window_length = array("I")
+        self._windows = bytearray()
 
     @property
     def span_count(self) -> int:
@@ -355,8 +450,11 @@ class DeviceColumns:
         digest: bytes,
         codec: Codec,
         skip: int = 0,
+        *,
+        bit: int = 0,
+        window: bytes | memoryview = b"",
     ) -> int:
-        """Add a span; its attributes as in `Span`. Gives its index.
+        """Add a span; its attributes as in `Span`, its window as it is stored. Gives its index.
 
         Raises:
             FormatError: a number that no blob can have.
@@ -375,9 +473,13 @@ class DeviceColumns:
             )
         if skip and not (codec in PARTS and 0 < skip <= MAX_SKIP):
             raise FormatError("span", f"{skip} decoded bytes before it, at most {MAX_SKIP}")
+        if not 0 <= bit <= _MAX_BIT or len(window) > MAX_STORED_WINDOW:
+            raise FormatError("span", f"at bit {bit}, with a window of {len(window)} bytes")
         self._span_blob[0].append(blob_offset)
         self._span_blob[1].append(blob_length)
-        self._span_blob[2].append(codec)
+        self._span_blob[2].append(codec | bit << _CODEC_BITS)
+        self._window_length.append(len(window))
+        self._windows += window
         self._span_length.append(length)
         self._span_skip.append(skip)
         self._span_digest += digest
@@ -420,12 +522,17 @@ class DeviceColumns:
             self._span_digest,
             *self._span_blob,
         )
-        parts = [_HEADER.pack(_MAGIC, size, len(self._extents[0]), len(self._span_length))]
+        extents, spans = len(self._extents[0]), len(self._span_length)
+        parts: list[bytes | bytearray] = [
+            _HEADER.pack(_MAGIC, size, extents, spans, len(self._windows))
+        ]
         for column in columns[:-1]:
             raw = bytes(column)
             parts += [raw, bytes(-len(raw) % 8)]
         codecs = bytes(columns[-1])
         parts.append(codecs)
-        if any(self._span_skip):
+        if self._windows:
+            parts += [bytes(-len(codecs) % 8), bytes(self._window_length), self._windows]
+        elif any(self._span_skip):
             parts += [bytes(-len(codecs) % 8), bytes(self._span_skip)]
         return b"".join(parts)

@@ -189,6 +189,19 @@ def normalize_path(raw: bytes) -> bytes:
     return path
 
 
+def has_entry(raw: bytes) -> bool:
+    """Say whether a path stands for a file; else it is a marker, or aufs's own, without bytes.
+
+    Raises:
+        FormatError: as `normalize_path`.
+    """
+    if _WHITEOUT not in raw:
+        return True
+    path = normalize_path(raw)
+    name = path[path.rfind(b"/") + 1 :]
+    return not name.startswith(_WHITEOUT) and b"/" + _AUFS not in b"/" + path[: -len(name)]
+
+
 class LayerBuilder:
     """Builds a `LayerIndex`; see the module's text.
 
@@ -216,9 +229,17 @@ class LayerBuilder:
         digest: bytes,
         codec: Codec,
         skip: int = 0,
+        *,
+        bit: int = 0,
+        window: bytes | memoryview = b"",
     ) -> int:
-        """Add the next span (attributes as in `Span`); gives its index for `Piece`."""
-        return self._columns.add_span(blob_offset, blob_length, length, digest, codec, skip)
+        """Add the next span (attributes as in `Span`); gives its index for `Piece`.
+
+        `window` is what it may refer to, as it is stored.
+        """
+        return self._columns.add_span(
+            blob_offset, blob_length, length, digest, codec, skip, bit=bit, window=window
+        )
 
     def add(self, entry: Entry, pieces: Sequence[Piece] = ()) -> None:
         """Add the next entry.

@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zstandard
 
-from lazyimg.errors import CorruptError
+from lazyimg.errors import CorruptError, StorageError
 from lazyimg_formats.device_table import PARTS, Codec
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.gzip_spans import serialize_entry
+
+try:
+    from isal import isal_zlib as _inflate  # twice as fast as zlib
+except ImportError:  # no wheel for this machine
+    import zlib as _inflate  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from lazyimg_formats.device_table import DeviceTable, Span
 
@@ -21,6 +29,8 @@ MAX_WINDOW: Final = 64 << 20
 """Bytes that decoding a part of a zstd frame may remember, in each thread."""
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
+_RAW_DEFLATE: Final = -zlib.MAX_WBITS
+_ERRORS: Final[Any] = (zstandard.ZstdError, zlib.error, _inflate.error, ValueError)
 _PIECE: Final = 256 << 10  # bytes of what is passed over that are decoded at a time
 
 
@@ -35,27 +45,40 @@ class _Decompressors(threading.local):
 _decompressors = _Decompressors()
 
 
-def decode_span(device: str, span: Span, data: memoryview) -> bytes:
+def decode_span(
+    device: str, span: Span, data: memoryview, window: Callable[[], bytes] = bytes
+) -> bytes:
     """Give the decoded bytes of a span, checked against its digest.
 
     Args:
         device: its name, for messages.
         span: what is expected.
         data: the span's bytes in the blob.
+        window: gives the decoded bytes before a stretch of a deflate stream, as
+            `DeviceTable.window` does.
 
     Raises:
         CorruptError: `data` does not decode to exactly `span.length` bytes with that digest.
+        StorageError: the table has no window of it any more.
     """
-    return _decode(device, span, data, None)
+    return _decode(device, span, data, window, None)
 
 
-def _decode(device: str, span: Span, data: memoryview, parts: _Parts | None) -> bytes:
+def _decode(
+    device: str,
+    span: Span,
+    data: memoryview,
+    window: Callable[[], bytes],
+    parts: _Parts | None,
+) -> bytes:
     try:
         if span.codec in PARTS:
             decoded = (parts or _Parts(span.codec, data)).take(span.skip, span.length)
+        elif span.codec is Codec.DEFLATE:
+            decoded = _decode_stretch(data, span.length, span.bit, _read_window(device, window))
         else:
             decoded = _WHOLE[span.codec](data, span.length)
-    except (zstandard.ZstdError, zlib.error, ValueError) as error:
+    except _ERRORS as error:
         raise _corrupt(device, span, f"does not decode as {span.codec.name}: {error}") from error
     if len(decoded) != span.length:
         raise _corrupt(device, span, f"expected {span.length} bytes decoded, got {len(decoded)}")
@@ -63,7 +86,13 @@ def _decode(device: str, span: Span, data: memoryview, parts: _Parts | None) -> 
     return decoded
 
 
-def decode_into(device: str, span: Span, data: memoryview, buffer: memoryview) -> None:
+def decode_into(
+    device: str,
+    span: Span,
+    data: memoryview,
+    buffer: memoryview,
+    window: Callable[[], bytes] = bytes,
+) -> None:
     """Put the decoded bytes of a span into `buffer`, and check them against its digest there.
 
     Args:
@@ -71,9 +100,10 @@ def decode_into(device: str, span: Span, data: memoryview, buffer: memoryview) -
         span: what is expected.
         data: the span's bytes in the blob.
         buffer: `span.length` bytes; holds anything when this raises.
+        window: as `decode_span` takes it.
 
     Raises:
-        CorruptError: `data` does not decode to exactly `span.length` bytes with that digest.
+        CorruptError, StorageError: as `decode_span`.
     """
     if span.codec is Codec.ZSTD:
         try:
@@ -84,7 +114,7 @@ def decode_into(device: str, span: Span, data: memoryview, buffer: memoryview) -
             raise _corrupt(device, span, f"expected {span.length} bytes decoded, got {size}")
         _check_digest(device, span, buffer)
     else:
-        buffer[:] = decode_span(device, span, data)
+        buffer[:] = decode_span(device, span, data, window)
 
 
 def _check_digest(device: str, span: Span, decoded: bytes | memoryview) -> None:
@@ -130,6 +160,26 @@ def _decode_zstd_into(data: memoryview, buffer: memoryview) -> int:
 def _decode_zstd(data: memoryview, length: int) -> bytes:
     _check_frame(data, length)
     return _decompressors.zstd.decompress(data, max_output_size=length, allow_extra_data=False)
+
+
+def _read_window(device: str, window: Callable[[], bytes]) -> bytes:
+    try:
+        return window()
+    except FormatError as error:
+        raise StorageError(
+            f"device {device}", f"its table cannot be used: {error}", "mount the image again"
+        ) from error
+
+
+def _decode_stretch(data: memoryview, length: int, bit: int, window: bytes) -> bytes:
+    if not data:
+        raise ValueError("no bytes")
+    decoder = _inflate.decompressobj(_RAW_DEFLATE, zdict=window)
+    head: bytes = decoder.decompress(serialize_entry(data[0], bit))
+    if len(head) >= length:
+        return head
+    rest: bytes = decoder.decompress(data[1:], length - len(head))
+    return head + rest if head else rest
 
 
 _WHOLE: Final = {Codec.RAW: _decode_raw, Codec.ZSTD: _decode_zstd}
@@ -219,7 +269,8 @@ def decode_spans(
         if span.codec in PARTS and start != open_at:
             open_at, parts = start, _Parts(span.codec, stored)
         try:
-            good[index] = _decode(table.name, span, stored, parts)
+            window = partial(table.window, index)
+            good[index] = _decode(table.name, span, stored, window, parts)
         except CorruptError as error:
             bad[index] = error
     return good, bad

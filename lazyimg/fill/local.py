@@ -7,14 +7,17 @@ wanted whole is decoded where it is to lie: fresh memory costs more than decodin
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import CorruptError
+from lazyimg.errors import LazyimgError
 from lazyimg.fill.assembly import ZEROS
 from lazyimg.fill.decode import decode_into, decode_span
 from lazyimg.fill.plan import block_ceil, known_range, parts_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazyimg.fill.device import Device
     from lazyimg.fill.recent import RecentSpans
     from lazyimg_formats.device_table import DeviceTable, Span
@@ -58,7 +61,7 @@ def read_local(
     at_hand = _AtHand(device, spans[-1])
     try:
         return _read(device, recent, at_hand, offset, buffer[: stop - offset])
-    except (CorruptError, _MissingError):
+    except (LazyimgError, _MissingError):
         return None
 
 
@@ -94,7 +97,8 @@ def _put_whole(
 ) -> None:
     data = recent.get(name, number)
     if data is None:
-        decode_into(name, *at_hand.find(number), part)
+        span, stored, window = at_hand.find(number)
+        decode_into(name, span, stored, part, window)
     else:
         part[:] = data
 
@@ -120,13 +124,14 @@ class _AtHand:
         self._start = 0  # of `_data` in its blob
         self._data = memoryview(b"")
 
-    def find(self, number: int) -> tuple[Span, memoryview]:
-        """Give a span and its bytes, valid until the next call.
+    def find(self, number: int) -> tuple[Span, memoryview, Callable[[], bytes]]:
+        """Give a span, its bytes, valid until the next call, and what gives its window.
 
         Raises:
             _MissingError: they are not there.
         """
-        return self._cut(number) or self._peek(number)
+        span, data = self._cut(number) or self._peek(number)
+        return span, data, partial(self._table.window, number)
 
     def _cut(self, number: int) -> tuple[Span, memoryview] | None:
         """Give a span that was found together with another one."""

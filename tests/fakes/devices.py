@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,8 @@ def encode(content: bytes, codec: Codec) -> bytes:
         return zstandard.ZstdCompressor(level=1).compress(content)
     if codec is Codec.GZIP:
         return gzip.compress(content, compresslevel=1, mtime=0)
+    if codec is Codec.DEFLATE:
+        return zlib.compress(content, level=1, wbits=-zlib.MAX_WBITS)
     return content
 
 

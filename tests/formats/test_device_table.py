@@ -7,22 +7,26 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyimg_formats import device_table
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
+    HEADER_SIZE,
     MAX_BLOB_SIZE,
     MAX_DEVICE_SIZE,
     MAX_SKIP,
     MAX_SPAN_SIZE,
     MAX_STORED_SPAN_SIZE,
+    MAX_WINDOW,
     Codec,
     DeviceColumns,
     DeviceTable,
     Extent,
     Span,
+    find_windows,
     serialize_device_table,
 )
 from lazyimg_formats.errors import FormatError
@@ -163,7 +167,7 @@ def test_expected_name() -> None:
             patched(BLOB_LENGTH, "<I", MAX_STORED_SPAN_SIZE + 1),
             "a span lies where no blob can have it",
         ),
-        (patched(CODEC, "<B", 4), "unknown codec 4"),
+        (patched(CODEC, "<B", 5), "unknown codec 5"),
         (patched(SKIP - 1, "<B", 1, data=PARTS), "padding is not zero"),
         (patched(SKIP, "<I", 9, data=PARTS), "bytes before a whole span of codec 1"),
         (patched(SKIP + 4, "<I", 0, data=PARTS), "0 bytes before a span, at most 67108864"),
@@ -172,6 +176,9 @@ def test_expected_name() -> None:
             "67108865 bytes before a span, at most 67108864",
         ),
         (PARTS[:-1], "expected 234 bytes, got 247"),
+        (patched(CODEC, "<B", 0x11), "a span of codec 1 at bit 1"),
+        (patched(CODEC, "<B", 0x84), "a span of codec 4 at bit 8"),
+        (patched(32, "<Q", 1 << 40), "1099511627776 bytes of windows of 2 spans"),
     ],
 )
 def test_broken_rule(data: bytes, problem: str) -> None:
@@ -307,3 +314,86 @@ def test_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_impossible_size(size: int) -> None:
     with pytest.raises(FormatError, match=f"impossible device size {size}"):
         serialize_device_table(size, [], [])
+
+
+WINDOWS = [b"", zstandard.compress(b"before " * 100), zstandard.compress(bytes(MAX_WINDOW))]
+WINDOW_LENGTH = HEADER_SIZE + 24 + 16 + 16 + 16 + 16 + 96 + 24 + 16 + 8
+HEAD_END = WINDOW_LENGTH + 12
+
+
+def windowed() -> bytes:
+    columns = DeviceColumns()
+    for number, window in enumerate(WINDOWS):
+        columns.add_span(number, 2, 10, DIGEST, Codec.DEFLATE, bit=7 * bool(window), window=window)
+        columns.add_extent(number * BLOCK_SIZE, 10, number, 0)
+    return columns.serialize(3 * BLOCK_SIZE)
+
+
+def test_windows_come_back() -> None:
+    data = windowed()
+    table = DeviceTable(data)
+    assert [table.window(number) for number in range(3)] == [
+        b"", b"before " * 100, bytes(MAX_WINDOW),
+    ]  # fmt: skip
+    assert table.span(1) == Span(1, 2, 10, DIGEST, Codec.DEFLATE, bit=7)
+    assert table.span(0).bit == 0
+    assert DeviceTable(data, expected_name=table.name).data == data
+    assert DeviceTable(DATA).window(1) == b""
+
+
+def test_windows_are_read_when_they_are_wanted() -> None:
+    data = windowed()
+    wanted: list[tuple[int, int]] = []
+
+    def read(offset: int, length: int) -> bytes:
+        wanted.append((offset, length))
+        return data[offset : offset + length]
+
+    head = data[: find_windows(data[:HEADER_SIZE])]
+    table = DeviceTable(head, read=read)
+    assert table.name == DeviceTable(data).name
+    assert wanted == []
+    assert table.window(2) == bytes(MAX_WINDOW)
+    assert wanted == [(len(data) - len(WINDOWS[2]), len(WINDOWS[2]))]
+    with pytest.raises(FormatError, match=f"expected {len(data)} bytes, got {len(head)}"):
+        DeviceTable(head)
+    with pytest.raises(FormatError, match=f"expected {len(head)} bytes, got {len(data)}"):
+        DeviceTable(data, read=read)
+    assert find_windows(DATA[:HEADER_SIZE]) is None
+
+
+def test_window_that_is_damaged() -> None:
+    data = windowed()
+    table = DeviceTable(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(FormatError, match="zstd frame"):
+        table.window(2)
+    assert DeviceTable(data).name == table.name
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (
+            patched(WINDOW_LENGTH, "<I", 1, data=windowed()),
+            "its windows are not as long as it says",
+        ),
+        (
+            patched(
+                WINDOW_LENGTH, "<3I", 0, 0, 40_000,
+                data=patched(32, "<Q", 40_000, data=windowed().ljust(HEAD_END + 40_000, b"\0")),
+            )[: HEAD_END + 40_000],
+            "a window of 40000 bytes is too large",
+        ),
+    ],
+)  # fmt: skip
+def test_windows_that_break_a_rule(data: bytes, problem: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        DeviceTable(data)
+    assert str(caught.value) == f"device table: {problem}"
+
+
+@pytest.mark.parametrize(("bit", "window"), [(8, b""), (-1, b""), (0, bytes(MAX_WINDOW + 1025))])
+def test_impossible_entry(bit: int, window: bytes) -> None:
+    columns = DeviceColumns()
+    with pytest.raises(FormatError, match=f"at bit {bit}, with a window of {len(window)} by"):
+        columns.add_span(0, 1, 1, DIGEST, Codec.DEFLATE, bit=bit, window=window)

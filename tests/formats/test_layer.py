@@ -20,6 +20,7 @@ from lazyimg_formats.layer import (
     LayerBuilder,
     LayerIndex,
     Piece,
+    has_entry,
     normalize_path,
 )
 
@@ -456,3 +457,22 @@ def test_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     builder.add(Entry(b"b", Kind.FIFO))
     with pytest.raises(FormatError, match="more than 2 entries"):
         builder.add(Entry(b"c", Kind.FIFO))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (b"usr/bin", True),
+        (b"./a.wh.b", True),
+        (b"a.wh.b/c", True),
+        (b"etc/.wh.name", False),
+        (b".wh..wh..opq", False),
+        (b"/.wh..wh.plnk/1.2", False),
+        (b".wh.dir/file", True),
+    ],
+)
+def test_has_entry(path: bytes, expected: bool) -> None:  # noqa: FBT001 - a value of the table
+    builder = LayerBuilder()
+    builder.add(Entry(path, Kind.REGULAR))
+    assert [entry.kind for entry in builder.take()] == [Kind.REGULAR] * expected or not expected
+    assert has_entry(path) is expected

@@ -45,12 +45,14 @@ from lazyimg_formats.erofs.tree import Device, FlatData, Node
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.erofs.xattr import serialize_body
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.stream_index import StreamSpan
 from lazyimg_formats.zstd_chunked.location import (
     TocLocation,
     serialize_annotations,
     serialize_footer,
 )
 from lazyimg_formats.zstd_frames import serialize_skippable
+from tests.fakes.stream_layers import make_stream_index
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -272,6 +274,20 @@ def device_tables() -> list[bytes]:
         Span(100, 200, 200, bytes(32), Codec.RAW),
     ]
     return [serialize_device_table(3 * BLOCK_SIZE, parts, stored)]
+
+
+def stream_indexes() -> list[bytes]:
+    archive = tar()
+    window = zstandard.compress(TEXT)
+    half = len(archive) // 2
+    stretches = [
+        StreamSpan(0, half + 1, half, bytes(32)),
+        StreamSpan(half, len(archive) - half, len(archive) - half, bytes(32), 5, len(window)),
+    ]
+    return [
+        make_stream_index(archive, 1000),
+        make_stream_index(archive, half, codec=Codec.DEFLATE, spans=stretches, windows=window),
+    ]
 
 
 def documents() -> list[bytes]:

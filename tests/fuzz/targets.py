@@ -80,6 +80,7 @@ from lazyimg_formats.oci.documents import (
 )
 from lazyimg_formats.oci.platform import Platform, parse_platform
 from lazyimg_formats.oci.reference import parse_location, parse_reference
+from lazyimg_formats.stream_index import parse_stream_index
 from lazyimg_formats.tar.header import BLOCK, parse_header, parse_number
 from lazyimg_formats.tar.pax import parse_integer, parse_records, parse_time
 from lazyimg_formats.tar.scanner import Member, TarScanner
@@ -487,6 +488,19 @@ def run_records(data: bytes) -> None:
         os.close(descriptor)
 
 
+def run_stream_index(data: bytes) -> None:
+    """An index of our own that came from elsewhere, and the bytes before a stretch."""
+
+    def parse() -> None:
+        index = parse_stream_index(data)
+        if DeviceTable(index.table.data).name != index.table.name:
+            raise AssertionError("another device than was said")
+        for number in range(index.table.span_count):
+            each(lambda number=number: index.table.window(number))  # type: ignore[misc]
+
+    each(parse)
+
+
 TARGETS: Final = {
     "cachefiles": Target(run_cachefiles, seeds.cachefiles),
     "fanotify": Target(run_fanotify, seeds.fanotify),
@@ -514,6 +528,7 @@ TARGETS: Final = {
     "spans": Target(run_spans, seeds.spans),
     "stargz-location": Target(run_stargz_location, seeds.stargz_locations),
     "stargz-toc": Target(run_stargz_toc, seeds.stargz_tocs),
+    "stream-index": Target(run_stream_index, seeds.stream_indexes),
     "tar": Target(run_tar, seeds.tars),
     "tar-parts": Target(run_tar_parts, seeds.tar_parts),
     "tokens": Target(registry_targets.run_tokens, seeds.tokens),

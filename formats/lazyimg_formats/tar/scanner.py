@@ -93,14 +93,19 @@ class Member(msgspec.Struct, frozen=True, gc=False):
 class TarScanner:
     """Takes an archive piece by piece, copies no payload.
 
+    Args:
+        taken: is given each piece of the archive that a state takes, one after the other: what
+            `replay` takes.
+
     Attributes:
         position: bytes taken so far.
         ended: the two blocks of zeros were there; further bytes mean nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Callable[[bytes], object] | None = None) -> None:
         self.position = 0
         self.ended = False
+        self._taken = taken
         self._next = 0  # offset of the byte that the state waits for
         self._want = BLOCK
         self._take: Callable[[bytes], Member | None] = self._take_header
@@ -154,9 +159,39 @@ class TarScanner:
                 self._held.clear()
                 self._held_size = 0
             self._next += want
+            if self._taken is not None:
+                self._taken(block)
             member = self._take(block)
             if member is not None:
                 members.append(member)
+
+    def replay(self, data: bytes) -> list[Member]:
+        """Take what another scanner has `taken` of an archive; give the members in it.
+
+        Raises:
+            FormatError: as `feed`; or there is more than a scanner takes.
+        """
+        members: list[Member] = []
+        at = 0
+        while not self.ended:
+            want = self._want
+            block = data[at : at + want - self._held_size]
+            at += len(block)
+            self._held.append(block)
+            self._held_size += len(block)
+            if self._held_size < want:
+                return members
+            block = b"".join(self._held)
+            self._held.clear()
+            self._held_size = 0
+            self._next += want
+            self.position = self._next
+            member = self._take(block)
+            if member is not None:
+                members.append(member)
+        if at < len(data):
+            raise FormatError("tar", f"{len(data) - at} bytes of headers behind its end")
+        return members
 
     def finish(self) -> None:
         """Tell that there are no more bytes.

@@ -498,3 +498,22 @@ def test_damaged(data: st.DataObject) -> None:
         scan(bytes(damaged))
     except FormatError:
         return
+
+
+@pytest.mark.parametrize("step", [1, 511, 512, 513, 100_000])
+def test_replay_of_what_was_taken(step: int) -> None:
+    taken: list[bytes] = []
+    scanner = TarScanner(taken.append)
+    members = scanner.feed(EVERYTHING)
+    headers = b"".join(taken)
+    assert len(headers) < len(EVERYTHING)
+    again = TarScanner()
+    replayed = []
+    for at in range(0, len(headers), step):
+        replayed += again.replay(headers[at : at + step])
+    assert replayed == members
+    assert again.ended
+    assert again.position == len(EVERYTHING) - len(b"trailing")
+    again.finish()
+    with pytest.raises(FormatError, match="tar: 1 bytes of headers behind its end"):
+        again.replay(b"\0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyimg.errors import CorruptError
+from lazyimg.errors import CorruptError, StorageError
 from lazyimg.fill import decode as decode_module
 from lazyimg.fill.decode import decode_into, decode_span, decode_spans
 from lazyimg_formats.device_table import (
@@ -22,6 +23,7 @@ from lazyimg_formats.device_table import (
     Span,
     serialize_device_table,
 )
+from lazyimg_formats.errors import FormatError
 from tests.fakes.devices import SpanPlan, aligned_device, encode, make_device, pattern
 
 CONTENT = pattern(5000, 1)
@@ -221,3 +223,70 @@ def test_spans_of_one_piece_of_the_blob() -> None:
     assert good == {1: device.content[8192:16_384], 3: device.content[24_576:]}
     assert list(bad) == [2]
     assert "expected digest" in str(bad[2])
+
+
+def stretch_of(content: bytes, window: bytes) -> bytes:
+    """Give a stretch of a deflate stream that refers to what comes before it."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=window)
+    return stream.compress(content) + stream.flush(zlib.Z_SYNC_FLUSH)
+
+
+WINDOW = bytes(range(256)) * 128
+
+
+def test_stretch_with_its_window() -> None:
+    content = WINDOW[100:20_000] + b"new" + WINDOW[:1000]
+    stored = stretch_of(content, WINDOW)
+    assert len(stored) < 500
+    span = span_of(stored, Codec.DEFLATE, content)
+    assert decode_span("dev", span, memoryview(stored), lambda: WINDOW) == content
+    buffer = bytearray(len(content))
+    decode_into("dev", span, memoryview(stored), memoryview(buffer), lambda: WINDOW)
+    assert buffer == content
+
+
+def test_stretch_that_goes_on_is_cut() -> None:
+    stored = stretch_of(b"more than is wanted", b"")
+    span = span_of(stored, Codec.DEFLATE, b"more")
+    assert decode_span("dev", span, memoryview(stored)) == b"more"
+
+
+@pytest.mark.parametrize("end", [0, 1, 2, 100])
+def test_stretch_that_is_cut_short(end: int) -> None:
+    stored = stretch_of(CONTENT, b"")
+    assert len(stored) > end
+    with pytest.raises(CorruptError, match=r"expected 5000 bytes decoded, got|no bytes|DEFLATE"):
+        decode(stored[:end], Codec.DEFLATE)
+
+
+def test_stretch_whose_first_byte_holds_all_of_it() -> None:
+    """Blocks of nothing stand before its bits, so the first byte may end it."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stored = stream.compress(b"x") + stream.flush()
+    value = int.from_bytes(stored, "little")
+    for skip in range(8):
+        shifted = (value << skip | (1 << skip) - 1).to_bytes(len(stored) + 1, "little")
+        span = Span(0, len(shifted), 1, hashlib.sha256(b"x").digest(), Codec.DEFLATE, bit=skip)
+        assert decode_span("dev", span, memoryview(shifted)) == b"x"
+
+
+def test_stretch_with_another_window() -> None:
+    content = WINDOW[100:20_000]
+    stored = stretch_of(content, WINDOW)
+    span = span_of(stored, Codec.DEFLATE, content)
+    with pytest.raises(CorruptError):
+        decode_span("dev", span, memoryview(stored))
+    with pytest.raises(CorruptError, match="expected digest"):
+        decode_span("dev", span, memoryview(stored), lambda: WINDOW[::-1])
+
+
+def test_stretch_whose_window_is_damaged() -> None:
+    def window() -> bytes:
+        raise FormatError("zstd frame", "cut short")
+
+    span = span_of(b"x", Codec.DEFLATE, b"x")
+    with pytest.raises(StorageError) as caught:
+        decode_span("dev", span, memoryview(b"x"), window)
+    assert str(caught.value) == (
+        "device dev: its table cannot be used: zstd frame: cut short; mount the image again"
+    )
