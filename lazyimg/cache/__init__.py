@@ -21,7 +21,8 @@ Rules:
   - In `present` it is marked once fdatasync(2) of the data has succeeded: every few seconds, at the
     close, and at once when the device is whole. Bits are only ever set there, and each stands for
     itself: a page of the record that reached the disk only in part, or before another, is right.
-    Only a repair takes bits back, and syncs that before it goes on.
+    Only a repair (`DeviceFile.discard`) takes bits back, and syncs that before it goes on. `check`
+    finds what to repair: bytes that are not what the device's table says.
   - When fdatasync fails, the pages it was about are lost, though they can still be read for a
     while. Whatever was written since the last one is absent again, also what other threads are
     writing at that moment (an epoch tells), and is fetched anew.

@@ -50,6 +50,14 @@ class BlockMap:
         self._bits[low:high] = after.to_bytes(high - low, "little")
         self.missing -= after.bit_count() - before.bit_count()
 
+    def discard(self, first: int, last: int) -> None:
+        """Mark blocks `first` to `last` - 1, at least one, absent."""
+        low, high = first >> 3, (last + 7) >> 3
+        before = int.from_bytes(self._bits[low:high], "little")
+        after = before & ~(((1 << (last - first)) - 1) << (first & 7))
+        self._bits[low:high] = after.to_bytes(high - low, "little")
+        self.missing += before.bit_count() - after.bit_count()
+
     def replace(self, low: int, bits: bytes) -> None:
         """Put other bits in the place of those from byte `low` on; bits past the end are ignored.
 

@@ -21,7 +21,7 @@ from lazyimg.host.removal import remove_tree
 from lazyimg.host.space import REMEDY, CacheLimits, CacheSpace, find_top
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MAX_SIZE: Final = 1 << 40
 """Bytes of a device that is taken: its record has 32 MiB then."""
@@ -173,6 +173,27 @@ class DeviceCache:
                 remove_tree(gone)
         except OSError as error:
             raise StorageError(name, f"cannot be removed: {error.strerror}") from error
+
+    def is_used(self, name: str) -> bool:
+        """Tell whether a device was opened and not released."""
+        with self._lock:
+            return name in self._used
+
+    def discard(self, name: str, ranges: Sequence[range]) -> bool:
+        """Let ranges of a device be absent, see `DeviceFile.discard`; not of one that is mounted.
+
+        Returns:
+            False if it is in use and complete: nobody would ask for what is missing.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        file = self.find(name)
+        with self._lock:
+            if file is None or (name in self._used and file.complete):
+                return False
+            file.discard(ranges)
+        return True
 
     def start_culling(self) -> None:
         """Let devices be removed that are not in use, when space is short.

@@ -271,6 +271,30 @@ class DeviceFile:
             self._written_path.unlink()
         return calls
 
+    def discard(self, ranges: Sequence[range]) -> None:
+        """Let ranges, in bytes, of whole blocks be absent, so that they are fetched again. Blocks.
+
+        When this returns, no process after this one believes otherwise. The data stays as it is.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        with self._syncing:
+            try:
+                durable = BlockMap(self._blocks.count, self._durable.read() or b"")
+                with self._lock:
+                    for each in (durable, self._blocks):
+                        for run in ranges:
+                            each.discard(run.start // BLOCK_SIZE, -(-run.stop // BLOCK_SIZE))
+                    self.complete = False
+                    self._take_back(0, self._blocks.piece(0, len(self._blocks)))
+                self._durable.write(0, durable.piece(0, len(durable)))
+                self._durable.sync()
+            except OSError as error:
+                raise StorageError(
+                    self.name, f"cannot write the cache's record: {error.strerror}"
+                ) from error
+
     def _lose(self, low: int, high: int) -> None:
         """Take back what was marked since the last sync."""
         with self._lock:

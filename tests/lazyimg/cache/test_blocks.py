@@ -43,6 +43,18 @@ def test_map_is_a_set_of_blocks(count: int, data: st.DataObject) -> None:
     assert again.present(0, count) == runs_of(expected)
 
 
+@given(COUNTS, st.data())
+def test_discarded_blocks(count: int, data: st.DataObject) -> None:
+    made = BlockMap(count)
+    made.add(0, count)
+    first = data.draw(st.integers(0, count - 1))
+    last = data.draw(st.integers(first + 1, count))
+    for _ in range(2):
+        made.discard(first, last)
+        assert made.absent(0, count) == [range(first, last)]
+        assert made.missing == last - first
+
+
 def test_first_block_is_the_lowest_bit_of_the_first_byte() -> None:
     made = BlockMap(20)
     made.add(0, 1)

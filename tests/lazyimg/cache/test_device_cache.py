@@ -174,6 +174,23 @@ async def test_remove(cache: DeviceCache, tmp_path: Path) -> None:
     assert cache.open("one", SIZE).absent(0, SIZE) == [range(SIZE)]
 
 
+async def test_discard_leaves_what_is_mounted_whole(cache: DeviceCache) -> None:
+    assert not cache.discard("one", [range(BLOCK)])
+    file = cache.open("one", SIZE)
+    file.write_now(0, [DATA[: 2 * BLOCK]])
+    assert cache.is_used("one")
+    assert cache.discard("one", [range(BLOCK)])
+    assert file.present() == [range(BLOCK, 2 * BLOCK)]
+    file.write_now(0, [DATA])
+    file.sync()
+    assert not cache.discard("one", [range(BLOCK)])
+    assert file.complete
+    cache.release("one")
+    assert not cache.is_used("one")
+    assert cache.discard("one", [range(BLOCK)])
+    assert not file.complete
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", ".new-x", "a/b"])
 async def test_names_that_are_none(cache: DeviceCache, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be a device's name"):

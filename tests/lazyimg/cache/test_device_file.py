@@ -343,6 +343,40 @@ def test_nothing_is_written_when_space_is_short(file: DeviceFile, keeper: Noting
     assert file.path.stat().st_blocks == 0
 
 
+def test_discarded_ranges_are_absent_for_everybody(file: DeviceFile, directory: Path) -> None:
+    file.write_now(0, [piece(0, 9)])
+    file.sync()
+    file.write_now(9 * BLOCK, [piece(9, 12)])
+    file.discard([range(2 * BLOCK, 4 * BLOCK), range(10 * BLOCK, 11 * BLOCK)])
+    assert blocks(file.present()) == [range(2), range(4, 10), range(11, 12)]
+    assert present_after(directory, BOOT) == [range(2), range(4, 10), range(11, 12)]
+    assert present_after(directory, "boot-2") == [range(2), range(4, 9)]
+    assert file.path.read_bytes()[: 12 * BLOCK] == piece(0, 12)  # whoever reads it, reads no zeros
+    file.write_now(2 * BLOCK, [piece(2, 4)])
+    file.sync()
+    assert present_after(directory, "boot-2") == [range(10), range(11, 12)]
+
+
+def test_discarding_from_a_complete_device(file: DeviceFile, directory: Path) -> None:
+    file.write_now(0, [piece(0, 20)])
+    file.sync()
+    file.discard([range(5 * BLOCK, 6 * BLOCK)])
+    assert not file.complete
+    assert blocks(file.absent(0, SIZE)) == [range(5, 6)]
+    assert present_after(directory, BOOT) == [range(5), range(6, 20)]
+    file.write_now(5 * BLOCK, [piece(5, 6)])
+    file.sync()
+    assert file.complete
+
+
+def test_discarding_that_fails(file: DeviceFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_now(0, [piece(0, 20)])
+    monkeypatch.setattr(file._durable, "sync", fail(EIO))
+    with pytest.raises(StorageError) as raised:
+        file.discard([range(BLOCK)])
+    assert str(raised.value) == "device: cannot write the cache's record: Input/output error"
+
+
 def test_removed_device_takes_no_writes(file: DeviceFile) -> None:
     file.write_now(0, [piece(0, 1)])
     file.forget()
