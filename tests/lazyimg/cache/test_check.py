@@ -52,7 +52,9 @@ def whole(device: Device) -> bytes:
 @given(devices(), st.data())
 def test_wrong_bytes_are_found_and_no_others(device: Device, data: st.DataObject) -> None:
     count = device.table.size // BLOCK_SIZE
-    blocks = data.draw(st.sets(st.integers(0, count - 1))) if count else set()
+    blocks: set[int] = set()
+    if count:
+        blocks = data.draw(st.sets(st.integers(0, count - 1)))
     present = [range(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE) for block in sorted(blocks)]
     content = bytearray(whole(device))
     wrong = set()
