@@ -58,7 +58,8 @@ def test_wrong_bytes_are_found_and_no_others(device: Device, data: st.DataObject
     present = [range(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE) for block in sorted(blocks)]
     content = bytearray(whole(device))
     wrong = set()
-    if blocks and data.draw(st.booleans()):
+    spoiled = data.draw(st.booleans())
+    if blocks and spoiled:
         block = data.draw(st.sampled_from(sorted(blocks)))
         content[block * BLOCK_SIZE + data.draw(st.integers(0, BLOCK_SIZE - 1))] ^= 1
         wrong.add(block)
