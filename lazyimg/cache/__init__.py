@@ -36,6 +36,8 @@ Rules:
     uses are removed, the one that was not used for the longest time first. In use is what was
     opened until it is released, and what anybody refers to. Nothing is removed before
     `start_culling`: what was mounted by the process before this one must be opened again first.
+  - Who reads a device that is mounted has its pages in memory: those of EROFS. So the kernel is
+    told every few seconds to forget those of the files in use, which it would have as well.
 
 File systems: ext4, xfs, btrfs. EROFS cannot be mounted from files on tmpfs, overlayfs or FUSE;
 such directories are refused (`file_system`).

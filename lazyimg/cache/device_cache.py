@@ -62,7 +62,7 @@ class DeviceCache:
         self._used: dict[str, DeviceFile] = {}
         self._nodes: dict[int, str] = {}
         self._culling = False
-        self._keeper = Upkeep(self._space, self._cull)
+        self._keeper = Upkeep(self._space, self._cull, self._drop_pages)
 
     def load(self) -> None:
         """Find out which devices there are, and remove unfinished ones. Blocks.
@@ -273,6 +273,13 @@ class DeviceCache:
         return path.rename(gone)
 
     # In the thread of the upkeep.
+
+    def _drop_pages(self) -> None:
+        """Let the kernel forget pages of devices in use: who reads them has pages of its own."""
+        with self._lock:
+            used = list(self._used.values())
+        for file in used:
+            file.drop_pages()
 
     def _cull(self) -> None:
         """Remove what nobody uses, the longest unused first, if and until there is room."""

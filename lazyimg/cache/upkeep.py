@@ -37,11 +37,15 @@ class Upkeep:
     Args:
         space: of the cache's directory.
         remove: makes room where space is short; called in the thread now and then.
+        drop: lets the kernel forget pages that it has twice; called there every few seconds.
     """
 
-    def __init__(self, space: CacheSpace, remove: Callable[[], None]) -> None:
+    def __init__(
+        self, space: CacheSpace, remove: Callable[[], None], drop: Callable[[], None]
+    ) -> None:
         self._space = space
         self._remove = remove
+        self._drop = drop
         self._room = 0  # bytes; what threads take at once may be counted wrong
         self._writers = Workers(WRITE_THREADS, "cache-write")
         self._failures = Repeats()
@@ -100,6 +104,7 @@ class Upkeep:
                 file = self._jobs.get(timeout=max(0.0, due - time.monotonic()))
             except Empty:
                 self._sync_all()
+                self._drop()
                 self._make_room()
                 due = time.monotonic() + SYNC_PERIOD
                 continue

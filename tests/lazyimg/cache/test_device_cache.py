@@ -14,6 +14,7 @@ import pytest
 
 from lazyimg.cache import device_cache
 from lazyimg.cache.device_cache import DeviceCache
+from lazyimg.cache.device_file import DeviceFile
 from lazyimg.errors import InUseError, StorageError
 from lazyimg.host.space import REMEDY, CacheLimits, CacheSpace
 
@@ -44,6 +45,18 @@ async def opened(directory: Path, boot: str = "boot") -> AsyncIterator[DeviceCac
 async def cache(tmp_path: Path) -> AsyncIterator[DeviceCache]:
     async with opened(tmp_path) as cache:
         yield cache
+
+
+async def test_pages_of_devices_in_use_are_forgotten(
+    cache: DeviceCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(DeviceFile, "drop_pages", lambda file: dropped.append(file.name))
+    used, released = cache.open("used", SIZE), cache.open("released", SIZE)
+    cache.release("released")
+    cache._drop_pages()
+    assert dropped == [used.name]
+    assert released.name not in dropped
 
 
 async def test_device_is_made_once(cache: DeviceCache, tmp_path: Path) -> None:

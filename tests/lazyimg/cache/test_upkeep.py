@@ -31,11 +31,15 @@ class Rounds:
     def __init__(self) -> None:
         self.error: OSError | None = None
         self.done = threading.Semaphore(0)
+        self.dropped = False
 
     def __call__(self) -> None:
         self.done.release()
         if self.error is not None:
             raise self.error
+
+    def drop(self) -> None:
+        self.dropped = True
 
     def wait(self) -> None:
         assert self.done.acquire(timeout=10)
@@ -53,7 +57,7 @@ def space(tmp_path: Path) -> CacheSpace:
 
 @pytest.fixture
 def upkeep(space: CacheSpace, rounds: Rounds) -> Iterator[Upkeep]:
-    upkeep = Upkeep(space, rounds)
+    upkeep = Upkeep(space, rounds, rounds.drop)
     yield upkeep
     upkeep.close()
     assert not [each for each in threading.enumerate() if each.name.startswith("cache-")]
@@ -76,7 +80,7 @@ def test_whole_device_is_synced_at_once(file: DeviceFile) -> None:
 
 
 def test_close_syncs_what_is_left(tmp_path: Path, space: CacheSpace, rounds: Rounds) -> None:
-    upkeep = Upkeep(space, rounds)
+    upkeep = Upkeep(space, rounds, rounds.drop)
     (tmp_path / "device").mkdir()
     make_device(tmp_path / "device", 2 * BLOCK)
     file = DeviceFile(tmp_path / "device", 2 * BLOCK, BOOT, upkeep)
@@ -90,13 +94,14 @@ def test_what_is_written_is_synced_after_a_while(
     tmp_path: Path, space: CacheSpace, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep_module, "SYNC_PERIOD", 0.01)
-    upkeep = Upkeep(space, rounds)
+    upkeep = Upkeep(space, rounds, rounds.drop)
     (tmp_path / "device").mkdir()
     make_device(tmp_path / "device", 2 * BLOCK)
     file = DeviceFile(tmp_path / "device", 2 * BLOCK, BOOT, upkeep)
     file.write_now(0, [DATA])
     for _ in range(3):  # the first may have begun before
         rounds.wait()
+    assert rounds.dropped
     again = DeviceFile(tmp_path / "device", 2 * BLOCK, "another", upkeep)
     assert again.present() == [range(BLOCK)]
     upkeep.close()
@@ -168,7 +173,7 @@ def test_disk_is_asked_now_and_then(
         return statvfs(path)
 
     monkeypatch.setattr(os, "statvfs", count)
-    upkeep = Upkeep(CacheSpace(tmp_path, CacheLimits(), tmp_path), rounds)
+    upkeep = Upkeep(CacheSpace(tmp_path, CacheLimits(), tmp_path), rounds, rounds.drop)
     for _ in range(2 * (ROOM >> 20)):
         upkeep.admit(1 << 20)
     upkeep.close()
@@ -179,7 +184,7 @@ def test_nothing_is_admitted_below_the_limit(
     tmp_path: Path, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = (1 << 20) // 100
-    upkeep = Upkeep(CacheSpace(tmp_path, CacheLimits(), tmp_path), rounds)
+    upkeep = Upkeep(CacheSpace(tmp_path, CacheLimits(), tmp_path), rounds, rounds.drop)
     monkeypatch.setattr(os, "statvfs", disk(stop + 100))
     upkeep.admit(50 * BLOCK)
     with pytest.raises(StorageError) as raised:
