@@ -16,7 +16,9 @@ what is pending, seals what is still mounted and incomplete, and closes the grou
 **Nothing here fails closed by itself.** When the last fd of the group is closed, the kernel lets
 every read pass, and a hole reads as zeros. So:
 
-  - The group's fd is held by the supervisor as well: while no worker runs, readers wait.
+  - The group's fd is held by the supervisor as well: while no worker runs, readers wait. And by a
+    small process of its own, the guard, which outlives both: when they are gone it seals (see
+    below) what is left, and ends (`guard`, `guarding`).
   - Nothing is allowed whose range is not present in the cache's record, also after a fill.
   - Before the group is closed, the incomplete files that are still open elsewhere (a lease tells)
     are cut to nothing and removed from the cache: *sealed*. EROFS gives EIO for what lies past the
@@ -24,8 +26,8 @@ every read pass, and a hole reads as zeros. So:
   - The queue of events has no limit, since in a full one reads pass. Should events be lost all the
     same, every marked device is sealed and the owner of the mounts is told: what was read may be
     wrong, and is in the kernel's memory.
-  - All processes that hold the group killed at once: reads of holes give zeros. docs/ says so, and
-    the transport is used by configuration only.
+  - Worker, supervisor and guard killed in the same instant: reads of holes give zeros. The docs
+    say so, and the transport is used by configuration only.
 
 Rules:
   - Every event is answered exactly once, then its fd is closed. Answers find their event by the

@@ -14,6 +14,7 @@ from lazyimg.host.leases import is_open_elsewhere
 from lazyimg.host.open_files import raise_open_files
 from lazyimg.transports.counters import Counters
 from lazyimg.transports.fanotify.device import MAX_FDS, Group, mark_error, open_group
+from lazyimg.transports.fanotify.guarding import Guarded, wait_for_guards
 from lazyimg.transports.fanotify.journal import Journal
 from lazyimg.transports.fanotify.server import Server
 from lazyimg_formats.device_table import BLOCK_SIZE
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from lazyimg.cache.device_cache import DeviceCache
     from lazyimg.cache.device_file import DeviceFile
+    from lazyimg.transports.fanotify.ports import Keeper
     from lazyimg.transports.ports import Filler
 
 JOURNAL: Final = "waiting"
@@ -38,6 +40,8 @@ class FanotifyTransport:
     Args:
         filler: knows every device.
         cache: loaded; closed by its owner, after `stop`.
+        keeper: keeps fds for the next process. With one there is a guard, see the package: a
+            process that gives up what is mounted when all who have its fd are gone.
         lost: called in the event loop when the kernel let reads pass: why, and the devices that
             may have been read. Whatever mounts them must go: it may show zeros.
     """
@@ -49,10 +53,12 @@ class FanotifyTransport:
         filler: Filler,
         cache: DeviceCache,
         *,
+        keeper: Keeper | None = None,
         lost: Callable[[str, frozenset[str]], None] | None = None,
     ) -> None:
         self._filler = filler
         self._cache = cache
+        self._keeper = keeper
         self._lost = lost
         self._group: Group | None = None
         self._server: Server | None = None
@@ -60,25 +66,37 @@ class FanotifyTransport:
         self._marked: dict[str, DeviceFile] = {}
         self._counters = Counters()
         self._sealing: asyncio.Task[None] | None = None
+        self._guarded: Guarded | None = None
         self.control_fd = -1
         """While it is started: the group's fd, which another process must hold as well."""
 
-    async def start(self, directory: Path, *, control_fd: int | None = None) -> None:
+    async def start(
+        self, directory: Path, *, control_fd: int | None = None, guard_fd: int | None = None
+    ) -> None:
         """Begin to serve.
 
         Args:
             directory: exists; for the transport's own files.
             control_fd: the group of a process that died; owned from now on. Its readers have
                 waited, and are served.
+            guard_fd: the fd that its guard watches, with `control_fd`; owned from now on.
 
         Raises:
-            LazyimgError: see `open_group`; or the directory cannot be used. Nothing is left open.
+            LazyimgError: see `open_group`, `wait_for_guards` and `start_guard`; or the directory
+                cannot be used. Nothing is left open.
         """
         if self._server is not None:
             raise RuntimeError("the transport was started already")
         raise_open_files(MAX_FDS)
+        if self._keeper is not None and control_fd is None:
+            await wait_for_guards(directory)
         group = Group(open_group() if control_fd is None else control_fd)
+        guarded = None
+        if self._keeper is not None:
+            guarded = Guarded(self._keeper, group.fd, self._cache.directory, directory)
         try:
+            if guarded is not None:
+                await guarded.start(guard_fd)
             journal = _open_journal(directory / JOURNAL, fresh=control_fd is None)
             server = Server(
                 group, self._filler, journal, find=self._cache.find_node, lose=self._lose
@@ -88,9 +106,11 @@ class FanotifyTransport:
             server.start()
         except BaseException:
             group.close()
+            if guarded is not None:
+                await guarded.stop()
             raise
         self._counters = server.counters
-        self._group, self._server = group, server
+        self._group, self._server, self._guarded = group, server, guarded
         self.control_fd = group.fd
 
     async def stop(self) -> None:
@@ -104,6 +124,8 @@ class FanotifyTransport:
         await asyncio.to_thread(self._seal)
         self._server = self._group = None
         await server.end_stop()
+        if self._guarded is not None:
+            await self._guarded.stop()
         self._devices.clear()
 
     @property

@@ -6,12 +6,13 @@ import asyncio
 import os
 import weakref
 from errno import EACCES, EIO, EOPNOTSUPP
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.cache.device_cache import DeviceCache
-from lazyimg.errors import CacheUnsuitableError, KernelError, StorageError
+from lazyimg.errors import CacheUnsuitableError, KernelBusyError, KernelError, StorageError
 from lazyimg.transports.fanotify import transport as module
 from lazyimg.transports.fanotify.journal import Journal, Place
 from lazyimg.transports.fanotify.transport import JOURNAL, FanotifyTransport
@@ -291,3 +292,67 @@ async def test_directory_that_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StorageError, match="cannot be made: No such file or directory"):
         await node.transport.start(tmp_path / "missing")
     assert node.group.closed
+
+
+class RecordedGuard:
+    """Stands for `Guarded`."""
+
+    def __init__(self, calls: list[object], *arguments: object) -> None:
+        self.calls = calls
+        calls.append(arguments)
+
+    async def start(self, fd: int | None) -> None:
+        self.calls.append(("start", fd))
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+
+
+class Keeper:
+    """Keeps nothing."""
+
+    def keep(self, name: str, fd: int) -> None:
+        raise NotImplementedError(name, fd)
+
+    def forget(self, name: str) -> None:
+        raise NotImplementedError(name)
+
+
+async def test_guard_lives_from_start_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, monkeypatch)
+    calls: list[object] = []
+    monkeypatch.setattr(module, "Guarded", partial(RecordedGuard, calls))
+    keeper = Keeper()
+    transport = FanotifyTransport(Zeros(), node.cache, keeper=keeper)
+    await transport.start(node.directory)
+    await transport.stop()
+    arguments = (keeper, node.group.fd, node.devices, node.directory)
+    assert calls == [arguments, ("start", None), "stop"]
+    calls.clear()
+    node.group = ScriptedGroup()
+    await transport.start(node.directory, control_fd=30, guard_fd=31)
+    await transport.stop()
+    assert calls == [arguments, ("start", 31), "stop"]
+    calls.clear()
+    node.group = ScriptedGroup()
+    with pytest.raises(StorageError, match="cannot be made"):
+        await transport.start(tmp_path / "missing", control_fd=30, guard_fd=31)
+    assert calls[1:] == [("start", 31), "stop"]
+    assert node.group.closed
+
+
+async def test_guard_of_another_daemon_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(_: Path) -> None:
+        raise KernelBusyError("fanotify", "the guard of another daemon lives")
+
+    node = Node(tmp_path, monkeypatch)
+    monkeypatch.setattr(module, "wait_for_guards", busy)
+    transport = FanotifyTransport(Zeros(), node.cache, keeper=Keeper())
+    with pytest.raises(KernelBusyError, match="the guard of another daemon lives"):
+        await transport.start(node.directory)
+    assert node.given == []
+    await transport.stop()
