@@ -13,6 +13,10 @@ import msgspec
 
 from lazyimg import __version__
 from lazyimg.api.messages import (
+    CacheCheckReply,
+    CacheCheckRequest,
+    CachedReport,
+    CacheReply,
     CompletionReport,
     ErrorReply,
     FsidReply,
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from lazyimg.config import Config
     from lazyimg.fill.engine import Engine
     from lazyimg.host.service_manager import ServiceManager
+    from lazyimg.images.cached import CachedDevices
     from lazyimg.images.library import ChainRecord
     from lazyimg.images.mounted import Mounted
     from lazyimg.images.mounts import Mounts
@@ -71,6 +76,7 @@ class LazyimgDaemon:
         client: talks to registries; asked for its counters.
         snapshotter: containerd's, if there is one; asked for what it has.
         completion: of its images; asked for what it does.
+        cached: looks after the cache, if it is our own.
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class LazyimgDaemon:
         client: RegistryClient,
         snapshotter: Snapshotter | None = None,
         completion: Completion | None = None,
+        cached: CachedDevices | None = None,
     ) -> None:
         self._config = config
         self._images = images
@@ -97,6 +104,7 @@ class LazyimgDaemon:
         self._client = client
         self._snapshotter = snapshotter
         self._completion = completion
+        self._cached = cached
         self._started = time.monotonic()
 
     async def mount(self, request: MountRequest) -> MountReply:
@@ -204,6 +212,34 @@ class LazyimgDaemon:
                 for layer, kind in zip(known.layers, known.formats, strict=True)
             ],
         )
+
+    async def cache(self) -> CacheReply:
+        """Describe what is in the cache."""
+        devices = await self._own_cache().describe()
+        return CacheReply(
+            devices=[
+                CachedReport(device=one.name, size=one.size, present=one.present, used=one.used)
+                for one in devices
+            ]
+        )
+
+    async def check_cache(self, request: CacheCheckRequest) -> CacheCheckReply:
+        """Compare what is local of a device with what its image says, and repair it."""
+        verdict = await self._own_cache().check(request.device, repair=request.repair)
+        return CacheCheckReply(
+            device=request.device,
+            checked=verdict.checked,
+            unchecked=verdict.unchecked,
+            wrong=verdict.wrong,
+            repaired=verdict.repaired,
+            problem=verdict.problem,
+        )
+
+    def _own_cache(self) -> CachedDevices:
+        if self._cached is None:
+            name = self._transport.name
+            raise UsageError("cache", f"with {name} it is the kernel's, which is not checked here")
+        return self._cached
 
     async def status(self) -> StatusReply:
         """Describe the daemon and its mounts."""

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 import msgspec
 
 from lazyimg.api.messages import (
+    CacheCheckReply,
+    CacheCheckRequest,
+    CacheReply,
     ErrorReply,
     FsidReply,
     ImageRequest,
@@ -70,6 +73,14 @@ class Client:
     def inspect(self, request: InspectRequest) -> InspectReply:
         """Describe an image and how much of it is local."""
         return self._ask("POST /v1/inspect", request, InspectReply)
+
+    def cache(self) -> CacheReply:
+        """Describe the cache."""
+        return self._ask("GET /v1/cache", None, CacheReply)
+
+    def check_cache(self, request: CacheCheckRequest) -> CacheCheckReply:
+        """Check a device in the cache."""
+        return self._ask("POST /v1/cache/check", request, CacheCheckReply)
 
     def status(self) -> StatusReply:
         """Describe the daemon and its mounts."""

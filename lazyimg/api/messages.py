@@ -7,6 +7,8 @@
 | POST /v1/fsid | ImageRequest | FsidReply |
 | POST /v1/prefetch | PrefetchRequest | lines of JSON: PrefetchEvent, ... |
 | POST /v1/inspect | InspectRequest | InspectReply |
+| GET /v1/cache | - | CacheReply |
+| POST /v1/cache/check | CacheCheckRequest | CacheCheckReply |
 | GET /v1/status | - | StatusReply |
 
 A failure is a status of 400 or above with an ErrorReply; inside a stream of lines, a last line
@@ -290,6 +292,48 @@ class SnapshotterReport(msgspec.Struct, frozen=True, kw_only=True):
     unpacked: dict[str, int]
     quarantined: list[QuarantineReport] = []
     completion: CompletionReport | None = None
+
+
+class CachedReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A device in lazyimg's own cache: bytes, those that are local, whether it is mounted."""
+
+    device: str
+    size: int
+    present: int
+    used: bool
+
+
+class CacheReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the cache."""
+
+    devices: list[CachedReport]
+
+
+class CacheCheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Compare what is local of a device with what its image says; `repair` has it put right."""
+
+    device: str
+    repair: bool = False
+
+
+class CacheCheckReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found, in bytes.
+
+    Attributes:
+        device: which was looked at.
+        checked: right.
+        unchecked: local, but nothing can be said of them.
+        wrong: in blocks that are not what the image says, or cannot be read.
+        repaired: of these: fetched again, or absent now, so that the next read fetches them.
+        problem: why not all was checked or repaired; may be empty.
+    """
+
+    device: str
+    checked: int
+    unchecked: int
+    wrong: int
+    repaired: int
+    problem: str = ""
 
 
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):

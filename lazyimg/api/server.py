@@ -17,6 +17,9 @@ import msgspec
 from aiohttp import web
 
 from lazyimg.api.messages import (
+    CacheCheckReply,
+    CacheCheckRequest,
+    CacheReply,
     ErrorReply,
     FsidReply,
     ImageRequest,
@@ -69,6 +72,14 @@ class Daemon(Protocol):
         """Describe an image."""
         ...
 
+    async def cache(self) -> CacheReply:
+        """Describe the cache."""
+        ...
+
+    async def check_cache(self, request: CacheCheckRequest) -> CacheCheckReply:
+        """Check a device in the cache."""
+        ...
+
     async def status(self) -> StatusReply:
         """Describe the daemon."""
         ...
@@ -93,7 +104,9 @@ def make_application(daemon: Daemon, *, grace: float = GRACE) -> web.Application
             web.post("/v1/fsid", _handler(ImageRequest, daemon.fsid, begun)),
             web.post("/v1/inspect", _handler(InspectRequest, daemon.inspect, begun)),
             web.post("/v1/prefetch", _prefetch_handler(daemon, streams)),
-            web.get("/v1/status", _status_handler(daemon)),
+            web.post("/v1/cache/check", _handler(CacheCheckRequest, daemon.check_cache, begun)),
+            web.get("/v1/cache", _question(daemon.cache)),
+            web.get("/v1/status", _question(daemon.status)),
         ]
     )
 
@@ -151,11 +164,11 @@ def _say_end(path: str, task: asyncio.Task[msgspec.Struct]) -> None:
         _log.info("%s: was finished when its caller was gone", path)
 
 
-def _status_handler(
-    daemon: Daemon,
+def _question(
+    call: Callable[[], Awaitable[msgspec.Struct]],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(_: web.Request) -> web.StreamResponse:
-        return _reply(await daemon.status())
+        return _reply(await call())
 
     return handle
 

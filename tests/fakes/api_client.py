@@ -9,6 +9,9 @@ import msgspec
 
 from lazyimg.api.client import rebuild_error
 from lazyimg.api.messages import (
+    CacheCheckReply,
+    CacheCheckRequest,
+    CacheReply,
     ErrorReply,
     FsidReply,
     ImageRequest,
@@ -49,6 +52,12 @@ class ApiClient:
 
     async def inspect(self, request: InspectRequest) -> InspectReply:
         return await self._ask("POST", "inspect", request, InspectReply)
+
+    async def cache(self) -> CacheReply:
+        return await self._ask("GET", "cache", None, CacheReply)
+
+    async def check_cache(self, request: CacheCheckRequest) -> CacheCheckReply:
+        return await self._ask("POST", "cache/check", request, CacheCheckReply)
 
     async def status(self) -> StatusReply:
         return await self._ask("GET", "status", None, StatusReply)

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from lazyimg.api.messages import (
+    CacheCheckReply,
+    CacheCheckRequest,
+    CachedReport,
+    CacheReply,
     ErrorReply,
     FsidReply,
     ImageRequest,
@@ -56,6 +60,7 @@ class FakeDaemon:
         registries: likewise.
         failure: likewise.
         snapshotter: likewise.
+        verdicts: of the devices in the cache, by name; another one is removed meanwhile.
     """
 
     def __init__(self) -> None:
@@ -66,6 +71,7 @@ class FakeDaemon:
         self.registries: list[RegistryReport] = []
         self.failure = ""
         self.snapshotter: SnapshotterReport | None = None
+        self.verdicts: dict[str, CacheCheckReply] = {}
 
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount IMAGE."""
@@ -138,6 +144,22 @@ class FakeDaemon:
         for reference in request.references:
             for event in _prefetch_events(reference):
                 yield event
+
+    async def cache(self) -> CacheReply:
+        """Describe the devices of the verdicts, and one that is removed before it is checked."""
+        return CacheReply(
+            devices=[
+                CachedReport(device=name, size=2 * MIB, present=MIB, used=False)
+                for name in [*self.verdicts, "gone"]
+            ]
+        )
+
+    async def check_cache(self, request: CacheCheckRequest) -> CacheCheckReply:
+        """Give the verdict."""
+        self.requests.append(request)
+        if request.device not in self.verdicts:
+            raise NotFoundError(request.device, "is not in the cache")
+        return self.verdicts[request.device]
 
     async def status(self) -> StatusReply:
         """Describe the mounts."""

@@ -13,6 +13,8 @@ import pytest
 from lazyimg import __version__
 from lazyimg.api.messages import (
     Access,
+    CacheCheckRequest,
+    CachedReport,
     CompletionReport,
     HeldReport,
     ImageRequest,
@@ -23,6 +25,7 @@ from lazyimg.api.messages import (
     SnapshotterReport,
     UnmountRequest,
 )
+from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.config import Config, ImageServiceSettings, SnapshotterSettings
 from lazyimg.daemon import LazyimgDaemon
 from lazyimg.errors import (
@@ -35,6 +38,8 @@ from lazyimg.errors import (
     UsageError,
 )
 from lazyimg.host.service_manager import ServiceManager
+from lazyimg.host.space import CacheLimits
+from lazyimg.images.cached import CachedDevices
 from lazyimg.images.completion import Counters, Lie
 from lazyimg.images.mounted import Mounted
 from lazyimg.registry.ports import Access as RegistryAccess
@@ -82,7 +87,10 @@ def daemon(node: Node) -> LazyimgDaemon:
 
 
 def make_daemon(
-    node: Node, snapshotter: Snapshotter | None = None, completion: Completion | None = None
+    node: Node,
+    snapshotter: Snapshotter | None = None,
+    completion: Completion | None = None,
+    cached: CachedDevices | None = None,
 ) -> LazyimgDaemon:
     return LazyimgDaemon(
         config=Config(
@@ -99,6 +107,7 @@ def make_daemon(
         client=node.client,
         snapshotter=snapshotter,
         completion=completion,
+        cached=cached,
     )
 
 
@@ -428,3 +437,29 @@ async def test_status_of_the_snapshotter(node: Node, tmp_path: Path) -> None:
         unpacked={"format": 1},
     )
     await snapshotter.close()
+
+
+async def test_cache_of_the_kernel_is_not_checked(daemon: LazyimgDaemon) -> None:
+    for call in (daemon.cache(), daemon.check_cache(CacheCheckRequest(device="d"))):
+        with pytest.raises(UsageError) as raised:
+            await call
+        assert str(raised.value) == (
+            "cache: with cachefiles it is the kernel's, which is not checked here"
+        )
+
+
+async def test_own_cache_is_checked(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "devices").mkdir()
+    cache = DeviceCache(tmp_path / "devices", CacheLimits(bstop=0, fstop=0))
+    daemon = make_daemon(node, cached=CachedDevices(cache, node.catalog, node.library))
+    reply = await daemon.fsid(ImageRequest(reference=node.reference))
+    (device, *_) = node.library.devices()
+    size = node.library.devices()[device]
+    assert reply.fsid
+    cache.open(device, size).write_now(0, [memoryview(b"x" * size)])
+    assert (await daemon.cache()).devices == [
+        CachedReport(device=device, size=size, present=size, used=True)
+    ]
+    found = await daemon.check_cache(CacheCheckRequest(device=device))
+    assert (found.device, found.wrong, found.repaired) == (device, size, 0)
+    await cache.close()

@@ -14,6 +14,8 @@ from lazyimg.api import client as client_module
 from lazyimg.api.client import Client, rebuild_error
 from lazyimg.api.messages import (
     Access,
+    CacheCheckReply,
+    CacheCheckRequest,
     ErrorReply,
     ImageRequest,
     InspectRequest,
@@ -95,6 +97,16 @@ def test_fsid_and_inspect(address: Path) -> None:
     assert (client.fsid(ImageRequest(reference=IMAGE))).fsid == FSID
     reply = client.inspect(InspectRequest(reference=IMAGE))
     assert reply.layers[0].present == 25 * MIB
+
+
+def test_cache(daemon: FakeDaemon, address: Path) -> None:
+    verdict = CacheCheckReply(device="one", checked=1, unchecked=2, wrong=3, repaired=4)
+    daemon.verdicts["one"] = verdict
+    client = Client(str(address))
+    assert [each.device for each in client.cache().devices] == ["one", "gone"]
+    request = CacheCheckRequest(device="one", repair=True)
+    assert client.check_cache(request) == verdict
+    assert daemon.requests == [request]
 
 
 @pytest.mark.usefixtures("daemon")

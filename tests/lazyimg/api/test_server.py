@@ -12,6 +12,9 @@ from aiohttp import web
 
 from lazyimg.api.messages import (
     Access,
+    CacheCheckReply,
+    CacheCheckRequest,
+    CacheReply,
     ErrorReply,
     FsidReply,
     ImageRequest,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
+CHECKED = CacheCheckReply(device="d", checked=1, unchecked=2, wrong=3, repaired=4)
 MOUNTED = MountReply(reference="reg/app:1", digest="sha256:aa", fsid="ff", directory="/mnt")
 STATUS = StatusReply(
     version="1", pid=2, transport="cachefiles", root="/r", uptime=3.5, mounts=[], reads=4,
@@ -112,6 +116,14 @@ class ScriptedDaemon:
                 reference="r", digest="d", platform="p", fsid="f", bootstrap_size=1, layers=[]
             ),
         )
+        return reply
+
+    async def cache(self) -> CacheReply:
+        reply: CacheReply = await self._answer("cache", CacheReply(devices=[]))
+        return reply
+
+    async def check_cache(self, request: CacheCheckRequest) -> CacheCheckReply:
+        reply: CacheCheckReply = await self._answer(request, CHECKED)
         return reply
 
     async def status(self) -> StatusReply:
@@ -194,7 +206,10 @@ async def test_every_call_reaches_the_daemon_whole(
     assert (await client.inspect(inspect)).platform == "p"
     assert (await client.unmount(unmount)).directory == "/mnt"
     assert await client.status() == STATUS
-    assert daemon.asked == [mount, image, inspect, unmount, None]
+    check = CacheCheckRequest(device="d", repair=True)
+    assert await client.check_cache(check) == CHECKED
+    assert await client.cache() == CacheReply(devices=[])
+    assert daemon.asked == [mount, image, inspect, unmount, None, check, "cache"]
     assert daemon.asked[0].access.password == "p"
 
 
