@@ -104,7 +104,7 @@ class Upkeep:
                 file = self._jobs.get(timeout=max(0.0, due - time.monotonic()))
             except Empty:
                 self._sync_all()
-                self._drop()
+                self._try(self._drop, "its pages cannot be dropped")
                 self._make_room()
                 due = time.monotonic() + SYNC_PERIOD
                 continue
@@ -130,10 +130,13 @@ class Upkeep:
 
     def _make_room(self) -> None:
         self._looking = False
+        self._try(self._remove, "no room can be made")
+
+    def _try(self, call: Callable[[], None], problem: str) -> None:
         try:
-            self._remove()
+            call()
         except OSError as error:
-            self._warn(StorageError("cache", f"no room can be made: {error.strerror}"))
+            self._warn(StorageError("cache", f"{problem}: {error.strerror}"))
 
     def _warn(self, error: StorageError) -> None:
         more = self._failures.due(str(error))

@@ -40,6 +40,8 @@ class Rounds:
 
     def drop(self) -> None:
         self.dropped = True
+        if self.error is not None:
+            raise self.error
 
     def wait(self) -> None:
         assert self.done.acquire(timeout=10)
@@ -154,6 +156,24 @@ def test_round_that_fails_is_said(
         rounds.wait()
     upkeep.close()
     assert caplog.messages == ["cache: no room can be made: Input/output error"]
+
+
+def test_pages_that_cannot_be_dropped_do_not_end_the_thread(
+    space: CacheSpace,
+    rounds: Rounds,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(upkeep_module, "SYNC_PERIOD", 0.01)
+    rounds.error = OSError(5, "Input/output error")
+    upkeep = Upkeep(space, rounds, rounds.drop)
+    for _ in range(3):
+        rounds.wait()
+    upkeep.close()
+    assert sorted(caplog.messages) == [
+        "cache: its pages cannot be dropped: Input/output error",
+        "cache: no room can be made: Input/output error",
+    ]
 
 
 def disk(free: int) -> Callable[[Path], os.statvfs_result]:
