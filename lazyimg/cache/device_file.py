@@ -28,6 +28,9 @@ DATA: Final = "data"
 PRESENT: Final = "present"
 WRITTEN: Final = "written."
 
+KEPT: Final = 16 << 20
+"""Bytes that are read, at most, until the kernel is told to forget the pages."""
+
 _MOST_PARTS: Final = 1024  # of one pwritev(2): IOV_MAX
 _FULL: Final = {ENOSPC, EDQUOT, EFBIG}
 
@@ -73,6 +76,7 @@ class DeviceFile:
         self._syncing = Lock()
         self._epoch = 0  # how often what was written has been lost
         self._removed = False
+        self._read = 0  # bytes, since pages were dropped
         self._linked = False
         self._calls: list[Callable[[], None]] = []
         self._blocks = BlockMap(size // BLOCK_SIZE, bits)
@@ -133,15 +137,30 @@ class DeviceFile:
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read a range that is present into a buffer; gives the bytes, fewer at the device's end.
 
+        Who wants it keeps it in pages of another file system. Those of this file are dropped again,
+        many at a time.
+
         Raises:
             StorageError: the disk fails.
         """
         try:
-            return os.preadv(self.fd, [buffer], offset)
+            size = os.preadv(self.fd, [buffer], offset)
+            self._read += size  # threads may lose some of it
+            if self._read >= KEPT:
+                self._read = 0
+                self.drop_pages()
         except OSError as error:
             raise StorageError(
                 self.name, f"cannot read from the cache: {error.strerror}"
             ) from error
+        return size
+
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
+        """Fill a buffer with a range that is present, if the kernel has it in memory."""
+        try:
+            return os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except OSError:  # EAGAIN: it has not; else `read_into` tells
+            return False
 
     async def write(self, offset: int, data: memoryview) -> None:
         """Write whole blocks in a thread; if cancelled, the write in hand is finished first.

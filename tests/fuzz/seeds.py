@@ -90,7 +90,6 @@ def fuse() -> list[bytes]:
         26: struct.pack("=IIIII44x", 7, 45, 131_072, 1 << 30, 1 << 7),
         36: bytes(8),
         42: struct.pack("=IIQQ", 1, 0, 7, 1),
-        44: struct.pack("=QQIIQII", 0, 0, 4096, 0, 0, 0, 0),
     }
     return [
         struct.pack("=IIQQIIIHH", 40 + len(body), opcode, 7, 1, 0, 0, 0, 0, 0) + body

@@ -2,8 +2,8 @@
 
 The kernel sends one request per read(2): a header with a number (`unique`), then what the operation
 takes. The daemon answers each with one write(2): a header with the same number, an error, or the
-result. FORGET, INTERRUPT, DESTROY and the answer to a notification get no answer. A write with the
-number 0 is a notification: the daemon speaks unasked.
+result. FORGET, INTERRUPT and DESTROY get no answer. A write with the number 0 is a notification:
+the daemon speaks unasked.
 
 A request that was asked again after a takeover has bit 63 set in its number, which is part of it.
 `layout` declares the kernel's structures, `messages` gives them meaning. Nothing here reads or

@@ -38,23 +38,18 @@ class Opcode(IntEnum):
     READ = 15
     STATFS = 17
     RELEASE = 18
-    FLUSH = 25
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
-    ACCESS = 34
     INTERRUPT = 36
     DESTROY = 38
-    NOTIFY_REPLY = 41
     BATCH_FORGET = 42
-    READDIRPLUS = 44
 
 
 class Notify(IntEnum):
     """enum fuse_notify_code, as far as it is used."""
 
-    RETRIEVE = 5
     RESEND = 7
 
 
@@ -209,13 +204,6 @@ fuse_release_in = Layout(
     Struct("fh" / Int64un, "flags" / Int32un, "release_flags" / Int32un, "lock_owner" / Int64un),
 )
 
-fuse_flush_in = Layout(
-    "fuse_flush_in",
-    Struct("fh" / Int64un, "unused" / Int32un, "padding" / Int32un, "lock_owner" / Int64un),
-)
-
-fuse_access_in = Layout("fuse_access_in", Struct("mask" / Int32un, "padding" / Int32un))
-
 fuse_interrupt_in = Layout("fuse_interrupt_in", Struct("unique" / Int64un))
 
 fuse_kstatfs = Layout(
@@ -238,16 +226,5 @@ fuse_dirent = Layout(
     Struct("ino" / Int64un, "off" / Int64un, "namelen" / Int32un, "type" / Int32un),
 )
 """Without the name, which follows, padded to 8 bytes."""
-
-fuse_notify_retrieve_out = Layout(
-    "fuse_notify_retrieve_out",
-    Struct(
-        "notify_unique" / Int64un,
-        "nodeid" / Int64un,
-        "offset" / Int64un,
-        "size" / Int32un,
-        Padding(4),
-    ),
-)
 
 fuse_backing_map = Layout("fuse_backing_map", Struct("fd" / Int32sn, Padding(12)))

@@ -24,7 +24,7 @@ _FOREVER: Final = 1 << 32  # seconds that attributes hold: they never change
 _READ: Final = struct.Struct("=IIQQIIIHHQQIIQII")  # fuse_in_header and fuse_read_in
 _OUT: Final = struct.Struct("=IiQ")  # fuse_out_header
 _UNANSWERED: Final = frozenset(
-    {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY, Opcode.NOTIFY_REPLY}
+    {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY}
 )
 
 
@@ -94,14 +94,12 @@ class ReaddirRequest:
     Attributes:
         offset: the cookie of the last entry that was given, 0 at first.
         size: bytes that the answer may have.
-        plus: with attributes (READDIRPLUS).
     """
 
     unique: int
     node: int
     offset: int
     size: int
-    plus: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,23 +117,6 @@ class StatfsRequest:
     """How large is the file system?"""
 
     unique: int
-
-
-@dataclass(frozen=True, slots=True)
-class AccessRequest:
-    """May `node` be used with this mask of access(2)?"""
-
-    unique: int
-    node: int
-    mask: int
-
-
-@dataclass(frozen=True, slots=True)
-class FlushRequest:
-    """A descriptor of a file is closed."""
-
-    unique: int
-    node: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +139,6 @@ class DestroyRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class RetrieveReply:
-    """What `retrieve` asked for. There is no answer."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
 class UnknownRequest:
     """Any other operation: to be answered with ENOSYS."""
 
@@ -181,12 +155,9 @@ Request = (
     | ReaddirRequest
     | ReleaseRequest
     | StatfsRequest
-    | AccessRequest
-    | FlushRequest
     | ForgetRequest
     | InterruptRequest
     | DestroyRequest
-    | RetrieveReply
     | UnknownRequest
 )
 
@@ -254,12 +225,7 @@ def _refuse_read(_unique: int, _node: int, body: bytes) -> NoReturn:
 
 def _parse_readdir(unique: int, node: int, body: bytes) -> ReaddirRequest:
     read = layout.fuse_read_in.decode(body)
-    return ReaddirRequest(unique, node, read.offset, read.size, plus=False)
-
-
-def _parse_readdirplus(unique: int, node: int, body: bytes) -> ReaddirRequest:
-    read = layout.fuse_read_in.decode(body)
-    return ReaddirRequest(unique, node, read.offset, read.size, plus=True)
+    return ReaddirRequest(unique, node, read.offset, read.size)
 
 
 def _parse_release(unique: int, node: int, body: bytes) -> ReleaseRequest:
@@ -273,15 +239,6 @@ def _parse_releasedir(unique: int, node: int, body: bytes) -> ReleaseRequest:
 def _parse_statfs(unique: int, _node: int, body: bytes) -> StatfsRequest:
     _expect_nothing("STATFS", body)
     return StatfsRequest(unique)
-
-
-def _parse_access(unique: int, node: int, body: bytes) -> AccessRequest:
-    return AccessRequest(unique, node, layout.fuse_access_in.decode(body).mask)
-
-
-def _parse_flush(unique: int, node: int, body: bytes) -> FlushRequest:
-    layout.fuse_flush_in.decode(body)
-    return FlushRequest(unique, node)
 
 
 def _parse_forget(_unique: int, node: int, body: bytes) -> ForgetRequest:
@@ -307,10 +264,6 @@ def _parse_destroy(_unique: int, _node: int, body: bytes) -> DestroyRequest:
     return DestroyRequest()
 
 
-def _parse_notify_reply(unique: int, _node: int, _body: bytes) -> RetrieveReply:
-    return RetrieveReply(unique)
-
-
 def _expect_nothing(what: str, body: bytes) -> None:
     if body:
         raise FormatError(what, f"expected no payload, got {len(body)} bytes")
@@ -324,17 +277,13 @@ _PARSERS: Final[dict[int, Callable[[int, int, bytes], Request]]] = {
     Opcode.OPENDIR: _parse_opendir,
     Opcode.READ: _refuse_read,  # one of the right size does not get here
     Opcode.READDIR: _parse_readdir,
-    Opcode.READDIRPLUS: _parse_readdirplus,
     Opcode.RELEASE: _parse_release,
     Opcode.RELEASEDIR: _parse_releasedir,
     Opcode.STATFS: _parse_statfs,
-    Opcode.ACCESS: _parse_access,
-    Opcode.FLUSH: _parse_flush,
     Opcode.FORGET: _parse_forget,
     Opcode.BATCH_FORGET: _parse_batch_forget,
     Opcode.INTERRUPT: _parse_interrupt,
     Opcode.DESTROY: _parse_destroy,
-    Opcode.NOTIFY_REPLY: _parse_notify_reply,
 }
 
 
@@ -437,7 +386,16 @@ def reply_init(unique: int, settings: Settings) -> bytes:
 
 def reply_entry(unique: int, attributes: Attributes) -> bytes:
     """Answer LOOKUP: the name is asked for again at its next use, the attributes hold forever."""
-    return reply(unique, _entry(attributes))
+    encoded = layout.fuse_entry_out.encode(
+        nodeid=attributes.node,
+        generation=attributes.generation,
+        entry_valid=0,
+        attr_valid=_FOREVER,
+        entry_valid_nsec=0,
+        attr_valid_nsec=0,
+        attr=_attr(attributes),
+    )
+    return reply(unique, encoded)
 
 
 def reply_attributes(unique: int, attributes: Attributes) -> bytes:
@@ -475,7 +433,7 @@ def reply_statfs(unique: int, *, block_size: int, blocks: int, free: int, files:
 def reply_entries(
     request: ReaddirRequest, entries: Iterable[tuple[int, bytes, Attributes]]
 ) -> bytes:
-    """Answer READDIR or READDIRPLUS with as many entries as it takes.
+    """Answer READDIR with as many entries as it takes.
 
     Args:
         request: says how many bytes fit.
@@ -488,8 +446,6 @@ def reply_entries(
             ino=attributes.node, off=cookie, namelen=len(name), type=attributes.mode >> 12
         )
         entry += name + bytes(-len(name) % 8)
-        if request.plus:
-            entry = _entry(attributes) + entry
         if len(entry) > room:
             break
         room -= len(entry)
@@ -499,38 +455,12 @@ def reply_entries(
 
 def resend() -> bytes:
     """Have the kernel ask everything again that was asked and not answered."""
-    return _notification(Notify.RESEND, b"")
-
-
-def retrieve(number: int) -> bytes:
-    """Have the kernel send a `RetrieveReply` with this number, and nothing in it."""
-    return _notification(
-        Notify.RETRIEVE,
-        layout.fuse_notify_retrieve_out.encode(
-            notify_unique=number, nodeid=layout.ROOT_ID, offset=0, size=0
-        ),
-    )
-
-
-def _notification(code: Notify, payload: bytes) -> bytes:
-    return _OUT.pack(_OUT.size + len(payload), code, 0) + payload
+    return _OUT.pack(_OUT.size, Notify.RESEND, 0)
 
 
 def backing_map(fd: int) -> bytes:
     """Give the argument of DEV_IOC_BACKING_OPEN for an open file."""
     return layout.fuse_backing_map.encode(fd=fd)
-
-
-def _entry(attributes: Attributes) -> bytes:
-    return layout.fuse_entry_out.encode(
-        nodeid=attributes.node,
-        generation=attributes.generation,
-        entry_valid=0,
-        attr_valid=_FOREVER,
-        entry_valid_nsec=0,
-        attr_valid_nsec=0,
-        attr=_attr(attributes),
-    )
 
 
 def _attr(attributes: Attributes) -> dict[str, int]:

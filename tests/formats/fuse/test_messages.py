@@ -13,10 +13,8 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.fuse import layout
 from lazyimg_formats.fuse.layout import InitFlag, Notify, Opcode, OpenFlag
 from lazyimg_formats.fuse.messages import (
-    AccessRequest,
     Attributes,
     DestroyRequest,
-    FlushRequest,
     ForgetRequest,
     GetattrRequest,
     InitRequest,
@@ -27,7 +25,6 @@ from lazyimg_formats.fuse.messages import (
     ReadRequest,
     ReleaseRequest,
     Request,
-    RetrieveReply,
     Settings,
     StatfsRequest,
     UnknownRequest,
@@ -44,7 +41,6 @@ from lazyimg_formats.fuse.messages import (
     reply_open,
     reply_statfs,
     resend,
-    retrieve,
 )
 
 u32 = st.integers(0, 2**32 - 1)
@@ -86,11 +82,7 @@ REQUESTS: dict[str, tuple[bytes, Request]] = {
     "read": (message(Opcode.READ, READ_BODY), ReadRequest(UNIQUE, NODE, 9, 8192, 131_072)),
     "readdir": (
         message(Opcode.READDIR, READ_BODY),
-        ReaddirRequest(UNIQUE, NODE, 8192, 131_072, plus=False),
-    ),
-    "readdirplus": (
-        message(Opcode.READDIRPLUS, READ_BODY),
-        ReaddirRequest(UNIQUE, NODE, 8192, 131_072, plus=True),
+        ReaddirRequest(UNIQUE, NODE, 8192, 131_072),
     ),
     "release": (
         message(Opcode.RELEASE, struct.pack("=QIIQ", 1, 0x8000, 0, 0)),
@@ -101,8 +93,6 @@ REQUESTS: dict[str, tuple[bytes, Request]] = {
         ReleaseRequest(UNIQUE, NODE, 1, directory=True),
     ),
     "statfs": (message(Opcode.STATFS), StatfsRequest(UNIQUE)),
-    "access": (message(Opcode.ACCESS, struct.pack("=II", 4, 0)), AccessRequest(UNIQUE, NODE, 4)),
-    "flush": (message(Opcode.FLUSH, bytes(24)), FlushRequest(UNIQUE, NODE)),
     "forget": (message(Opcode.FORGET, bytes(8)), ForgetRequest((NODE,))),
     "batch-forget": (
         message(Opcode.BATCH_FORGET, struct.pack("=IIQQQQ", 2, 0, 7, 1, 8, 2)),
@@ -206,10 +196,6 @@ def test_payload_where_none_belongs(opcode: Opcode) -> None:
         parse_request(message(opcode, bytes(8)))
 
 
-def test_answer_to_retrieve_with_whatever_is_in_it() -> None:
-    assert parse_request(message(Opcode.NOTIFY_REPLY, bytes(40))) == RetrieveReply(UNIQUE)
-
-
 def test_unknown_operation() -> None:
     assert parse_request(message(52, b"anything")) == UnknownRequest(UNIQUE, 52)
 
@@ -249,7 +235,6 @@ def test_refusals() -> None:
         Opcode.BATCH_FORGET,
         Opcode.INTERRUPT,
         Opcode.DESTROY,
-        Opcode.NOTIFY_REPLY,
     ):
         assert refuse_unreadable(message(opcode, b"xyz"), 5) is None
 
@@ -333,8 +318,8 @@ FIRST = struct.pack("=QQII", 77, 1, 4, 8) + b"name\0\0\0\0"
 SECOND = struct.pack("=QQII", 1, 2, 8, 4) + b"eight..."
 
 
-def readdir(size: int, *, plus: bool = False) -> ReaddirRequest:
-    return ReaddirRequest(7, 1, 0, size, plus)
+def readdir(size: int) -> ReaddirRequest:
+    return ReaddirRequest(7, 1, 0, size)
 
 
 def test_entries_as_far_as_they_fit() -> None:
@@ -344,15 +329,8 @@ def test_entries_as_far_as_they_fit() -> None:
     assert unwrap(reply_entries(readdir(64), [])) == b""
 
 
-def test_entries_with_attributes() -> None:
-    answer = unwrap(reply_entries(readdir(4096, plus=True), ENTRIES[:1]))
-    assert answer == FILE_ENTRY + FIRST
-
-
-def test_notifications() -> None:
+def test_notification() -> None:
     assert resend() == struct.pack("=IiQ", 16, Notify.RESEND, 0)
-    asked = struct.pack("=IiQ", 48, Notify.RETRIEVE, 0) + struct.pack("=QQQII", 9, 1, 0, 0, 0)
-    assert retrieve(9) == asked
 
 
 def test_backing_map() -> None:
@@ -375,15 +353,12 @@ def test_backing_map() -> None:
         ("fuse_open_out", 16),
         ("fuse_read_in", 40),
         ("fuse_release_in", 24),
-        ("fuse_flush_in", 24),
-        ("fuse_access_in", 8),
         ("fuse_forget_in", 8),
         ("fuse_batch_forget_in", 8),
         ("fuse_forget_one", 16),
         ("fuse_interrupt_in", 8),
         ("fuse_kstatfs", 80),
         ("fuse_dirent", 24),
-        ("fuse_notify_retrieve_out", 32),
         ("fuse_backing_map", 16),
     ],
 )

@@ -410,3 +410,30 @@ def test_fd_is_closed_with_the_last_reference(directory: Path) -> None:
     del other
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_pages_are_dropped_after_so_much_was_read(
+    file: DeviceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[tuple[int, int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: dropped.append(arguments))
+    monkeypatch.setattr(device_file, "KEPT", 4 * BLOCK)
+    file.write_now(0, [piece(0, 20)])
+    buffer = memoryview(bytearray(BLOCK))
+    for number in range(9):
+        assert file.read_into(number * BLOCK, buffer) == BLOCK
+        assert buffer == piece(number, number + 1)
+    assert dropped == [(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)] * 2
+
+
+def test_range_that_the_kernel_has_in_memory(
+    file: DeviceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_now(BLOCK, [piece(1, 3)])
+    buffer = memoryview(bytearray(2 * BLOCK))
+    assert file.read_cached(BLOCK, buffer)
+    assert buffer == piece(1, 3)
+    monkeypatch.setattr(os, "preadv", lambda *_: BLOCK)
+    assert not file.read_cached(BLOCK, buffer)
+    monkeypatch.setattr(os, "preadv", fail(EIO))
+    assert not file.read_cached(BLOCK, buffer)
