@@ -134,22 +134,30 @@ class ZstdStreamDecompressor:
         self._cutter.finish()
 
 
-def choose_decompressor(head: bytes) -> Decompressor:
-    """Give what decompresses a blob.
+def choose_compression(head: bytes) -> str:
+    """Give how a blob is compressed: ``gzip``, ``zstd`` or ``""``.
 
     Args:
         head: its first `MAGIC_SIZE` bytes, or all of it.
 
     Raises:
-        FormatError: nothing here does.
+        FormatError: in a way that nothing here knows.
     """
     if not head:
         raise FormatError("layer", "it has no bytes")
     if head.startswith(_GZIP):
-        return GzipDecompressor()
+        return "gzip"
     if head.startswith(zstd_frames.MAGIC) or zstd_frames.is_skippable(head):
-        return ZstdStreamDecompressor()
+        return "zstd"
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             raise FormatError("layer", f"compressed with {name}; gzip, zstd and none are known")
-    return PlainDecompressor()
+    return ""
+
+
+def choose_decompressor(head: bytes) -> Decompressor:
+    """Give what decompresses a blob; arguments and errors as `choose_compression`."""
+    kind = choose_compression(head)
+    if kind == "gzip":
+        return GzipDecompressor()
+    return ZstdStreamDecompressor() if kind == "zstd" else PlainDecompressor()

@@ -8,9 +8,10 @@ that is merged and written as a bootstrap), the target goes the whole way.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -41,6 +42,7 @@ from lazyimg.images.merge import merge_layers
 from lazyimg.images.shown import ShownAccess
 from lazyimg.imageservice.pull import parse_pull
 from lazyimg.layers.decompress import MAGIC_SIZE, choose_decompressor
+from lazyimg.layers.indexer import LayerIndexer
 from lazyimg.layers.locate import IndexLocation, locate_index, name_format
 from lazyimg.layers.parse import parse_index
 from lazyimg.registry import resolve
@@ -501,6 +503,26 @@ def run_stream_index(data: bytes) -> None:
     each(parse)
 
 
+def run_indexer(data: bytes) -> None:
+    """A layer of which an index is made: then it can be used, and gives the same tar's size."""
+
+    def index() -> None:
+        tar = b"".join(islice(choose_decompressor(data[:MAGIC_SIZE]).feed(data), 100))
+        file = io.BytesIO()
+        with closing(LayerIndexer(Digest.of(data), Digest.of(tar), file, 1000)) as indexer:
+            for at in range(0, len(data), 100):
+                indexer.feed(data[at : at + 100])
+            header = indexer.finish()
+        try:
+            parse_stream_index(file.getvalue())
+        except FormatError as error:
+            raise AssertionError("an index that cannot be used") from error
+        if header.tar_size != len(tar):
+            raise AssertionError("a tar of another size")
+
+    each(index)
+
+
 TARGETS: Final = {
     "cachefiles": Target(run_cachefiles, seeds.cachefiles),
     "fanotify": Target(run_fanotify, seeds.fanotify),
@@ -525,6 +547,7 @@ TARGETS: Final = {
     "proxies": Target(registry_targets.run_proxies, seeds.proxies),
     "records": Target(run_records, seeds.records),
     "references": Target(run_references, seeds.references),
+    "indexer": Target(run_indexer, seeds.compressed),
     "spans": Target(run_spans, seeds.spans),
     "stargz-location": Target(run_stargz_location, seeds.stargz_locations),
     "stargz-toc": Target(run_stargz_toc, seeds.stargz_tocs),
