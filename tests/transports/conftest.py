@@ -5,15 +5,18 @@ Everything is mounted in a temporary directory.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.contracts.transports import Setting, running_setting
+from tests.real.lazyimg_process import Lazyimg
 from tests.real.safety import Guard, SafetyNet, guarded, loop_disk, safety_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SIZE: Final = 8 << 30
 """Bytes of the disk, which has holes."""
@@ -44,3 +47,32 @@ def net(guard: Guard, place: Path, disk: Path) -> Iterator[SafetyNet]:
     """Give the test's net."""
     with safety_net(guard, place, kept=disk) as net:
         yield net
+
+
+@pytest.fixture(scope="session")
+def setting(disk: Path) -> Iterator[Setting]:
+    """Serve images that share a layer."""
+    with running_setting(disk) as running:
+        yield running
+
+
+@pytest.fixture(params=["fuse", "fanotify"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Give the name of each transport."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def lazyimg(disk: Path, transport: str, net: SafetyNet) -> Iterator[Lazyimg]:
+    """Give a place for a daemon, gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=disk) as directory:
+        yield Lazyimg(Path(directory, "state"), {"LAZYIMG_TRANSPORT": transport})
+
+
+@pytest.fixture
+def target(tmp_path: Path, net: SafetyNet) -> Path:
+    """Give a directory to mount on."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    return directory
