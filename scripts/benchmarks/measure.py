@@ -67,9 +67,18 @@ def ratio(
 
 
 def format_table(title: str, figures: Sequence[Figure]) -> str:
-    """Give a section of the report, in Markdown."""
-    lines = [f"### {title}", "", "| what | median | from - to | goal |", "|---|---|---|---|"]
+    """Give a section of the report, in Markdown.
+
+    Figures whose names are `ROW | COLUMN` are a table of their own: medians, before the others.
+    """
+    lines = [f"### {title}", ""]
+    cells = [figure for figure in figures if " | " in figure.name]
+    if cells:
+        lines += [*_format_cells(cells), ""]
+    lines += ["| what | median | from - to | goal |", "|---|---|---|---|"]
     for figure in figures:
+        if " | " in figure.name:
+            continue
         bound = "" if figure.goal is None else f"{'<=' if figure.most else '>='} {figure.goal:g}"
         if figure.reached is False:
             bound += " (missed)"
@@ -78,6 +87,21 @@ def format_table(title: str, figures: Sequence[Figure]) -> str:
             f"| {figure.name} | {_number(figure.median)} {figure.unit} | {spread} | {bound} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _format_cells(figures: Sequence[Figure]) -> list[str]:
+    rows: dict[str, dict[str, Figure]] = {}
+    columns: dict[str, str] = {}
+    for figure in figures:
+        row, _, column = figure.name.partition(" | ")
+        rows.setdefault(row, {})[column] = figure
+        columns[column] = figure.unit
+    heads = [f"{column}, {unit}" for column, unit in columns.items()]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for row, found in rows.items():
+        medians = [_number(found[name].median) if name in found else "" for name in columns]
+        lines.append(f"| {row} | {' | '.join(medians)} |")
+    return lines
 
 
 def _number(value: float) -> str:
