@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import StorageError
@@ -56,6 +57,8 @@ class DeviceCheck:
 
     def _check(self) -> Iterator[int]:
         """Look at spans, and at the zeros before each extent; gives the bytes of each look."""
+        with suppress(OSError):  # what is read shows it
+            self._file.drop_pages()  # it is the disk that is asked
         end = 0
         for span in range(self._table.span_count):
             extents = [self._table.extent(i) for i in self._table.extents_of(range(span, span + 1))]
@@ -130,10 +133,9 @@ class DeviceCheck:
         """Read a range from the disk; None if that fails."""
         data = bytearray(length)
         try:
-            self._file.drop_pages(offset, length)
             if self._file.read_into(offset, memoryview(data)) != length:
                 return None
-        except (OSError, StorageError):
+        except StorageError:
             return None
         return bytes(data)
 
