@@ -57,8 +57,8 @@ def command(
 
     REF: layers, formats, sizes, and how much is local; without a daemon, the registry is asked, and
     what is local is not known. DIR: what is mounted there, or an OCI layout. FILE: an EROFS image,
-    a device table, a zstd:chunked layer, a manifest. What exists as a file is not taken for a REF:
-    write docker://REF.
+    a device table, a zstd:chunked or eStargz layer, a manifest. What exists as a file is not taken
+    for a REF: write docker://REF.
     """
     path = Path(target)
     if path.is_dir() and (path / "oci-layout").is_file():

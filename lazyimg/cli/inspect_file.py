@@ -6,10 +6,13 @@ import hashlib
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from lazyimg.errors import CorruptError, UsageError
-from lazyimg_formats.device_table import DeviceTable
+from lazyimg.layers.locate import ZSTD_CHUNKED, ZSTD_STARGZ
+from lazyimg_formats.device_table import Codec, DeviceTable
 from lazyimg_formats.erofs.layout import EROFS_SUPER_MAGIC_V1, EROFS_SUPER_OFFSET
 from lazyimg_formats.erofs.reader import Image
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.estargz import location as estargz
+from lazyimg_formats.estargz.toc import parse_stargz_toc
 from lazyimg_formats.layer import Kind
 from lazyimg_formats.oci.documents import MAX_DOCUMENT, Index, Manifest, parse_document
 from lazyimg_formats.zstd_chunked.location import FOOTER_FRAME_SIZE, TocLocation, parse_footer
@@ -18,13 +21,16 @@ from lazyimg_formats.zstd_chunked.toc import parse_toc
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lazyimg_formats.layer import LayerIndex
+
 MAX_TABLE: Final = 1 << 30
 """Bytes of a device table that is read."""
 
 _PIECE: Final = 1 << 20
 _EROFS_MAGIC: Final = EROFS_SUPER_MAGIC_V1.to_bytes(4, "little")
 _DEVICE_TABLE_MAGIC: Final = b"lazydev1"
-_COMPRESSIONS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_COMPRESSIONS: Final = {_GZIP_MAGIC: "gzip", b"\x28\xb5": "zstd"}
 
 Facts = dict[str, Any]
 """Names and values; names that end in ``size`` have bytes."""
@@ -49,16 +55,21 @@ def describe_file(path: Path) -> Facts:
             layer = _find_toc(file, size)
             if layer is not None:
                 return _describe_layer(file, size, layer)
+            found = _find_stargz_toc(file, size) if head.startswith(_GZIP_MAGIC) else None
+            if found is not None:
+                return found
             if head.lstrip().startswith(b"{") and size <= MAX_DOCUMENT:
                 return _describe_document(_read(file, 0, size))
         except FormatError as error:
             raise CorruptError(str(path), str(error)) from error
     compression = _COMPRESSIONS.get(head[:2], "")
-    found = f"a {compression} file, but no zstd:chunked layer" if compression else "nothing known"
+    other = (
+        f"a {compression} file, but no lazily loadable layer" if compression else "nothing known"
+    )
     raise UsageError(
         str(path),
-        f"is {found}",
-        "give an EROFS image, a device table, a zstd:chunked layer or a manifest",
+        f"is {other}",
+        "give an EROFS image, a device table, a zstd:chunked or eStargz layer, or a manifest",
     )
 
 
@@ -123,12 +134,32 @@ def _find_toc(file: BinaryIO, size: int) -> TocLocation | None:
 
 def _describe_layer(file: BinaryIO, size: int, location: TocLocation) -> Facts:
     toc = location.decode(_read(file, location.offset, location.length))
+    if location.stargz:
+        index = parse_stargz_toc(toc, end=location.data_end, codec=Codec.ZSTD_PART)
+        return _layer_facts(f"{ZSTD_STARGZ} layer", size, location.length, index)
     index = parse_toc(toc, end=location.data_end)
+    return _layer_facts(f"{ZSTD_CHUNKED} layer", size, location.length, index)
+
+
+def _find_stargz_toc(file: BinaryIO, size: int) -> Facts | None:
+    """Describe an eStargz layer; None: it is none."""
+    length = min(size, estargz.FOOTER_SIZE)
+    try:
+        offset = estargz.parse_footer(_read(file, size - length, length), size)
+    except FormatError:
+        return None
+    if offset is None:
+        return {"kind": "eStargz layer whose table of contents is in another image", "size": size}
+    toc = estargz.decode_toc(_read(file, offset, size - offset), None)
+    return _layer_facts("eStargz layer", size, size - offset, parse_stargz_toc(toc, end=offset))
+
+
+def _layer_facts(kind: str, size: int, index_size: int, index: LayerIndex) -> Facts:
     regular = [entry for entry in index.entries if entry.kind is Kind.REGULAR]
     return {
-        "kind": "zstd:chunked layer",
+        "kind": kind,
         "size": size,
-        "index size": location.length,
+        "index size": index_size,
         "entries": len(index.entries),
         "files": len(regular),
     } | _table_facts(index.table)

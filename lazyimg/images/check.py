@@ -28,7 +28,7 @@ import msgspec
 from lazyimg.errors import CorruptError, LazyimgError, StorageError
 from lazyimg.images.build import lower_limit
 from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
-from lazyimg.layers.locate import IndexLocation  # noqa: TC001 - msgspec reads the annotation
+from lazyimg.layers.locate import STARGZ, IndexLocation
 from lazyimg.layers.parse import parse_index
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg_formats.errors import FormatError
@@ -187,10 +187,10 @@ async def open_check(what: str, request: CheckRequest) -> AsyncIterator[LayerChe
 class _Tar:
     """Compressed bytes to a verdict; raises FormatError as soon as it is known."""
 
-    def __init__(self, diff_id: Digest, index: LayerIndex) -> None:
+    def __init__(self, diff_id: Digest, index: LayerIndex, *, stargz: bool) -> None:
         self._diff_id = diff_id
         self._hasher = diff_id.hasher()
-        self._comparison = TarComparison(index)
+        self._comparison = TarComparison(index, stargz=stargz)
         self._decompressor: Decompressor | None = None
         self._head = b""
 
@@ -229,7 +229,8 @@ def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
     index = parse_index(request.location, Path(request.index).read_bytes())
     if index.table.name != request.device:
         raise FormatError("index", f"makes device {index.table.name}, not {request.device}")
-    tar = _Tar(Digest.parse(request.diff_id), index)
+    stargz = request.location.format in STARGZ
+    tar = _Tar(Digest.parse(request.diff_id), index, stargz=stargz)
     blob = Digest.parse(request.blob).hasher()
     problem = ""
     for piece in pieces:  # all of them, whatever is found: see above

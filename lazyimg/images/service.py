@@ -13,7 +13,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from lazyimg.errors import (
     AccessDeniedError,
@@ -34,7 +34,7 @@ from lazyimg.images.library import (
 )
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
-from lazyimg.layers.fetch import fetch_index
+from lazyimg.layers.fetch import fetch_index, find_index
 from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg.registry.ports import ProvingSource
@@ -42,7 +42,7 @@ from lazyimg.registry.resolve import parse_location, parse_platform, resolve_ima
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
 
     from lazyimg.images.catalog import Catalog
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     OpenSource = Callable[[Location, Access], Awaitable[tuple[ImageSource, Digest | str]]]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BUILDER: Final = 2
 """Version of what is built from an index. Another one builds, and names, bootstraps anew."""
@@ -366,7 +368,7 @@ class Images:
         kept = KeptConfigs(source, self._root / "content")
         resolved = await resolve_image(kept, wanted, parse_platform(platform_text))
         layers = resolved.manifest.layers[:depth]
-        locations = [locate_index(layer, text) for layer in layers]
+        locations = await _find_indexes(kept, layers, [locate_index(one, text) for one in layers])
         _check_indexes(text, locations)
         indexes = await self._fetch(layers, locations, kept)
         return [
@@ -389,11 +391,12 @@ class Images:
             locate_index(layer, f"{place}: layer {number} of {len(layers)}")
             for number, layer in enumerate(layers, 1)
         ]
-        _check_indexes(str(place), locations)
         key = _chain_key(layers, locations, comparable=comparable)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
             if chain is None or not await asyncio.to_thread(self._is_whole, chain):
+                locations = await _find_indexes(source, layers, locations)
+                _check_indexes(str(place), locations)
                 chain = await self._build(key, layers, locations, source, comparable=comparable)
         sources = _sources(place, chain, access)
         image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
@@ -459,15 +462,28 @@ class Images:
         locations: list[IndexLocation],
         source: ImageSource,
     ) -> list[Path]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                fetches = [
-                    group.create_task(self._fetch_one(source, layer, location))
-                    for layer, location in zip(layers, locations, strict=True)
-                ]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
-        return [fetch.result() for fetch in fetches]
+        return await _gather(
+            self._fetch_one(source, layer, location)
+            for layer, location in zip(layers, locations, strict=True)
+        )
+
+    async def fetch_index(self, text: str, access: Access, layer: Descriptor) -> None:
+        """Have an index that may turn out not to be there, once it is looked for.
+
+        Args:
+            text: the image.
+            access: for its registry.
+            layer: one of its layers.
+
+        Raises:
+            NotLazyError: the layer cannot be loaded lazily.
+            CorruptError: its index is not what the manifest promises.
+            LazyimgError: the registry or the disk fails.
+        """
+        location = locate_index(layer, text)
+        if not location.length:
+            source, _ = await self._open_source(_locate(text), access)
+            await self._fetch_one(source, layer, await find_index(source, layer, location))
 
     async def _fetch_one(
         self, source: ImageSource, layer: Descriptor, location: IndexLocation
@@ -521,6 +537,25 @@ async def _resolve(
             known.digest,
         )  # fmt: skip
         return known
+
+
+async def _gather(calls: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Give what all of them give; the first failure ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+    return [task.result() for task in tasks]
+
+
+async def _find_indexes(
+    source: ImageSource, layers: Sequence[Descriptor], locations: Sequence[IndexLocation]
+) -> list[IndexLocation]:
+    return await _gather(
+        find_index(source, layer, location)
+        for layer, location in zip(layers, locations, strict=True)
+    )
 
 
 def _check_indexes(what: str, locations: list[IndexLocation]) -> None:

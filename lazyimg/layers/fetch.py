@@ -1,13 +1,17 @@
-"""Fetch a layer's index out of its blob, and keep it."""
+"""Find a layer's index in its blob, fetch it and keep it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import CorruptError, StorageError
+from msgspec.structs import replace
+
+from lazyimg.errors import CorruptError, NotLazyError, StorageError
 from lazyimg.host.files import write_file
-from lazyimg_formats.oci.digest import Digest
+from lazyimg.layers.parse import check_index
+from lazyimg_formats.errors import FormatError
+from lazyimg_formats.estargz.location import FOOTER_SIZE, parse_footer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +19,45 @@ if TYPE_CHECKING:
     from lazyimg.layers.locate import IndexLocation
     from lazyimg.registry.ports import ImageSource
     from lazyimg_formats.oci.documents import Descriptor
+
+_REMEDY: Final = "convert the image again, or check the registry"
+
+
+async def find_index(
+    source: ImageSource, layer: Descriptor, location: IndexLocation
+) -> IndexLocation:
+    """Give where a layer's index is, in full; reads the blob's end if that says it.
+
+    Args:
+        source: has the layer's blob.
+        layer: from the manifest.
+        location: what the manifest says.
+
+    Raises:
+        NotLazyError: the index is not in the blob.
+        CorruptError: the blob does not say where it is.
+        LazyimgError: the registry fails.
+    """
+    if location.length:
+        return location
+    length = min(FOOTER_SIZE, layer.size)
+    start = layer.size - length
+    what = f"{source.name}: layer {layer.digest}"
+    while True:
+        end = await source.read_blob(layer, start, length)
+        try:
+            offset = parse_footer(end, layer.size)
+        except FormatError as error:
+            if not source.distrust(layer, start, length):
+                raise CorruptError(what, str(error), _REMEDY) from error
+            continue
+        if offset is None:
+            raise NotLazyError(
+                what,
+                "an eStargz layer whose table of contents is in another image",
+                "convert the image: lazyimg convert SRC DST",
+            )
+        return replace(location, offset=offset, length=layer.size - offset)
 
 
 async def fetch_index(
@@ -25,27 +68,27 @@ async def fetch_index(
     Args:
         source: has the layer's blob.
         layer: from the manifest.
-        location: of the index in the blob.
-        directory: where files named by their sha256 are.
+        location: of the index in the blob, in full.
+        directory: where the files are, by `IndexLocation.name`.
 
     Raises:
         CorruptError: the blob holds other bytes than the manifest promises.
         LazyimgError: the registry or the disk fails.
     """
     path = directory / location.name
-    expected = Digest.parse(location.digest)
-    if await asyncio.to_thread(_is_good, path, expected):
+    if await asyncio.to_thread(_is_good, path, location):
         return path
     while True:
         data = await source.read_blob(layer, location.offset, location.length)
-        if await asyncio.to_thread(Digest.of, data, expected.algorithm) == expected:
+        problem = await asyncio.to_thread(_problem_of, location, data)
+        if problem is None:
             break
         if not source.distrust(layer, location.offset, location.length):
             raise CorruptError(
                 f"{source.name}: layer {layer.digest}",
-                f"its index does not have the digest {expected}",
-                "convert the image again, or check the registry",
-            )
+                f"its index does not have the digest {location.digest}",
+                _REMEDY,
+            ) from problem
         del data  # it may be 150 MiB
     try:
         await asyncio.to_thread(write_file, path, data)
@@ -54,9 +97,17 @@ async def fetch_index(
     return path
 
 
-def _is_good(path: Path, expected: Digest) -> bool:
+def _problem_of(location: IndexLocation, data: bytes) -> FormatError | None:
+    try:
+        check_index(location, data)
+    except FormatError as error:
+        return error
+    return None
+
+
+def _is_good(path: Path, location: IndexLocation) -> bool:
     """Whether the file is there and still has its bytes."""
     try:
-        return Digest.of(path.read_bytes(), expected.algorithm) == expected
+        return _problem_of(location, path.read_bytes()) is None
     except OSError:  # most often: it is not there
         return False

@@ -1,13 +1,20 @@
-"""Which format a layer is in, and where its index lies: from its descriptor alone."""
+"""Which format a layer is in, and where its index lies: from its descriptor alone.
+
+An eStargz layer's descriptor has the digest of its index; where it lies stands at the blob's end,
+which `lazyimg.layers.fetch.find_index` reads.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from lazyimg.errors import CorruptError, NotLazyError
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.estargz.location import TOC_DIGEST
+from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     DOCKER_LAYER,
     DOCKER_LAYER_GZIP,
@@ -22,8 +29,15 @@ if TYPE_CHECKING:
     from lazyimg_formats.oci.documents import Descriptor
 
 ZSTD_CHUNKED: Final = "zstd:chunked"
+ESTARGZ: Final = "estargz"
 
-LAZY: Final = frozenset({ZSTD_CHUNKED})
+ZSTD_STARGZ: Final = "zstd:chunked (stargz)"
+"""What stargz-snapshotter calls zstd:chunked."""
+
+STARGZ: Final = frozenset({ESTARGZ, ZSTD_STARGZ})
+"""The formats of stargz-snapshotter."""
+
+LAZY: Final = frozenset({ZSTD_CHUNKED}) | STARGZ
 """The formats that can be loaded lazily."""
 
 _FORMATS: Final = {
@@ -36,8 +50,6 @@ _FORMATS: Final = {
     "application/vnd.oci.image.layer.nydus.blob.v1": "nydus",
 }
 
-_STARGZ_TOC: Final = "containerd.io/snapshot/stargz/toc.digest"
-
 
 class IndexLocation(msgspec.Struct, frozen=True):
     """Where a layer's index is.
@@ -45,9 +57,10 @@ class IndexLocation(msgspec.Struct, frozen=True):
     Attributes:
         format: of the layer; one of `LAZY`.
         offset: of the index's first byte in the layer's blob.
-        length: its bytes in the blob.
-        decoded_length: its bytes when decoded.
-        digest: of its bytes in the blob; the manifest commits to it.
+        length: its bytes in the blob; of eStargz, up to the blob's end. 0: not known yet.
+        decoded_length: its bytes when decoded; of eStargz: 0.
+        digest: of its bytes in the blob, of eStargz when decoded; the manifest commits to it.
+        blob: digest of the layer's blob, where `digest` does not cover where the index lies in it.
     """
 
     format: str
@@ -55,24 +68,30 @@ class IndexLocation(msgspec.Struct, frozen=True):
     length: int
     decoded_length: int
     digest: str
+    blob: str = ""
 
     @property
     def name(self) -> str:
         """What files made from this index are called."""
+        if self.blob:
+            return hashlib.sha256(f"{self.digest} in {self.blob}".encode()).hexdigest()
         return self.digest.partition(":")[2]
 
 
 def name_format(layer: Descriptor) -> str:
     """Give the format of a layer in one word: one of `LAZY`, or another."""
     known = _FORMATS.get(layer.media_type, layer.media_type)
-    if known == "gzip" and _STARGZ_TOC in layer.annotations:
-        return "estargz"
+    if known == "gzip" and TOC_DIGEST in layer.annotations:
+        return ESTARGZ
+    if known != "zstd":
+        return known
     try:
-        if known == "zstd" and parse_annotations(layer.annotations, layer.size) is not None:
-            return ZSTD_CHUNKED
+        toc = parse_annotations(layer.annotations, layer.size)
     except FormatError:
         return ZSTD_CHUNKED  # a broken one; `locate_index` says how
-    return known
+    if toc is None:
+        return known
+    return ZSTD_STARGZ if toc.stargz else ZSTD_CHUNKED
 
 
 def locate_index(layer: Descriptor, what: str) -> IndexLocation:
@@ -94,6 +113,9 @@ def locate_index(layer: Descriptor, what: str) -> IndexLocation:
             "convert the image: lazyimg convert SRC DST",
         )
     try:
+        if kind == ESTARGZ:
+            digest = str(Digest.parse(layer.annotations[TOC_DIGEST]))
+            return IndexLocation(kind, 0, 0, 0, digest, str(layer.digest))
         toc = parse_annotations(layer.annotations, layer.size)
     except FormatError as error:
         raise CorruptError(what, str(error), "convert the image again") from error

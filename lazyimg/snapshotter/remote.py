@@ -2,7 +2,8 @@
 
 A Prepare's labels name an image. Its manifest and config are asked for once; the layer is lazy if
 the config's diff IDs give the chain that the Prepare is for, and each layer up to it can be loaded
-lazily. What is shown for a container is one merged EROFS image of exactly these layers.
+lazily; where only a layer's blob can tell, it is read. What is shown for a container is one merged
+EROFS image of exactly these layers.
 
 A chain that is there already, from another image, is not given for the asking: the image must have
 it, and the registry must let its blobs be read in its own repository (`lazyimg.images.proofs`). An
@@ -129,6 +130,7 @@ class RemoteLayers:
             raise NotLazyError(image.reference, ORDER, reason="order")
         await self._check(image, depth)
         await self._images.prove(image.reference, NODE, (*image.layers, image.config))
+        await self._images.fetch_index(image.reference, NODE, image.layers[depth - 1])
         return RemoteLayer(chain, image.reference, str(parse_platform("")), depth)
 
     async def _check(self, image: _Layers, depth: int) -> None:

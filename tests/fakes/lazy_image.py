@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from tests.fakes.registry import FakeRegistry
+    from tests.fakes.stargz_layer import StargzLayer
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def add_lazy_image(
     registry: FakeRegistry,
     name: str,
     tag: str,
-    layers: Sequence[LazyLayer],
+    layers: Sequence[LazyLayer | StargzLayer],
     architecture: str = "",
 ) -> Descriptor:
     """Put an image for one platform, this machine's by default, into a repository."""

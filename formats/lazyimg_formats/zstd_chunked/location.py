@@ -91,6 +91,7 @@ class TocLocation:
         decoded_length: bytes when decoded.
         digest: sha256 of the bytes in the blob; None: known from the footer only.
         tar_split: where the tar-split data is; None: the blob has none.
+        stargz: the TOC is as stargz-snapshotter writes it: see `lazyimg_formats.estargz`.
 
     Raises:
         FormatError: by the constructor, when this cannot be.
@@ -101,6 +102,7 @@ class TocLocation:
     decoded_length: int
     digest: Digest | None
     tar_split: TarSplitLocation | None = None
+    stargz: bool = False
 
     def __post_init__(self) -> None:
         if not SKIPPABLE_HEADER <= self.offset <= _MAX_OFFSET:
@@ -171,7 +173,8 @@ def parse_annotations(annotations: Mapping[str, str], blob_size: int) -> TocLoca
                 "zstd:chunked annotations",
                 f"the tar-split data lies behind the blob's {blob_size} bytes",
             )
-        return replace(location, tar_split=tar_split)
+        stargz = annotations.keys().isdisjoint({POSITION, LAZYIMG_POSITION})
+        return replace(location, tar_split=tar_split, stargz=stargz)
     return None
 
 
@@ -239,7 +242,8 @@ def parse_footer(data: bytes) -> TocLocation:
     if kind != _TYPE:
         raise FormatError("zstd:chunked footer", f"TOC of unknown type {kind}")
     split = TarSplitLocation(*tar_split) if any(tar_split) else None
-    return TocLocation(offset, length, decoded_length, None, split)
+    stargz = layout is _OLD_FOOTER
+    return TocLocation(offset, length, decoded_length, None, split, stargz)
 
 
 def serialize_footer(location: TocLocation) -> bytes:

@@ -200,3 +200,46 @@ def test_spans_that_are_not_one_file_s(
 def test_any_bytes(data: bytes, step: int) -> None:
     with contextlib.suppress(FormatError):
         compare(make_index(MEMBERS), data or b"x", step)
+
+
+STARGZ_FILES = [
+    (Entry(b".no.prefetch.landmark", Kind.REGULAR, 0o644, size=1), b"\x0f"),
+    (Entry(b"./.prefetch.landmark", Kind.REGULAR, 0o644, size=1), b"\x0f"),
+    (Entry(b"stargz.index.json", Kind.REGULAR, 0o644, size=len(TEXT)), TEXT),
+]
+
+
+def compare_stargz(index: LayerIndex, tar: bytes) -> None:
+    comparison = TarComparison(index, stargz=True)
+    comparison.feed(tar)
+    comparison.finish()
+
+
+def test_files_of_stargz_snapshotter_s_own() -> None:
+    """Only where they are its own, and only in the root."""
+    rounded = [(replace(entry, mtime_ns=0), data) for entry, data in MEMBERS]
+    tar = make_tar([STARGZ_FILES[0], *rounded, *STARGZ_FILES[1:]])
+    compare_stargz(make_index(rounded), tar)
+    assert "in its tar b'.no.prefetch.landmark'" in problem(make_index(rounded), tar)
+    below = (Entry(b"etc/.prefetch.landmark", Kind.REGULAR, size=1), b"\x0f")
+    with pytest.raises(FormatError, match=r"does not have b'etc/\.prefetch\.landmark' of its tar"):
+        compare_stargz(make_index(rounded), make_tar([*rounded, below]))
+
+
+@pytest.mark.parametrize(
+    ("time", "known"),
+    [
+        ((7, 0), 7),
+        ((7, 499_999_999), 7),
+        ((7, 500_000_000), 8),
+        ((0, 700_000_000), 0),
+        ((-1, 500_000_000), 0),
+        ((-2, 400_000_000), -2),
+    ],
+)
+def test_times_that_stargz_snapshotter_knows(time: tuple[int, int], known: int) -> None:
+    entry = Entry(b"d", Kind.DIRECTORY, 0o755, mtime=time[0], mtime_ns=time[1])
+    tar = make_tar([(entry, b"")])
+    compare_stargz(make_index([(replace(entry, mtime=known, mtime_ns=0), b"")]), tar)
+    with pytest.raises(FormatError, match="mtime"):
+        compare_stargz(make_index([(replace(entry, mtime=known + 1, mtime_ns=0), b"")]), tar)

@@ -66,7 +66,8 @@ def test_any_location_comes_back(location: TocLocation) -> None:
 def test_annotations(annotations: dict[str, str]) -> None:
     location = parse_annotations(annotations | {"other": "1"}, 1500)
     split = SPLIT if PODMAN.items() <= annotations.items() else None
-    assert location == TocLocation(1000, 200, 3000, Digest.parse(DIGEST), split)
+    stargz = annotations == OLD
+    assert location == TocLocation(1000, 200, 3000, Digest.parse(DIGEST), split, stargz)
     assert location.data_end == 992
 
 
@@ -202,7 +203,7 @@ def test_footer() -> None:
 def test_footer_of_the_older_dialect() -> None:
     payload = struct.pack("<4Q", 1000, 200, 3000, 1) + b"GnUlInUx"
     data = b"end of the TOC.........." + b"\x50\x2a\x4d\x18\x28\0\0\0" + payload
-    assert parse_footer(data) == TocLocation(1000, 200, 3000, None)
+    assert parse_footer(data) == TocLocation(1000, 200, 3000, None, stargz=True)
 
 
 def test_footer_as_it_is_written() -> None:

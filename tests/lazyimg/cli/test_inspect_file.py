@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.lazyimg.cli.conftest import Result
 
 from tests.fakes.gzip_layer import FILES, make_layer
+from tests.fakes.stargz_layer import StargzLayer
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -82,6 +83,36 @@ def test_converted_layer(
     assert [one["size"] for one in manifest["layers"]] == [layer["size"]]
 
 
+@pytest.mark.parametrize(
+    ("zstd", "kind"), [(False, "eStargz layer"), (True, "zstd:chunked (stargz) layer")]
+)
+def test_layer_of_stargz_snapshotter(tmp_path: Path, kind: str, *, zstd: bool) -> None:
+    layer = StargzLayer({"a": b"first", "b": b"second", "empty": b""}, zstd=zstd, joined=2)
+    facts = describe_file(write(tmp_path / "layer", layer.blob))
+    assert facts["kind"] == kind
+    assert facts["size"] == len(layer.blob)
+    assert (facts["entries"], facts["files"], facts["spans"], facts["data size"]) == (3, 3, 2, 11)
+    assert 0 < facts["compressed size"] < facts["size"]
+    assert 0 < facts["index size"] <= facts["size"] - facts["compressed size"]
+
+
+def test_estargz_layer_without_its_index(tmp_path: Path) -> None:
+    layer = StargzLayer({"a": b"first"}, external=True)
+    facts = describe_file(write(tmp_path / "layer", layer.blob))
+    assert facts == {
+        "kind": "eStargz layer whose table of contents is in another image",
+        "size": len(layer.blob),
+    }
+
+
+def test_damaged_estargz_layer(tmp_path: Path) -> None:
+    layer = StargzLayer({"a": b"first"})
+    data = bytearray(layer.blob)
+    data[layer.toc_offset + 30] ^= 1
+    with pytest.raises(CorruptError, match="eStargz TOC: "):
+        describe_file(write(tmp_path / "layer", bytes(data)))
+
+
 def describe_any(path: Path) -> dict[str, Any]:
     try:
         return describe_file(path)
@@ -94,8 +125,8 @@ def describe_any(path: Path) -> dict[str, Any]:
     [
         (b"", "is nothing known"),
         (b"x" * 5000, "is nothing known"),
-        (b"\x1f\x8b" + bytes(100), "is a gzip file, but no zstd:chunked layer"),
-        (b"\x28\xb5\x2f\xfd" + bytes(100), "is a zstd file, but no zstd:chunked layer"),
+        (b"\x1f\x8b" + bytes(100), "is a gzip file, but no lazily loadable layer"),
+        (b"\x28\xb5\x2f\xfd" + bytes(100), "is a zstd file, but no lazily loadable layer"),
     ],
 )
 def test_other_files(data: bytes, problem: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lazyimg.layers.locate import locate_index
 from lazyimg.layers.parse import parse_index
 from lazyimg_formats.oci.digest import Digest
 from tests.fakes.lazy_image import LazyLayer, lying_layer, make_lazy_layer
+from tests.fakes.stargz_layer import StargzLayer
 from tests.lazyimg.images.test_build import stand_in
 
 if TYPE_CHECKING:
@@ -107,6 +108,30 @@ def test_blob_that_is_no_such_layer(
 ) -> None:
     request = request_of(layer, tmp_path, blob=str(Digest.of(blob)))
     assert check(request, iter(pieces(blob, 2))) == CheckReply(expected)
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+def test_layers_of_stargz_snapshotter(tmp_path: Path, *, zstd: bool) -> None:
+    """One that is what its image says, and one whose index describes another tar."""
+    honest, planted = (StargzLayer(files, zstd=zstd, joined=2) for files in (FILES, OTHER))
+    for layer in (honest, planted):
+        location = locate_index(layer.descriptor, "layer")
+        if not zstd:
+            length = len(layer.blob) - layer.toc_offset
+            place = {"offset": layer.toc_offset, "length": length}
+            location = msgspec.structs.replace(location, **place)
+        path = tmp_path / "index"
+        path.write_bytes(layer.blob[location.offset :][: location.length])
+        device = parse_index(location, path.read_bytes()).table.name
+        blob = str(honest.descriptor.digest)
+        request = CheckRequest(
+            blob, len(honest.blob), str(honest.diff_id), location, str(path), device
+        )
+        reply = check(request, iter(pieces(honest.blob)))
+        if layer is honest:
+            assert reply == CheckReply()
+        else:
+            assert reply.problem.startswith("index: b'etc/name', before byte 8: not the bytes")
 
 
 async def ask(request: CheckRequest, blob: Sequence[bytes]) -> Finding:

@@ -46,6 +46,7 @@ from tests.fakes.devices import MemoryBlob, MemorySink
 from tests.fakes.gzip_layer import make_layer
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
 from tests.fakes.registry import FakeRegistry, run_registry
+from tests.fakes.stargz_layer import StargzLayer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -685,3 +686,37 @@ async def test_what_is_wrong_with_layers(node: Node) -> None:
     node.library.add_checked(claims[0], "")
     node.library.add_checked(claims[1], "is another")
     assert await node.images.problems(claims) == ["is another"]
+
+
+async def test_image_of_every_format(node: Node, layers: list[LazyLayer]) -> None:
+    """One device for the same files, whatever the format; the index is looked for once."""
+    stargz = [StargzLayer(BASE), StargzLayer(TOP, zstd=True), StargzLayer(BASE, joined=9)]
+    add_lazy_image(node.registry, "app", "1", [layers[0], *stargz])
+    image = await node.open()
+    formats = [layer.format for layer in image.chain.layers]
+    assert formats == ["zstd:chunked", "estargz", "zstd:chunked (stargz)", "estargz"]
+    devices = [layer.device for layer in image.chain.layers]
+    assert devices[0] == devices[1] == devices[3] != devices[2]
+    assert len({layer.table for layer in image.chain.layers}) == 4
+    described = await node.images.describe(node.reference, "", NO_ACCESS)
+    assert described.formats == tuple(formats)
+    assert described.chain == image.chain
+    found = await node.images.layers(node.reference, "", NO_ACCESS, 4)
+    assert [layer.location.name for layer in found] == [one.table for one in image.chain.layers]
+    assert all(layer.location.length for layer in found)
+    sent = node.registry.count(path="/blobs/")
+    assert await node.open() == image
+    assert node.registry.count(path="/blobs/") == sent
+
+
+async def test_index_that_turns_out_not_to_be_there(node: Node, layers: list[LazyLayer]) -> None:
+    good, elsewhere = StargzLayer(BASE), StargzLayer(BASE, external=True)
+    add_lazy_image(node.registry, "app", "1", [good, elsewhere])
+    with pytest.raises(NotLazyError, match="table of contents is in another image"):
+        await node.open()
+    with pytest.raises(NotLazyError, match="table of contents is in another image"):
+        await node.images.fetch_index(node.reference, NO_ACCESS, elsewhere.descriptor)
+    for layer in (good, layers[0]):
+        await node.images.fetch_index(node.reference, NO_ACCESS, layer.descriptor)
+    kept = [path.read_bytes() for path in (node.root / "content").iterdir()]
+    assert [data for data in kept if not data.startswith(b"{")] == [good.blob[good.toc_offset :]]

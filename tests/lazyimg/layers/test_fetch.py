@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import pytest
 
-from lazyimg.errors import CorruptError, NotFoundError, StorageError
-from lazyimg.layers.fetch import fetch_index
+from lazyimg.errors import CorruptError, NotFoundError, NotLazyError, StorageError
+from lazyimg.layers.fetch import fetch_index, find_index
 from lazyimg.layers.locate import locate_index
 from lazyimg.registry.client import RegistryClient
 from lazyimg_formats.oci.reference import parse_reference
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
 from tests.fakes.registry import run_registry
+from tests.fakes.stargz_layer import StargzLayer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from lazyimg.registry.ports import ImageSource
     from lazyimg.registry.repository import Repository
+    from lazyimg_formats.oci.documents import Descriptor
     from tests.fakes.registry import FakeRegistry
 
 
@@ -98,3 +102,91 @@ async def test_directory_that_is_not_there(tmp_path: Path, layer: LazyLayer) -> 
         registry.add_blob("app", layer.blob)
         with pytest.raises(StorageError, match="cannot be written: No such file or directory"):
             await fetch_index(source, layer.descriptor, location, tmp_path / "none")
+
+
+async def test_place_that_the_manifest_says(layer: LazyLayer) -> None:
+    location = locate_index(layer.descriptor, "layer")
+    async with repository() as (registry, source):
+        assert await find_index(source, layer.descriptor, location) == location
+        assert registry.count(path="/blobs/") == 0
+
+
+async def test_place_that_the_blob_says(tmp_path: Path) -> None:
+    layer = StargzLayer({"etc/name": b"lazyimg\n", "bin/tool": bytes(100_000)})
+    location = locate_index(layer.descriptor, "layer")
+    async with repository() as (registry, source):
+        registry.add_blob("app", layer.blob)
+        found = await find_index(source, layer.descriptor, location)
+        end = len(layer.blob) - layer.toc_offset
+        assert (found.offset, found.length) == (layer.toc_offset, end)
+        assert found.name == location.name
+        path = await fetch_index(source, layer.descriptor, found, tmp_path)
+        assert path.read_bytes() == layer.blob[layer.toc_offset :]
+        assert registry.sent() == end + 51
+        assert await fetch_index(source, layer.descriptor, found, tmp_path) == path
+        assert registry.count(path="/blobs/") == 2
+
+
+async def test_index_in_another_image() -> None:
+    layer = StargzLayer({"etc/name": b"lazyimg\n"}, external=True)
+    async with repository() as (registry, source):
+        registry.add_blob("app", layer.blob)
+        with pytest.raises(NotLazyError) as caught:
+            await find_index(source, layer.descriptor, locate_index(layer.descriptor, "layer"))
+        assert str(caught.value) == (
+            f"{registry.host}/app: layer {layer.descriptor.digest}: an eStargz layer whose table of"
+            " contents is in another image; convert the image: lazyimg convert SRC DST"
+        )
+
+
+@pytest.mark.parametrize("cut", [1, 30, 10_000])
+async def test_blob_without_a_footer(cut: int) -> None:
+    layer = StargzLayer({"etc/name": b"lazyimg\n"})
+    layer.blob = layer.blob[:-cut] or b"\x1f\x8b"
+    async with repository() as (registry, source):
+        registry.add_blob("app", layer.blob)
+        with pytest.raises(
+            CorruptError, match="eStargz footer: a blob's last bytes are b"
+        ) as caught:
+            await find_index(source, layer.descriptor, locate_index(layer.descriptor, "layer"))
+        assert caught.value.remedy == "convert the image again, or check the registry"
+
+
+async def test_end_of_a_blob_that_is_wrong_once() -> None:
+    """A mirror's; it is told, and the next one is asked."""
+    layer = StargzLayer({"etc/name": b"lazyimg\n"})
+    source = Mirrors([bytes(51), layer.blob[-51:]])
+    found = await find_index(
+        cast("ImageSource", source), layer.descriptor, locate_index(layer.descriptor, "layer")
+    )
+    assert found.offset == layer.toc_offset
+    assert source.told == [(len(layer.blob) - 51, 51)]
+
+
+class Mirrors:
+    """Gives one answer after the other."""
+
+    name = "mirrors"
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self.answers = answers
+        self.told: list[tuple[int, int]] = []
+
+    async def read_blob(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        return self.answers.pop(0)
+
+    def distrust(self, descriptor: Descriptor, offset: int, length: int) -> bool:
+        self.told.append((offset, length))
+        return True
+
+
+async def test_index_of_another_digest_where_the_json_has_one(tmp_path: Path) -> None:
+    layer = StargzLayer({"etc/name": b"lazyimg\n"})
+    other = StargzLayer({"etc/name": b"another\n"})
+    location = locate_index(replace(layer.descriptor, annotations=other.annotations), "layer")
+    async with repository() as (registry, source):
+        registry.add_blob("app", layer.blob)
+        found = await find_index(source, layer.descriptor, location)
+        with pytest.raises(CorruptError, match=f"does not have the digest {location.digest};"):
+            await fetch_index(source, layer.descriptor, found, tmp_path)
+    assert list(tmp_path.iterdir()) == []

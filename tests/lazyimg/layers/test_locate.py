@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lazyimg.errors import CorruptError, NotLazyError
@@ -13,6 +15,8 @@ from lazyimg_formats.zstd_chunked.location import (
     CHECKSUM,
     LAZYIMG_DIGEST,
     LAZYIMG_POSITION,
+    OLD_CHECKSUM,
+    OLD_POSITION,
     POSITION,
     TocLocation,
     serialize_annotations,
@@ -20,6 +24,7 @@ from lazyimg_formats.zstd_chunked.location import (
 
 TOC = TocLocation(1000, 50, 700, Digest("sha256", "ab" * 32))
 CHUNKED = serialize_annotations(TOC)
+OLD = {OLD_POSITION: CHUNKED[POSITION], OLD_CHECKSUM: CHUNKED[CHECKSUM]}
 STARGZ = {"containerd.io/snapshot/stargz/toc.digest": "sha256:" + "cd" * 32}
 
 
@@ -42,6 +47,8 @@ def layer(media_type: str, annotations: dict[str, str], size: int = 5000) -> Des
         (documents.OCI_LAYER_ZSTD, STARGZ, "zstd"),
         (documents.OCI_LAYER_ZSTD, CHUNKED, "zstd:chunked"),
         (documents.DOCKER_LAYER_ZSTD, CHUNKED, "zstd:chunked"),
+        (documents.OCI_LAYER_ZSTD, CHUNKED | OLD, "zstd:chunked"),
+        (documents.OCI_LAYER_ZSTD, STARGZ | OLD, "zstd:chunked (stargz)"),
         (documents.OCI_LAYER_ZSTD, {POSITION: "nonsense"}, "zstd:chunked"),
         ("application/vnd.oci.image.layer.v1.tar+encrypted", CHUNKED, None),
         ("application/vnd.oci.image.layer.nydus.blob.v1", {}, "nydus"),
@@ -50,7 +57,9 @@ def layer(media_type: str, annotations: dict[str, str], size: int = 5000) -> Des
 def test_format(media_type: str, annotations: dict[str, str], expected: str | None) -> None:
     found = name_format(layer(media_type, annotations))
     assert found == (expected or media_type)
-    assert (found in LAZY) == (expected == "zstd:chunked")
+    lazy = {"estargz", "zstd:chunked", "zstd:chunked (stargz)"}
+    assert (found in LAZY) == (expected in lazy)
+    assert lazy == LAZY
 
 
 @pytest.mark.parametrize(
@@ -63,12 +72,34 @@ def test_index_under_either_name(names: tuple[str, ...]) -> None:
     assert found.name == "ab" * 32
 
 
+def test_index_of_stargz_snapshotter_s_zstd_chunked() -> None:
+    found = locate_index(layer(documents.OCI_LAYER_ZSTD, OLD | STARGZ), "image")
+    assert found == IndexLocation("zstd:chunked (stargz)", 1000, 50, 700, "sha256:" + "ab" * 32)
+
+
+def test_index_whose_place_the_blob_says() -> None:
+    """What is made from it is called by both: the blob decides where its last member ends."""
+    blob = layer(documents.OCI_LAYER_GZIP, STARGZ)
+    found = locate_index(blob, "image")
+    digest = STARGZ["containerd.io/snapshot/stargz/toc.digest"]
+    assert found == IndexLocation("estargz", 0, 0, 0, digest, str(blob.digest))
+    other = replace(blob, digest=Digest.of(b"another"))
+    names = {found.name, locate_index(other, "image").name, "cd" * 32}
+    assert [len(name) for name in names] == [64] * 3
+
+
+def test_digest_of_an_index_that_is_none() -> None:
+    annotations = {"containerd.io/snapshot/stargz/toc.digest": "sha256:xyz"}
+    with pytest.raises(CorruptError, match="image: digest: sha256 has 64 lower-case hex"):
+        locate_index(layer(documents.OCI_LAYER_GZIP, annotations), "image")
+
+
 def test_layer_that_is_not_lazy() -> None:
     with pytest.raises(NotLazyError) as caught:
         locate_index(layer(documents.OCI_LAYER_GZIP, {}), "reg/app:1: layer 2 of 3")
     assert str(caught.value) == (
         "reg/app:1: layer 2 of 3: a layer of format gzip cannot be loaded lazily, only"
-        " zstd:chunked; convert the image: lazyimg convert SRC DST"
+        " estargz, zstd:chunked, zstd:chunked (stargz); convert the image: lazyimg convert SRC DST"
     )
 
 

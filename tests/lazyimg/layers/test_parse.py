@@ -5,11 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from lazyimg.fill.decode import decode_spans
 from lazyimg.layers.locate import IndexLocation, locate_index
-from lazyimg.layers.parse import parse_index
+from lazyimg.layers.parse import check_index, parse_index
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Kind
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
+from tests.fakes.stargz_layer import StargzLayer
 
 
 @pytest.fixture
@@ -46,3 +48,52 @@ async def test_location_of_something_else(
     with pytest.raises(FormatError) as caught:
         parse_index(msgspec.structs.replace(good, **changes), layer.index)
     assert str(caught.value).startswith(problem)
+
+
+FILES = {"etc/name": b"lazyimg\n", "bin/tool": bytes(range(256)) * 40, "etc/.wh.gone": b""}
+
+
+def located(layer: StargzLayer) -> tuple[IndexLocation, bytes]:
+    location = locate_index(layer.descriptor, "layer")
+    if not location.length:
+        length = len(layer.blob) - layer.toc_offset
+        location = msgspec.structs.replace(location, offset=layer.toc_offset, length=length)
+    return location, layer.blob[location.offset :][: location.length]
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+@pytest.mark.parametrize("joined", [1, 3])
+def test_layers_of_stargz_snapshotter(joined: int, *, zstd: bool) -> None:
+    """What the index says of a blob decodes to the files' bytes."""
+    layer = StargzLayer(FILES, zstd=zstd, chunk=4096, joined=joined)
+    location, data = located(layer)
+    check_index(location, data)
+    index = parse_index(location, data)
+    assert [entry.path for entry in index.entries] == [b"etc/name", b"bin/tool", b"etc/gone"]
+    table = index.table
+    decoded, bad = decode_spans(table, range(table.span_count), 0, layer.blob)
+    assert bad == {}
+    assert b"".join(decoded.values()) == FILES["etc/name"] + FILES["bin/tool"]
+    assert table.blob_end() <= layer.toc_offset
+    assert table.has_parts == (joined > 1)
+
+
+def test_devices_of_all_formats_are_the_same() -> None:
+    layers = [StargzLayer(FILES, zstd=zstd, joined=n) for zstd in (False, True) for n in (1, 9)]
+    assert len({parse_index(*located(layer)).table.name for layer in layers}) == 1
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+def test_digest_that_is_another(*, zstd: bool) -> None:
+    location, data = located(StargzLayer(FILES, zstd=zstd))
+    wrong = msgspec.structs.replace(location, digest="sha256:" + "0" * 64)
+    for call in (check_index, parse_index):
+        with pytest.raises(FormatError, match="expected sha256:000"):
+            call(wrong, data)
+
+
+def test_digest_of_the_stored_bytes(layer: LazyLayer) -> None:
+    location = locate_index(layer.descriptor, "layer")
+    check_index(location, layer.index)
+    with pytest.raises(FormatError, match=f"^index: expected {location.digest}, got sha256:"):
+        check_index(location, layer.index + b"x")

@@ -35,6 +35,7 @@ from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.image_mounts import Cache
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
 from tests.fakes.registry import FakeRegistry, run_registry
+from tests.fakes.stargz_layer import StargzLayer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -78,14 +79,16 @@ class Node:
         self.library.close()
         self.shown.close()
 
-    def add(self, layers: Sequence[LazyLayer]) -> Image:
+    def add(self, layers: Sequence[LazyLayer | StargzLayer]) -> Image:
         return Image(self.registry.host, add_lazy_image(self.registry, "app", "1", layers), layers)
 
 
 class Image:
     """An image in the registry: its reference, and the chains and labels of its layers."""
 
-    def __init__(self, host: str, manifest: Descriptor, layers: Sequence[LazyLayer]) -> None:
+    def __init__(
+        self, host: str, manifest: Descriptor, layers: Sequence[LazyLayer | StargzLayer]
+    ) -> None:
         self.tagged = f"{host}/app:1"
         self.digest = manifest.digest
         self.reference = f"{host}/app@{manifest.digest}"
@@ -264,7 +267,37 @@ async def test_layer_of_another_format(
     assert isinstance(found, Unpacked)
     assert (found.name, found.digest) == (image.tagged, str(image.digest))
     assert found.reason == "format"
-    assert found.problem == "a layer of format zstd cannot be loaded lazily, only zstd:chunked"
+    assert found.problem == (
+        "a layer of format zstd cannot be loaded lazily, only estargz, zstd:chunked, zstd:chunked"
+        " (stargz)"
+    )
+
+
+async def test_layers_of_stargz_snapshotter(remote: RemoteLayers, node: Node) -> None:
+    """Whether one is lazy, its blob says: an index that is not there is not promised."""
+    image = node.add(
+        [StargzLayer(BASE), StargzLayer(TOP, zstd=True), StargzLayer(TOP, external=True)]
+    )
+    below = None
+    for depth in (1, 2):
+        found = await remote.find(image.chains[depth - 1], image.labels[depth - 1], below)
+        below = image.remote(depth)
+        assert found == below
+    found = await remote.find(image.chains[2], image.labels[2], below)
+    assert isinstance(found, Unpacked)
+    assert found.reason == "format"
+    assert found.problem == "an eStargz layer whose table of contents is in another image"
+
+
+async def test_layer_whose_index_is_not_what_the_manifest_says(
+    remote: RemoteLayers, node: Node
+) -> None:
+    layer = StargzLayer(BASE)
+    layer.annotations |= StargzLayer(TOP).annotations
+    image = node.add([layer])
+    found = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(found, Unpacked)
+    assert found.reason == "corrupt"
 
 
 async def test_reason_is_said_once_for_each_image(
