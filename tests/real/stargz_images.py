@@ -45,7 +45,6 @@ FORMS: Final = {
 """The converter's options: with files that are wanted first, several in one member, and zstd."""
 
 EXTERNAL: Final = ("--estargz", "--estargz-compression-level=1", "--estargz-external-toc")
-IMAGES: Final = ("nasty", "nginx")
 WANTED: Final = ("etc/passwd", "usr/sbin/nginx", "etc/nginx/nginx.conf", "kinds/fifo", "sizes/4097")
 RECIPE: Final = ("stargz_images.py", "nasty_tree.py", "debian_images.py", "debian_packages.py")
 SECOND: Final = 1_000_000_000
