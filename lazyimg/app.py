@@ -54,12 +54,14 @@ if TYPE_CHECKING:
     from lazyimg.images.completion import Completer
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
+    from lazyimg.images.ports import Way
     from lazyimg.images.service import Images
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
+    from lazyimg.transports.choice import Offered
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
 
@@ -174,7 +176,8 @@ async def start(
     stack.callback(shown.close)
     catalog = Catalog(root, library, engine, registries.open_blob, shown)
     catalog.load()
-    transport, served = await start_transport(config, catalog, catalog.use, manager, stack)
+    started = await start_transport(config, catalog, catalog.use, manager, stack)
+    transport = started.transport
     if not was_shown:
         manager.keep(SHOWN, shown.fd)
     stack.callback(manager.forget, SHOWN)
@@ -183,18 +186,16 @@ async def start(
     for name in ("lazyimg.images.service", "lazyimg.api.server"):
         await asyncio.to_thread(importlib.import_module, name)  # the loop fills meanwhile
     from lazyimg.daemon import LazyimgDaemon  # noqa: PLC0415  readers come first
-    from lazyimg.images.cache_mounts import CacheMounts  # noqa: PLC0415
-    from lazyimg.images.mounts import Mounts  # noqa: PLC0415
     from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
     from lazyimg.images.service import Images  # noqa: PLC0415
 
     listener = _bind(Path(config.address), manager, stack)
     await stack.enter_async_context(calls_known_by(root / "calls"))
-    way = CacheMounts(root, config.domain_id, config.mount.read_ahead, transport)
-    mounts = Mounts(own, way, library, readers=catalog.readers)
+    mounts = _make_mounts(config, own, transport, library, catalog)
     images = Images(root, library, catalog, registries.open_image, config.build.limits())
     snapshots = _Snapshots(config, images, mounts)
-    await mounts.recover(served=served, kept=await snapshots.open(stack))
+    await mounts.recover(served=started.took_over, kept=await snapshots.open(stack))
+    await asyncio.to_thread(started.settled)
     stack.push_async_callback(mounts.close)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
     if config.completion.bytes_per_second:
@@ -229,6 +230,22 @@ async def start(
     await snapshots.start(sockets, stack)
     await _pass_pulls_on(config, given, sockets, stack)
     sockets.close_others()
+
+
+def _make_mounts(
+    config: Config, own: OwnMounts, transport: Offered, library: Library, catalog: Catalog
+) -> Mounts:
+    """Give what mounts images, in the way that goes with the transport."""
+    from lazyimg.images.cache_mounts import CacheMounts  # noqa: PLC0415  readers come first
+    from lazyimg.images.file_mounts import FileMounts  # noqa: PLC0415
+    from lazyimg.images.mounts import Mounts  # noqa: PLC0415
+
+    way: Way
+    if transport.name == "cachefiles":
+        way = CacheMounts(own.root, config.domain_id, config.mount.read_ahead, transport)
+    else:
+        way = FileMounts(own.root, transport)
+    return Mounts(own, way, library, readers=catalog.readers)
 
 
 def _keep_given(config: Config, manager: ServiceManager, stack: AsyncExitStack) -> GivenCredentials:

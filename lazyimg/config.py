@@ -263,8 +263,9 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True):
 class CachefilesSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel's cache: its tag, and at which percentage of free space (b) and files (f) it acts.
 
-    Culling starts below `cull` and ends above `run`; below `stop` nothing more is stored, and what
-    is not in the cache cannot be read. stop < cull < run < 100.
+    The percentages hold for the cache of the other transports as well. Culling starts below `cull`
+    and ends above `run`; below `stop` nothing more is stored, and what is not in the cache cannot
+    be read. stop < cull < run < 100.
     """
 
     tag: Annotated[
@@ -398,10 +399,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     address: Annotated[
         str, Meta(pattern="^/", description="The daemon's unix socket.", extra=_PATH)
     ] = "/run/lazyimg/lazyimg.sock"
+    transport: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|cachefiles|fuse)$",
+            description="How the kernel asks for what is not local yet. auto: by cachefiles where "
+            "the kernel has it, else by fuse; `lazyimg doctor` tries each.",
+        ),
+    ] = "auto"
     cache: Annotated[
         str,
         Meta(
-            description="The kernel's cache directory; on ext4 or xfs. Empty: cache below root.",
+            description="Where what was fetched is kept; on ext4 or xfs, or btrfs without "
+            "cachefiles. Empty: below root, in cache (cachefiles) or devices.",
             extra=_PATH,
         ),
     ] = ""
@@ -427,6 +437,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def cache_directory(self) -> Path:
         """Where the kernel keeps what was fetched."""
         return Path(self.cache) if self.cache else Path(self.root, "cache")
+
+    @property
+    def devices_directory(self) -> Path:
+        """Where lazyimg itself keeps what was fetched, if the kernel does not."""
+        return Path(self.cache or self.root, "devices")
 
     @property
     def snapshotter_directory(self) -> Path:

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+import os
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from lazyimg.errors import CacheUnsuitableError, KernelError
+from lazyimg.cache.device_cache import DeviceCache
+from lazyimg.errors import CacheUnsuitableError, KernelError, StorageError
 from lazyimg.host.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
+from lazyimg.transports.trial import try_file_mount
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from lazyimg.config import Config
     from lazyimg.host.service_manager import ServiceManager
+    from lazyimg.transports.fuse.transport import FuseTransport
     from lazyimg.transports.ports import Filler, Transport
 
-    Offered = CachefilesTransport
+    Offered = CachefilesTransport | FuseTransport
     Make = Callable[[Config, Filler, AsyncExitStack], Awaitable["Offer"]]
 
 _log = logging.getLogger(__name__)
@@ -35,10 +40,12 @@ class Offer(NamedTuple):
     Attributes:
         transport: that one.
         start: starts it, with the control fd of the process before this one, if there is one.
+        settled: to be called when all that stays mounted is known. Blocks.
     """
 
     transport: Offered
     start: Callable[[int | None], Awaitable[None]]
+    settled: Callable[[], None]
 
 
 class Started(NamedTuple):
@@ -47,10 +54,12 @@ class Started(NamedTuple):
     Attributes:
         transport: that one.
         took_over: whether the mounts of the process before this one work on.
+        settled: to be called when all that stays mounted is known. Blocks.
     """
 
     transport: Offered
     took_over: bool
+    settled: Callable[[], None]
 
 
 async def start_transport(
@@ -73,7 +82,8 @@ async def start_transport(
         LazyimgError: none can be started.
     """
     refusals: list[str] = []
-    names = list_transports(manager.names)
+    names = list_transports(config.transport, manager.names)
+    await _give_up_others(names, manager)
     for name in names:
         try:
             async with AsyncExitStack() as inner:
@@ -94,13 +104,30 @@ async def start_transport(
     )
 
 
-def list_transports(kept: Sequence[str]) -> list[str]:
+def list_transports(wanted: str, kept: Collection[str]) -> Sequence[str]:
     """Give what is to be tried, in order.
 
     Args:
-        kept: names of fds that the service manager has; one may be a transport's, which is used.
+        wanted: a transport, or `AUTO`: any of those that are good for it.
+        kept: names of fds that the service manager has: where one is a transport's, its mounts
+            work on.
     """
-    return [name for name in MAKERS if name in kept] or list(MAKERS)
+    if wanted != AUTO:
+        return [wanted]
+    return [name for name in MAKERS if name in kept] or AUTOMATIC
+
+
+async def _give_up_others(names: Sequence[str], manager: ServiceManager) -> None:
+    """Let the kernel know that what other transports served is served no more."""
+    others = [name for name in manager.names if name in MAKERS and name not in names]
+    for name in others:
+        _log.error("transport %s is not wanted any more; its mounts are mounted again", name)
+        fd = manager.take(name)
+        if fd is not None:
+            os.close(fd)
+        manager.forget(name)
+    if others:
+        await asyncio.to_thread(manager.wait_told)
 
 
 async def _start(offer: Offer, manager: ServiceManager, stack: AsyncExitStack) -> Started:
@@ -115,11 +142,11 @@ async def _start(offer: Offer, manager: ServiceManager, stack: AsyncExitStack) -
             await asyncio.to_thread(manager.wait_told)  # until it is closed, the kernel waits
         else:
             stack.push_async_callback(_stop, transport, manager)
-            return Started(transport, took_over=True)
+            return Started(transport, took_over=True, settled=offer.settled)
     await offer.start(None)
     stack.push_async_callback(_stop, transport, manager)
     manager.keep(name, transport.control_fd)
-    return Started(transport, took_over=False)
+    return Started(transport, took_over=False, settled=offer.settled)
 
 
 async def _stop(transport: Transport, manager: ServiceManager) -> None:
@@ -129,8 +156,56 @@ async def _stop(transport: Transport, manager: ServiceManager) -> None:
 
 async def _make_cachefiles(config: Config, filler: Filler, _: AsyncExitStack) -> Offer:
     transport = CachefilesTransport(filler, domain_id=config.domain_id)
+
+    async def start(control_fd: int | None) -> None:
+        await transport.start(
+            config.cache_directory,
+            tag=config.cachefiles.tag,
+            limits=_limits(config),
+            control_fd=control_fd,
+        )
+
+    return Offer(transport, start, settled=lambda: None)
+
+
+async def _make_fuse(config: Config, filler: Filler, stack: AsyncExitStack) -> Offer:
+    from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415  not everywhere
+
+    cache = await _open_cache(config, stack)
+    transport = FuseTransport(filler, cache, read_deadline=config.fill.read_deadline)
+    tree = Path(config.root).resolve() / "fuse"
+
+    async def start(control_fd: int | None) -> None:
+        if control_fd is None:
+            await try_file_mount(tree.parent)
+        with suppress(FileExistsError):  # what is mounted there, if anything, is not looked at
+            tree.mkdir()
+        await transport.start(tree, control_fd=control_fd)
+
+    return Offer(transport, start, cache.start_culling)
+
+
+async def _open_cache(config: Config, stack: AsyncExitStack) -> DeviceCache:
+    """Open the cache of the transports that have no other."""
+    directory = config.devices_directory
+    try:
+        cache = await asyncio.to_thread(_load_cache, directory, _limits(config))
+    except OSError as error:
+        raise StorageError(str(directory), f"cannot be used: {error.strerror}") from error
+    stack.push_async_callback(cache.close)
+    return cache
+
+
+def _load_cache(directory: Path, limits: CacheLimits) -> DeviceCache:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache = DeviceCache(directory, limits)
+    cache.load()
+    return cache
+
+
+def _limits(config: Config) -> CacheLimits:
     settings = config.cachefiles
-    limits = CacheLimits(
+    return CacheLimits(
         brun=settings.brun,
         bcull=settings.bcull,
         bstop=settings.bstop,
@@ -139,12 +214,15 @@ async def _make_cachefiles(config: Config, filler: Filler, _: AsyncExitStack) ->
         fstop=settings.fstop,
     )
 
-    async def start(control_fd: int | None) -> None:
-        directory, tag = config.cache_directory, settings.tag
-        await transport.start(directory, tag=tag, limits=limits, control_fd=control_fd)
 
-    return Offer(transport, start)
+AUTO: Final = "auto"
+"""Wants the first that works of those that are good for it."""
 
+AUTOMATIC: Final = ("cachefiles", "fuse")
+"""What that may be: no transport whose readers could get zeros when all of lazyimg is killed."""
 
-MAKERS: Final[dict[str, Make]] = {"cachefiles": _make_cachefiles}
-"""How each transport is made, the best first; their names are those of their control fds."""
+MAKERS: Final[dict[str, Make]] = {
+    "cachefiles": _make_cachefiles,
+    "fuse": _make_fuse,
+}
+"""How each transport is made; their names are those of their control fds."""

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.errors import KernelBusyError, LazyimgError
-from lazyimg.host.mounts import mount_erofs, read_byte, unmount
+from lazyimg.cache.device_cache import DeviceCache
+from lazyimg.errors import KernelBusyError, KernelError, LazyimgError, StorageError
+from lazyimg.host.mounts import mount_erofs, mount_erofs_files, read_byte, unmount
 from lazyimg.host.preflight import Check, Machine, check_holders
 from lazyimg.host.removal import remove_tree
 from lazyimg_formats.erofs.tree import Device, FlatData, Node
@@ -25,6 +26,7 @@ from lazyimg_formats.erofs.writer import serialize_image
 
 if TYPE_CHECKING:
     from lazyimg.fill.ports import Sink
+    from lazyimg.transports.fuse.transport import FuseTransport
 
 BLOCK: Final = 4096
 """Bytes of the device."""
@@ -53,6 +55,11 @@ class TrialImage:
         self.bootstrap = serialize_image(root, [Device(self.device, 1)])
         self.fsid = hashlib.sha256(self.bootstrap).hexdigest()
         self._bytes = {self.device: content, self.fsid: self.bootstrap}
+
+    @staticmethod
+    def empty() -> bytes:
+        """Give the bootstrap of an image without anything in it."""
+        return serialize_image(Node(stat.S_IFDIR | 0o755, children={}))
 
     def size(self, cookie: str) -> int | None:
         """Give an object's bytes, or None if there is no such object."""
@@ -125,6 +132,29 @@ async def try_transport(name: str, directory: Path) -> Check:
     )
 
 
+async def try_file_mount(root: Path) -> None:
+    """Check that the kernel mounts EROFS from a file in the daemon's directory.
+
+    Raises:
+        KernelError: it does not.
+        StorageError: the file cannot be written.
+    """
+    bootstrap, target = root / "bootstraps" / ".try", root / "mnt" / ".try"
+    try:
+        await asyncio.to_thread(bootstrap.write_bytes, TrialImage.empty())
+        target.mkdir(exist_ok=True)
+        await mount_erofs_files(bootstrap, (), target)
+        await unmount(target)
+        target.rmdir()
+        bootstrap.unlink()
+    except OSError as error:
+        raise StorageError(
+            str(root), f"cannot be used: {error.strerror}", "check --root"
+        ) from error
+    except LazyimgError as error:
+        raise KernelError("EROFS", error.problem, error.remedy) from error
+
+
 async def _try_cachefiles(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
     from lazyimg.transports.cachefiles.transport import CachefilesTransport  # noqa: PLC0415
 
@@ -134,6 +164,37 @@ async def _try_cachefiles(image: TrialImage, directory: Path, stack: AsyncExitSt
     stack.push_async_callback(transport.stop)
     target = _make(directory / "mnt")
     await mount_erofs(image.fsid, DOMAIN, target)
+    await _read(target, stack)
+
+
+async def _try_fuse(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+    from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415
+
+    tree = _make(directory / "fuse")
+    transport = FuseTransport(image, await _open_cache(directory, stack))
+    await transport.start(tree)
+    stack.push_async_callback(transport.stop)
+    await _mount_files(transport, image, directory, stack)
+
+
+async def _open_cache(directory: Path, stack: AsyncExitStack) -> DeviceCache:
+    cache = await asyncio.to_thread(DeviceCache, _make(directory / "devices"))
+    await asyncio.to_thread(cache.load)
+    stack.push_async_callback(cache.close)
+    return cache
+
+
+async def _mount_files(
+    transport: FuseTransport,
+    image: TrialImage,
+    directory: Path,
+    stack: AsyncExitStack,
+) -> None:
+    bootstrap = directory / "bootstrap"
+    await asyncio.to_thread(bootstrap.write_bytes, image.bootstrap)
+    files = await transport.prepare({image.device: BLOCK})
+    target = _make(directory / "mnt")
+    await mount_erofs_files(bootstrap, [files[image.device]], target)
     await _read(target, stack)
 
 
@@ -147,4 +208,7 @@ def _make(directory: Path) -> Path:
     return directory
 
 
-TRIALS: Final = {"cachefiles": _try_cachefiles}
+TRIALS: Final = {
+    "cachefiles": _try_cachefiles,
+    "fuse": _try_fuse,
+}

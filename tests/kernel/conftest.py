@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def disk() -> Path:
-    """Give the file system that cachefiles takes."""
-    return Path(os.environ["LAZYIMG_VM_DISK"])
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a directory on a file system that can hold a cache."""
+    given = os.environ.get("LAZYIMG_VM_DISK")
+    return Path(given) if given else tmp_path_factory.mktemp("disk")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.open_files import raise_open_files
@@ -44,7 +44,7 @@ class CachefilesTransport:
             about, see `use_domain`; objects of any other mount are served just as well.
     """
 
-    name: Final = "cachefiles"
+    name: Literal["cachefiles"] = "cachefiles"
 
     def __init__(self, filler: Filler, *, domain_id: str) -> None:
         self._filler = filler

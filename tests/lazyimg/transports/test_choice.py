@@ -37,7 +37,7 @@ class Fake:
 
     async def make(self, _config: Config, _filler: Filler, stack: AsyncExitStack) -> Offer:
         stack.callback(self.events.append, f"close cache of {self.name}")
-        return Offer(cast("Any", self), self.start)
+        return Offer(cast("Any", self), self.start, lambda: self.events.append("settle"))
 
     async def start(self, control_fd: int | None) -> None:
         self.events.append(f"{'start' if control_fd is None else 'go on with'} {self.name}")
@@ -65,9 +65,12 @@ class Manager(ServiceManager):
     def forget(self, name: str) -> None:
         self._events.append(f"forget {name}")
 
+    def wait_told(self) -> None:
+        self._events.append("wait")
+
 
 class Choice:
-    """Two transports, "first" and "second".
+    """Three transports, "first", "second", and one that must be asked for, "third".
 
     Attributes:
         events: what happened to them.
@@ -75,9 +78,11 @@ class Choice:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
-        self.first, self.second = (Fake(name, self.events) for name in ("first", "second"))
-        both = (self.first, self.second)
-        monkeypatch.setattr(choice, "MAKERS", {one.name: one.make for one in both})
+        names = ("first", "second", "third")
+        self.first, self.second, self.third = (Fake(name, self.events) for name in names)
+        every = (self.first, self.second, self.third)
+        monkeypatch.setattr(choice, "MAKERS", {one.name: one.make for one in every})
+        monkeypatch.setattr(choice, "AUTOMATIC", ("first", "second"))
 
     def use(self, transport: Transport) -> None:
         self.events.append(f"use {transport.name}")
@@ -156,17 +161,40 @@ async def test_one_that_cannot_go_on_starts_anew(
     started = await transports.start("first")
     assert not started.took_over
     assert transports.events[:5] == [
-        "use first", "go on with first", "forget first", "start first", "keep first"
+        "use first", "go on with first", "forget first", "wait", "start first"
     ]  # fmt: skip
     assert caplog.messages == [
         "the mounts cannot be served on, they are mounted again: /dev/it: hands nothing over"
     ]
 
 
-async def test_only_one_says_itself_why_it_does_not_work(
-    transports: Choice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(choice, "MAKERS", {"first": transports.first.make})
-    transports.first.refuses = KernelError("/dev/it", "is missing")
+async def test_one_that_is_wanted_is_the_only_one_tried(transports: Choice) -> None:
+    started = await transports.start(transport="third")
+    assert str(started.transport.name) == "third"
+    assert "use first" not in transports.events
+    transports.third.refuses = KernelError("/dev/it", "is missing")
     with pytest.raises(KernelError, match=r"^/dev/it: is missing$"):
-        await transports.start()
+        await transports.start(transport="third")
+
+
+async def test_what_was_chosen_before_goes_on_without_being_good_for_it(
+    transports: Choice,
+) -> None:
+    assert (await transports.start("third")).took_over
+
+
+async def test_what_is_not_wanted_any_more_is_given_up(
+    transports: Choice, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = await transports.start("first", "api", transport="second")
+    assert not started.took_over
+    assert transports.events[:3] == ["forget first", "wait", "use second"]
+    assert caplog.messages == [
+        "transport first is not wanted any more; its mounts are mounted again"
+    ]
+
+
+async def test_who_started_it_says_when_all_is_settled(transports: Choice) -> None:
+    started = await transports.start()
+    started.settled()
+    assert transports.events[-1] == "settle"
