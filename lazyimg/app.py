@@ -48,9 +48,11 @@ from lazyimg.transports.choice import MAKERS, start_transport
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lazyimg.cache.device_cache import DeviceCache
     from lazyimg.config import Config, RegistrySettings
     from lazyimg.daemon import LazyimgDaemon
     from lazyimg.host.waiting import Waiting
+    from lazyimg.images.cached import CachedDevices
     from lazyimg.images.completion import Completer
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
@@ -195,8 +197,8 @@ async def start(
     images = Images(root, library, catalog, registries.open_image, config.build.limits())
     snapshots = _Snapshots(config, images, mounts)
     await mounts.recover(served=started.took_over, kept=await snapshots.open(stack))
-    await asyncio.to_thread(started.settled)
     stack.push_async_callback(mounts.close)
+    cached = _look_after(started.cache, catalog, library)
     prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
     if config.completion.bytes_per_second:
         from lazyimg.images.completion import Completer  # noqa: PLC0415  readers come first
@@ -225,6 +227,7 @@ async def start(
         client=registries.client,
         snapshotter=snapshots.snapshotter,
         completion=snapshots.completion,
+        cached=cached,
     )
     await _listen(listener, daemon, stack)
     await snapshots.start(sockets, stack)
@@ -246,6 +249,18 @@ def _make_mounts(
     else:
         way = FileMounts(own.root, transport)
     return Mounts(own, way, library, readers=catalog.readers)
+
+
+def _look_after(
+    cache: DeviceCache | None, catalog: Catalog, library: Library
+) -> CachedDevices | None:
+    """Have our own cache looked after, if there is one: all that is mounted is known now."""
+    if cache is None:
+        return None
+    from lazyimg.images.cached import CachedDevices  # noqa: PLC0415  readers come first
+
+    cache.start_culling()
+    return CachedDevices(cache, catalog, library)
 
 
 def _keep_given(config: Config, manager: ServiceManager, stack: AsyncExitStack) -> GivenCredentials:

@@ -18,7 +18,6 @@ from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.errors import CacheUnsuitableError, KernelError, StorageError
 from lazyimg.host.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
-from lazyimg.transports.trial import try_file_mount
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -40,12 +39,12 @@ class Offer(NamedTuple):
     Attributes:
         transport: that one.
         start: starts it, with the control fd of the process before this one, if there is one.
-        settled: to be called when all that stays mounted is known. Blocks.
+        cache: where its devices are; None if the kernel keeps them.
     """
 
     transport: Offered
     start: Callable[[int | None], Awaitable[None]]
-    settled: Callable[[], None]
+    cache: DeviceCache | None
 
 
 class Started(NamedTuple):
@@ -54,12 +53,12 @@ class Started(NamedTuple):
     Attributes:
         transport: that one.
         took_over: whether the mounts of the process before this one work on.
-        settled: to be called when all that stays mounted is known. Blocks.
+        cache: where its devices are; None if the kernel keeps them.
     """
 
     transport: Offered
     took_over: bool
-    settled: Callable[[], None]
+    cache: DeviceCache | None
 
 
 async def start_transport(
@@ -142,11 +141,11 @@ async def _start(offer: Offer, manager: ServiceManager, stack: AsyncExitStack) -
             await asyncio.to_thread(manager.wait_told)  # until it is closed, the kernel waits
         else:
             stack.push_async_callback(_stop, transport, manager)
-            return Started(transport, took_over=True, settled=offer.settled)
+            return Started(transport, took_over=True, cache=offer.cache)
     await offer.start(None)
     stack.push_async_callback(_stop, transport, manager)
     manager.keep(name, transport.control_fd)
-    return Started(transport, took_over=False, settled=offer.settled)
+    return Started(transport, took_over=False, cache=offer.cache)
 
 
 async def _stop(transport: Transport, manager: ServiceManager) -> None:
@@ -165,7 +164,7 @@ async def _make_cachefiles(config: Config, filler: Filler, _: AsyncExitStack) ->
             control_fd=control_fd,
         )
 
-    return Offer(transport, start, settled=lambda: None)
+    return Offer(transport, start, cache=None)
 
 
 async def _make_fuse(config: Config, filler: Filler, stack: AsyncExitStack) -> Offer:
@@ -177,12 +176,14 @@ async def _make_fuse(config: Config, filler: Filler, stack: AsyncExitStack) -> O
 
     async def start(control_fd: int | None) -> None:
         if control_fd is None:
+            from lazyimg.transports.trial import try_file_mount  # noqa: PLC0415  nobody waits
+
             await try_file_mount(tree.parent)
         with suppress(FileExistsError):  # what is mounted there, if anything, is not looked at
             tree.mkdir()
         await transport.start(tree, control_fd=control_fd)
 
-    return Offer(transport, start, cache.start_culling)
+    return Offer(transport, start, cache)
 
 
 async def _open_cache(config: Config, stack: AsyncExitStack) -> DeviceCache:

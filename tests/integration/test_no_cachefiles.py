@@ -1,4 +1,4 @@
-"""A machine whose kernel has no /dev/cachefiles: what its user is told."""
+"""A machine that has no device for any transport: what its user is told."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def test_serve(tmp_path: Path) -> None:
     lazyimg = Lazyimg(tmp_path / "state")
     ended = run_without_devices(lazyimg, "serve")
     assert ended.returncode == 71, ended.stderr
-    assert ended.stderr.startswith("lazyimg: /dev/cachefiles: ")
+    assert ended.stderr.startswith(
+        "lazyimg: transport: none works here: cachefiles: /dev/cachefiles: "
+    )
+    assert "; fuse: " in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (lazyimg.root / "socket").exists()
 

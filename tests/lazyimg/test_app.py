@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import msgspec
@@ -27,6 +27,7 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchRequest,
 )
+from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.config import (
     CachefilesSettings,
     CompletionSettings,
@@ -43,6 +44,7 @@ from lazyimg.errors import (
     NotRootError,
     RegistryError,
     StorageError,
+    UsageError,
 )
 from lazyimg.host import service_manager
 from lazyimg.host.service_manager import ServiceManager
@@ -66,7 +68,7 @@ from tests.fakes.registry import run_registry
 from tests.real.snapshot_client import SnapshotClient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 FSID = "f" * 64
 
@@ -188,6 +190,52 @@ async def test_image_is_mounted_over_the_socket_and_unmounted_at_the_end(
         events = [event async for event in client.prefetch(request)]
         assert events[-1].present == events[-1].total == 13 * 4096
     assert started.events[-1] == ("stop", [])
+
+
+class FileTransport(MemoryTransport):
+    """A transport that names the files to mount."""
+
+    def __init__(self, host: FakeMounts) -> None:
+        super().__init__(host)
+        self.name = "fuse"
+        self.served: set[str] = set()
+
+    async def prepare(self, devices: Mapping[str, int]) -> dict[str, Path]:
+        self.served |= devices.keys()
+        return {name: Path("/tree", name) for name in devices}
+
+    async def release(self, names: Iterable[str]) -> None:
+        self.served -= set(names)
+
+
+async def test_image_is_mounted_from_files_where_the_transport_names_them(
+    config: Config, started: Started, layer: LazyLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = FileTransport(started.host)
+    cache = DeviceCache(Path(config.root).parent)
+
+    async def make(*_: object) -> choice.Offer:
+        async def start(control_fd: int | None) -> None:
+            transport.control_fd = started.device.fileno()
+
+        return choice.Offer(cast("Any", transport), start, cache)
+
+    monkeypatch.setattr(choice, "MAKERS", {"fuse": make})
+    config = msgspec.structs.replace(config, transport="fuse")
+    async with run_registry() as registry, start(config) as client:
+        add_lazy_image(registry, "app", "1", [layer])
+        reference = f"{registry.host}/app:1"
+        reply = await client.mount(MountRequest(reference=reference, directory="/one"))
+        bootstrap, devices = started.host.files[reply.fsid]
+        assert bootstrap == Path(config.root, "bootstraps", reply.fsid)
+        assert {path.name for path in devices} == transport.served
+        assert (await client.status()).transport == "fuse"
+        assert (await client.cache()).devices == []
+        with pytest.raises(UsageError, match="images are mounted from files here"):
+            await client.fsid(ImageRequest(reference=reference))
+    assert transport.served == set()
+    assert started.host.points == []
+    await cache.close()
 
 
 async def completion_of(config: Config) -> CompletionReport | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from lazyimg.errors import KernelError
 from lazyimg.host.open_files import raise_open_files
@@ -50,7 +50,7 @@ class FuseTransport:
         max_stack_depth: with passthrough: 2 if the cache lies on a stacked file system.
     """
 
-    name: Final = "fuse"
+    name: Literal["fuse"] = "fuse"
 
     def __init__(
         self,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 
 from lazyimg.config import Config
-from lazyimg.errors import KernelBusyError, KernelError, LazyimgError
+from lazyimg.errors import KernelBusyError, KernelError, LazyimgError, StorageError
 from lazyimg.host.service_manager import ServiceManager
-from lazyimg.transports import choice
+from lazyimg.transports import choice, trial
 from lazyimg.transports.choice import Offer, Started, start_transport
+from lazyimg.transports.fuse import transport as fuse_transport
 
 if TYPE_CHECKING:
+    from lazyimg.cache.device_cache import DeviceCache
     from lazyimg.transports.ports import Filler, Transport
 
 FILLER = cast("Filler", object())
@@ -37,7 +40,7 @@ class Fake:
 
     async def make(self, _config: Config, _filler: Filler, stack: AsyncExitStack) -> Offer:
         stack.callback(self.events.append, f"close cache of {self.name}")
-        return Offer(cast("Any", self), self.start, lambda: self.events.append("settle"))
+        return Offer(cast("Any", self), self.start, None)
 
     async def start(self, control_fd: int | None) -> None:
         self.events.append(f"{'start' if control_fd is None else 'go on with'} {self.name}")
@@ -194,7 +197,74 @@ async def test_what_is_not_wanted_any_more_is_given_up(
     ]
 
 
-async def test_who_started_it_says_when_all_is_settled(transports: Choice) -> None:
-    started = await transports.start()
-    started.settled()
-    assert transports.events[-1] == "settle"
+class Fuse:
+    """Stands for the transport over FUSE; `started` is what it was started with."""
+
+    name = "fuse"
+    control_fd = 0
+    started: ClassVar[list[tuple[Path, int | None]]] = []
+
+    def __init__(self, _filler: Filler, cache: DeviceCache, *, read_deadline: float | None) -> None:
+        assert read_deadline == 60
+        assert cache.names() == []
+
+    async def start(self, directory: Path, *, control_fd: int | None = None) -> None:
+        assert directory.is_dir()
+        self.started.append((directory, control_fd))
+
+    async def stop(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stand for FUSE and for the trial of mounts from files; gives where that was made."""
+    tried: list[Path] = []
+
+    async def try_file_mount(root: Path) -> None:
+        tried.append(root)
+
+    monkeypatch.setattr(trial, "try_file_mount", try_file_mount)
+    monkeypatch.setattr(fuse_transport, "FuseTransport", Fuse)
+    monkeypatch.setattr(Fuse, "started", [])
+    return tried
+
+
+async def start_fuse(config: Config, *kept: str) -> Started:
+    async with AsyncExitStack() as stack:
+        manager = Manager([], *kept)
+        return await start_transport(config, FILLER, lambda _: None, manager, stack)
+
+
+@pytest.mark.parametrize("cache", ["", "elsewhere"])
+async def test_fuse_is_mounted_below_the_root(
+    tried: list[Path], tmp_path: Path, cache: str
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    elsewhere = str(tmp_path / cache) if cache else ""
+    config = Config(root=str(root), cache=elsewhere, transport="fuse")
+    for _ in range(2):
+        started = await start_fuse(config)
+        assert started.cache is not None
+        assert started.cache.directory == Path(elsewhere or root, "devices")
+    assert tried == [root, root]
+    assert Fuse.started == [(root / "fuse", None)] * 2
+
+
+async def test_fuse_that_is_taken_over_is_tried_no_more(tried: list[Path], tmp_path: Path) -> None:
+    started = await start_fuse(Config(root=str(tmp_path)), "fuse")
+    assert started.took_over
+    assert tried == []
+    ((directory, control_fd),) = Fuse.started
+    assert directory == tmp_path / "fuse"
+    assert control_fd is not None
+    os.close(control_fd)
+
+
+@pytest.mark.usefixtures("tried")
+async def test_fuse_with_a_cache_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "devices").touch()
+    with pytest.raises(StorageError) as caught:
+        await start_fuse(Config(root=str(tmp_path), transport="fuse"))
+    assert str(caught.value) == f"{tmp_path}/devices: cannot be used: File exists"

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 from typing import TYPE_CHECKING
 
-from lazyimg.errors import KernelBusyError, KernelError
+import pytest
+
+from lazyimg.errors import KernelBusyError, KernelError, StorageError
 from lazyimg.host.preflight import Check
 from lazyimg.transports import trial
-from lazyimg.transports.trial import TrialImage, try_transports
+from lazyimg.transports.trial import TrialImage, try_file_mount, try_transports
 from lazyimg_formats.erofs.reader import Image
 from tests.fakes.devices import MemorySink
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
     from pathlib import Path
-
-    import pytest
 
 
 async def test_image() -> None:
@@ -111,3 +111,51 @@ async def test_directory_in_which_nothing_can_be_made(
         f"{tmp_path}/none: no directory can be made in it: No such file or directory"
     )
     assert happened == []
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Stand for the kernel below a daemon's directory; gives what it was asked."""
+    asked: list[str] = []
+    for name in ("bootstraps", "mnt"):
+        (tmp_path / name).mkdir()
+
+    async def mount(bootstrap: Path, devices: object, target: Path) -> None:
+        assert Image(bootstrap.read_bytes()).slots == devices == ()
+        assert target.is_dir()
+        asked.append("mount")
+
+    async def unmount(_: Path) -> None:
+        asked.append("unmount")
+
+    monkeypatch.setattr(trial, "mount_erofs_files", mount)
+    monkeypatch.setattr(trial, "unmount", unmount)
+    return asked
+
+
+async def test_mount_from_a_file(host: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        await try_file_mount(tmp_path)
+    assert host == ["mount", "unmount"] * 2
+    assert list((tmp_path / "mnt").iterdir()) == list((tmp_path / "bootstraps").iterdir()) == []
+
+
+@pytest.mark.usefixtures("host")
+async def test_kernel_that_does_not_mount_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise KernelError("fsid .try", "not from a file", "use another")
+
+    monkeypatch.setattr(trial, "mount_erofs_files", refuse)
+    with pytest.raises(KernelError) as caught:
+        await try_file_mount(tmp_path)
+    assert str(caught.value) == "EROFS: not from a file; use another"
+
+
+async def test_root_in_which_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        await try_file_mount(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: cannot be used: No such file or directory; check --root"
+    )
