@@ -41,8 +41,12 @@ def find_marked(fdinfo: str) -> set[int]:
 def find_files(directory: str, nodes: set[int]) -> list[str]:
     """Give the files <directory>/<name>/data that have these inode numbers."""
     found = []
-    for entry in os.scandir(directory):
-        path = os.path.join(entry.path, "data")  # noqa: PTH118 - pathlib is large
+    try:
+        names = os.listdir(directory)  # noqa: PTH208 - pathlib is large
+    except FileNotFoundError:
+        names = []  # then nothing of it is mounted
+    for name in names:
+        path = f"{directory}/{name}/data"
         try:
             if os.stat(path).st_ino in nodes:  # noqa: PTH116
                 found.append(path)
@@ -142,15 +146,23 @@ def _stay() -> None:
         return
 
 
+def _wait_for_end() -> None:
+    """Say that the guard is ready; return when nobody has the other end."""
+    try:
+        os.write(0, b"r")
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        return  # it was gone before this was said
+
+
 def main(arguments: list[str]) -> int:
     """Wait for the end of standard input, then seal; `arguments`: see the module's text."""
     group, directory = int(arguments[0]), arguments[1]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with those whom it guards
     _stay()
-    os.write(0, b"r")  # ready
-    while os.read(0, 4096):
-        pass
+    _wait_for_end()
     deny_everything(group)
     for path in seal(group, directory):
         sys.stderr.write(f"lazyimg: {path}: incomplete, mounted, and not served: given up\n")

@@ -189,11 +189,13 @@ class FanotifyTransport:
 
         What is still open elsewhere, below a mount that was detached while in use, is served on.
         """
-        for name in names:
-            self._devices.pop(name, None)
-        await asyncio.to_thread(self._forget_unused)
+        gone = [name for name in names if self._devices.pop(name, None) is not None]
+        await asyncio.to_thread(self._forget_unused, gone)
 
-    def _forget_unused(self) -> None:
+    def _forget_unused(self, gone: list[str]) -> None:
+        for name in gone:
+            if name not in self._marked:  # it was complete
+                self._cache.release(name)
         for name, device in list(self._marked.items()):
             if name in self._devices or _is_open_elsewhere(device):
                 continue

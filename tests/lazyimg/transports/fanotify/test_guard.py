@@ -60,6 +60,7 @@ def test_files_by_inode_number(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert find_files(str(tmp_path), {one.stat().st_ino, 1}) == [str(one)]
     assert find_files(str(tmp_path), {other.stat().st_ino}) == [str(other)]
+    assert find_files(str(tmp_path / "missing"), {1}) == []
 
 
 def test_only_its_own_cut_is_allowed() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -182,3 +183,19 @@ def test_guard_ignores_signals(group: int, tmp_path: Path) -> None:
         process.wait(0.05)
     os.close(fd)
     assert process.wait(30) == 0
+
+
+def test_guard_whose_starter_is_gone_before_it_is_ready(group: int, tmp_path: Path) -> None:
+    """It must not fail then: it seals."""
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs, (tmp_path / "said").open("w") as said:
+        ended = subprocess.run(
+            [sys.executable, "-c", guarding._PROGRAM, guarding._PLACE, str(group), str(tmp_path)],
+            stdin=theirs.fileno(),
+            stderr=said,
+            pass_fds=[group],
+            timeout=30,
+            check=False,
+        )
+    assert (ended.returncode, (tmp_path / "said").read_text()) == (0, "")
