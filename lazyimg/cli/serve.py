@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Run the daemon.
 
-    It needs root, and a kernel with on-demand cachefiles (see `lazyimg doctor`). It stays in the
+    It needs root, and a kernel with one of the transports (see `lazyimg doctor`). It stays in the
     foreground and logs to standard error. SIGTERM ends it. It is two processes: a small one that
     keeps mounts alive, and one that does the work and is started again when it dies.
     """
