@@ -402,9 +402,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     transport: Annotated[
         str,
         Meta(
-            pattern="^(auto|cachefiles|fuse)$",
+            pattern="^(auto|cachefiles|fuse|fanotify)$",
             description="How the kernel asks for what is not local yet. auto: by cachefiles where "
-            "the kernel has it, else by fuse; `lazyimg doctor` tries each.",
+            "the kernel has it, else by fuse; `lazyimg doctor` tries each. docs/kernel.md says "
+            "what fanotify cannot promise.",
         ),
     ] = "auto"
     cache: Annotated[

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
     from lazyimg.config import Config
     from lazyimg.host.service_manager import ServiceManager
+    from lazyimg.transports.fanotify.transport import FanotifyTransport
     from lazyimg.transports.fuse.transport import FuseTransport
     from lazyimg.transports.ports import Filler, Transport
 
-    Offered = CachefilesTransport | FuseTransport
-    Make = Callable[[Config, Filler, AsyncExitStack], Awaitable["Offer"]]
+    Offered = CachefilesTransport | FuseTransport | FanotifyTransport
+    Make = Callable[[Config, Filler, AsyncExitStack, ServiceManager], Awaitable["Offer"]]
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ async def start_transport(
     for name in names:
         try:
             async with AsyncExitStack() as inner:
-                offer = await MAKERS[name](config, filler, inner)
+                offer = await MAKERS[name](config, filler, inner, manager)
                 use(offer.transport)
                 started = await _start(offer, manager, inner)
                 stack.push_async_exit(inner.pop_all())
@@ -118,9 +120,14 @@ def list_transports(wanted: str, kept: Collection[str]) -> Sequence[str]:
 
 async def _give_up_others(names: Sequence[str], manager: ServiceManager) -> None:
     """Let the kernel know that what other transports served is served no more."""
-    others = [name for name in manager.names if name in MAKERS and name not in names]
+    others = [
+        name
+        for name in manager.names
+        if name.partition("-")[0] in MAKERS and name.partition("-")[0] not in names
+    ]
     for name in others:
-        _log.error("transport %s is not wanted any more; its mounts are mounted again", name)
+        if name in MAKERS:
+            _log.error("transport %s is not wanted any more; its mounts are mounted again", name)
         fd = manager.take(name)
         if fd is not None:
             os.close(fd)
@@ -153,7 +160,9 @@ async def _stop(transport: Transport, manager: ServiceManager) -> None:
     manager.forget(transport.name)
 
 
-async def _make_cachefiles(config: Config, filler: Filler, _: AsyncExitStack) -> Offer:
+async def _make_cachefiles(
+    config: Config, filler: Filler, _: AsyncExitStack, __: ServiceManager
+) -> Offer:
     transport = CachefilesTransport(filler, domain_id=config.domain_id)
 
     async def start(control_fd: int | None) -> None:
@@ -167,10 +176,12 @@ async def _make_cachefiles(config: Config, filler: Filler, _: AsyncExitStack) ->
     return Offer(transport, start, cache=None)
 
 
-async def _make_fuse(config: Config, filler: Filler, stack: AsyncExitStack) -> Offer:
+async def _make_fuse(
+    config: Config, filler: Filler, stack: AsyncExitStack, manager: ServiceManager
+) -> Offer:
     from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415  not everywhere
 
-    cache = await _open_cache(config, stack)
+    cache = await _open_cache(config, stack, manager)
     transport = FuseTransport(filler, cache, read_deadline=config.fill.read_deadline)
     tree = Path(config.root).resolve() / "fuse"
 
@@ -186,9 +197,59 @@ async def _make_fuse(config: Config, filler: Filler, stack: AsyncExitStack) -> O
     return Offer(transport, start, cache)
 
 
-async def _open_cache(config: Config, stack: AsyncExitStack) -> DeviceCache:
+async def _make_fanotify(
+    config: Config, filler: Filler, stack: AsyncExitStack, manager: ServiceManager
+) -> Offer:
+    from lazyimg.transports.fanotify import guarding  # noqa: PLC0415  not everywhere
+    from lazyimg.transports.fanotify.transport import FanotifyTransport  # noqa: PLC0415
+
+    own = _fanotify_directory(config)
+    with suppress(FileExistsError):
+        own.mkdir()
+    cache = await _open_cache(config, stack, manager)
+    guards = [fd for fd in [manager.take(guarding.NAME)] if fd is not None]
+
+    def give_up(problem: str, names: frozenset[str]) -> None:
+        _log.critical("%d devices may show wrong data: %s; starting anew", len(names), problem)
+        manager.forget(transport.name)
+        manager.forget(guarding.NAME)
+        manager.wait_told()  # so the next worker takes nothing over, and mounts everything again
+        logging.shutdown()
+        os._exit(KernelError.exit_code)
+
+    transport = FanotifyTransport(filler, cache, keeper=manager, lost=give_up)
+
+    async def start(control_fd: int | None) -> None:
+        if control_fd is None:
+            await _try_fanotify(cache.directory)
+        guard = guards.pop() if guards else None
+        await transport.start(own, control_fd=control_fd, guard_fd=guard)
+
+    return Offer(transport, start, cache)
+
+
+async def _try_fanotify(directory: Path) -> None:
+    """Check in a new directory beside the cache that this kernel asks as it should."""
+    from lazyimg.transports.trial import TrialImage, try_fanotify  # noqa: PLC0415  nobody waits
+
+    with tempfile.TemporaryDirectory(prefix=".try-", dir=directory.parent) as aside:
+        async with AsyncExitStack() as stack:
+            await try_fanotify(TrialImage(), Path(aside), stack)
+
+
+def _fanotify_directory(config: Config) -> Path:
+    return Path(config.root).resolve() / "fanotify"
+
+
+async def _open_cache(
+    config: Config, stack: AsyncExitStack, manager: ServiceManager
+) -> DeviceCache:
     """Open the cache of the transports that have no other."""
     directory = config.devices_directory
+    if "fanotify" not in manager.names and _fanotify_directory(config).is_dir():
+        from lazyimg.transports.fanotify.guarding import wait_for_guards  # noqa: PLC0415
+
+        await wait_for_guards(_fanotify_directory(config))  # which cut files of the cache
     try:
         cache = await asyncio.to_thread(_load_cache, directory, _limits(config))
     except OSError as error:
@@ -225,5 +286,6 @@ AUTOMATIC: Final = ("cachefiles", "fuse")
 MAKERS: Final[dict[str, Make]] = {
     "cachefiles": _make_cachefiles,
     "fuse": _make_fuse,
+    "fanotify": _make_fanotify,
 }
 """How each transport is made; their names are those of their control fds."""

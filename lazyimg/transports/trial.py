@@ -26,6 +26,7 @@ from lazyimg_formats.erofs.writer import serialize_image
 
 if TYPE_CHECKING:
     from lazyimg.fill.ports import Sink
+    from lazyimg.transports.fanotify.transport import FanotifyTransport
     from lazyimg.transports.fuse.transport import FuseTransport
 
 BLOCK: Final = 4096
@@ -177,6 +178,37 @@ async def _try_fuse(image: TrialImage, directory: Path, stack: AsyncExitStack) -
     await _mount_files(transport, image, directory, stack)
 
 
+async def try_fanotify(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+    """Try fanotify: the kernel must ask, and say so where a file ends too early.
+
+    Raises:
+        LazyimgError: it does not.
+    """
+    from lazyimg.transports.fanotify.transport import FanotifyTransport  # noqa: PLC0415
+
+    await _try_short_file(image, directory, stack)
+    transport = FanotifyTransport(image, await _open_cache(directory, stack))
+    await transport.start(_make(directory / "fanotify"))
+    stack.push_async_callback(transport.stop)
+    await _mount_files(transport, image, directory, stack)
+    if not transport.counters.reads:
+        raise KernelError("fanotify", "the kernel has read a file without asking")
+
+
+async def _try_short_file(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+    """Check that a device that is cut to nothing gives errors, not zeros."""
+    bootstrap, short = directory / "bootstrap-of-short", directory / "short"
+    await asyncio.to_thread(bootstrap.write_bytes, image.bootstrap)
+    await asyncio.to_thread(short.touch)
+    target = _make(directory / "mnt-of-short")
+    await mount_erofs_files(bootstrap, [short], target)
+    try:
+        await _read(target, stack)
+    except LazyimgError:
+        return
+    raise KernelError("EROFS", "this kernel reads what lies behind the end of a file")
+
+
 async def _open_cache(directory: Path, stack: AsyncExitStack) -> DeviceCache:
     cache = await asyncio.to_thread(DeviceCache, _make(directory / "devices"))
     await asyncio.to_thread(cache.load)
@@ -185,7 +217,7 @@ async def _open_cache(directory: Path, stack: AsyncExitStack) -> DeviceCache:
 
 
 async def _mount_files(
-    transport: FuseTransport,
+    transport: FanotifyTransport | FuseTransport,
     image: TrialImage,
     directory: Path,
     stack: AsyncExitStack,
@@ -211,4 +243,5 @@ def _make(directory: Path) -> Path:
 TRIALS: Final = {
     "cachefiles": _try_cachefiles,
     "fuse": _try_fuse,
+    "fanotify": try_fanotify,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,9 +15,12 @@ from lazyimg.errors import KernelBusyError, KernelError, LazyimgError, StorageEr
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.transports import choice, trial
 from lazyimg.transports.choice import Offer, Started, start_transport
+from lazyimg.transports.fanotify import transport as fanotify_transport
 from lazyimg.transports.fuse import transport as fuse_transport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazyimg.cache.device_cache import DeviceCache
     from lazyimg.transports.ports import Filler, Transport
 
@@ -38,7 +42,10 @@ class Fake:
         self.refuses: LazyimgError | None = None
         self.refuses_to_go_on: LazyimgError | None = None
 
-    async def make(self, _config: Config, _filler: Filler, stack: AsyncExitStack) -> Offer:
+    async def make(
+        self, _config: Config, _filler: Filler, stack: AsyncExitStack, manager: ServiceManager
+    ) -> Offer:
+        assert isinstance(manager, Manager)
         stack.callback(self.events.append, f"close cache of {self.name}")
         return Offer(cast("Any", self), self.start, None)
 
@@ -268,3 +275,105 @@ async def test_fuse_with_a_cache_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         await start_fuse(Config(root=str(tmp_path), transport="fuse"))
     assert str(caught.value) == f"{tmp_path}/devices: cannot be used: File exists"
+
+
+class Fanotify:
+    """Stands for the transport over fanotify."""
+
+    name = "fanotify"
+    control_fd = 0
+    made: ClassVar[list[Fanotify]] = []
+
+    def __init__(
+        self,
+        _filler: Filler,
+        cache: DeviceCache,
+        *,
+        keeper: ServiceManager,
+        lost: Callable[[str, frozenset[str]], None],
+    ) -> None:
+        assert cache.names() == []
+        self.keeper = keeper
+        self.lost = lost
+        self.started: list[tuple[Path, bool, bool]] = []
+        self.made.append(self)
+
+    async def start(
+        self, directory: Path, *, control_fd: int | None = None, guard_fd: int | None = None
+    ) -> None:
+        assert directory.is_dir()
+        self.started.append((directory, control_fd is not None, guard_fd is not None))
+        for fd in (control_fd, guard_fd):
+            if fd is not None:
+                os.close(fd)
+
+    async def stop(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def fanotify_tried(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stand for fanotify and its trial; gives where that was made."""
+    tried: list[Path] = []
+
+    async def try_fanotify(_: trial.TrialImage, directory: Path, __: AsyncExitStack) -> None:
+        assert list(directory.iterdir()) == []
+        tried.append(directory.parent)
+
+    monkeypatch.setattr(trial, "try_fanotify", try_fanotify)
+    monkeypatch.setattr(fanotify_transport, "FanotifyTransport", Fanotify)
+    monkeypatch.setattr(Fanotify, "made", [])
+    return tried
+
+
+async def test_fanotify_is_tried_then_started(fanotify_tried: list[Path], tmp_path: Path) -> None:
+    config = Config(root=str(tmp_path), transport="fanotify")
+    for _ in range(2):
+        started = await start_fuse(config)
+        assert started.cache is not None
+        assert not started.took_over
+    assert fanotify_tried == [tmp_path] * 2
+    assert [one.started for one in Fanotify.made] == [[(tmp_path / "fanotify", False, False)]] * 2
+
+
+async def test_fanotify_that_is_taken_over_with_its_guard(
+    fanotify_tried: list[Path], tmp_path: Path
+) -> None:
+    started = await start_fuse(Config(root=str(tmp_path)), "fanotify", "fanotify-guard")
+    assert started.took_over
+    assert fanotify_tried == []
+    (made,) = Fanotify.made
+    assert made.started == [(tmp_path / "fanotify", True, True)]
+
+
+async def test_fanotify_that_is_not_wanted_any_more_has_no_guard(
+    tried: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fanotify").mkdir()
+    events: list[str] = []
+    manager = Manager(events, "fanotify", "fanotify-guard")
+    async with AsyncExitStack() as stack:
+        config = Config(root=str(tmp_path), transport="fuse")
+        await start_transport(config, FILLER, lambda _: None, manager, stack)
+    assert events[:3] == ["forget fanotify", "forget fanotify-guard", "wait"]
+    assert tried == [tmp_path]
+    assert caplog.messages == [
+        "transport fanotify is not wanted any more; its mounts are mounted again"
+    ]
+
+
+async def test_lost_events_end_the_worker_so_that_nothing_is_taken_over(
+    fanotify_tried: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    async with AsyncExitStack() as stack:
+        config = Config(root=str(tmp_path), transport="fanotify")
+        manager = Manager(events)
+        await start_transport(config, FILLER, lambda _: None, manager, stack)
+        events.clear()
+        monkeypatch.setattr(os, "_exit", lambda code: events.append(f"exit {code}"))
+        monkeypatch.setattr(logging, "shutdown", lambda: None)
+        (made,) = Fanotify.made
+        made.lost("the queue was full", frozenset({"a"}))
+        assert events == ["forget fanotify", "forget fanotify-guard", "wait", "exit 71"]
+    assert fanotify_tried == [tmp_path]
