@@ -37,7 +37,6 @@ NO_PREFETCH_LANDMARK: Final = b".no.prefetch.landmark"
 
 LANDMARKS: Final = frozenset({PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK})
 
-_MAX_OFFSET: Final = 1 << 62
 _REGULAR: Final = Kind.REGULAR
 _LANDMARK: Final = "prefetch.landmark"
 
@@ -46,9 +45,7 @@ _LANDMARK: Final = "prefetch.landmark"
 _LOST: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\ufffd")
 
 
-def parse_stargz_toc(
-    toc: bytes | bytearray, *, end: int = _MAX_OFFSET, codec: Codec = Codec.GZIP
-) -> LayerIndex:
+def parse_stargz_toc(toc: bytes | bytearray, *, end: int, codec: Codec = Codec.GZIP) -> LayerIndex:
     """Give what a layer holds, without landmarks.
 
     Args:
@@ -59,7 +56,7 @@ def parse_stargz_toc(
     Raises:
         FormatError: it is no TOC, or breaks one of the rules above.
     """
-    if _LOST.search(toc):
+    if b"\\ufffd" in toc and _LOST.search(toc):  # the first alone is much faster
         raise FormatError(WHAT, "a name is not UTF-8, which this format cannot say")
     entries = read_entries(toc)
     reader = _Reader(_find_ends(entries, end), codec)
