@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lazyimg.cache.device_cache import DeviceCache
+from lazyimg.cache.file_system import check_directory
 from lazyimg.errors import CacheUnsuitableError, KernelError, StorageError
 from lazyimg.host.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
@@ -260,6 +261,7 @@ async def _open_cache(
 
 def _load_cache(directory: Path, limits: CacheLimits) -> DeviceCache:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_directory(directory)
     cache = DeviceCache(directory, limits)
     cache.load()
     return cache

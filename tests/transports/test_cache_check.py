@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.contracts.transports import LONG, Setting, different_files, drop_caches
 
 if TYPE_CHECKING:
@@ -14,8 +12,6 @@ if TYPE_CHECKING:
 
     from tests.real.lazyimg_process import Lazyimg
     from tests.real.safety import SafetyNet
-
-pytestmark = pytest.mark.parametrize("transport", ["fuse"])
 
 
 def spoil(lazyimg: Lazyimg) -> None:

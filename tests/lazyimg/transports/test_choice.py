@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pytest
 
 from lazyimg.config import Config
-from lazyimg.errors import KernelBusyError, KernelError, LazyimgError, StorageError
+from lazyimg.errors import (
+    CacheUnsuitableError,
+    KernelBusyError,
+    KernelError,
+    LazyimgError,
+    StorageError,
+)
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.transports import choice, trial
 from lazyimg.transports.choice import Offer, Started, start_transport
@@ -204,6 +210,14 @@ async def test_what_is_not_wanted_any_more_is_given_up(
     ]
 
 
+@pytest.fixture(autouse=True)
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Take any file system for one that can hold the cache; gives the directories."""
+    checked: list[Path] = []
+    monkeypatch.setattr(choice, "check_directory", checked.append)
+    return checked
+
+
 class Fuse:
     """Stands for the transport over FUSE; `started` is what it was started with."""
 
@@ -267,6 +281,21 @@ async def test_fuse_that_is_taken_over_is_tried_no_more(tried: list[Path], tmp_p
     assert directory == tmp_path / "fuse"
     assert control_fd is not None
     os.close(control_fd)
+
+
+@pytest.mark.usefixtures("tried")
+async def test_fuse_with_a_cache_on_the_wrong_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: list[Path]
+) -> None:
+    await start_fuse(Config(root=str(tmp_path), transport="fuse"))
+    assert checked == [tmp_path / "devices"]
+
+    def refuse(directory: Path) -> None:
+        raise CacheUnsuitableError(str(directory), "it lies on tmpfs")
+
+    monkeypatch.setattr(choice, "check_directory", refuse)
+    with pytest.raises(CacheUnsuitableError, match="it lies on tmpfs"):
+        await start_fuse(Config(root=str(tmp_path), transport="fuse"))
 
 
 @pytest.mark.usefixtures("tried")
