@@ -4,6 +4,9 @@ The fill engine fetches ahead of a reader by the requests that it is given (`laz
 and those are for what is absent: a reader that comes to the end of what was fetched ahead waits
 there for a round trip. A transport that also answers reads of present ranges knows better: it has
 what lies a little ahead of such a reader filled while that one has still something to read.
+
+Nothing is done for who reads less than a mebibyte in order, and never more than such a reader has
+read so far: a program's start reads small files whole, and parts of large ones.
 """
 
 from __future__ import annotations
@@ -22,16 +25,13 @@ if TYPE_CHECKING:
     from lazyimg.transports.ports import Filler
 
 NEAR: Final = 4 << 20
-"""Bytes ahead of a reader that should be present."""
-
-STEP: Final = NEAR // 2
-"""Bytes that a reader goes on before it is looked again what lies ahead."""
+"""Bytes ahead of a reader that should be present, at most."""
 
 GAP: Final = 1 << 20
 """Bytes between two reads that follow each other, at most."""
 
-AFTER: Final = 3
-"""Reads in order before anything is done for a reader."""
+AFTER: Final = 1 << 20
+"""Bytes that are read in order before anything is done for a reader."""
 
 READERS: Final = 8
 """Readers of one device that are told apart; the one that read least recently is forgotten."""
@@ -57,13 +57,13 @@ class _Reader:
     Attributes:
         last: where the last one began.
         end: where it ended.
-        reads: how many there were.
+        read: bytes of all of them.
         seen: what lies before is present, or was asked for.
     """
 
     last: int
     end: int
-    reads: int
+    read: int
     seen: int
 
 
@@ -85,12 +85,13 @@ class Followers:
         """
         reader = self._find(start)
         reader.last, reader.end = start, max(reader.end, stop)
-        reader.reads += 1
-        if reader.reads <= AFTER or reader.seen >= stop + NEAR - STEP:
+        reader.read += stop - start
+        window = min(reader.read, NEAR)
+        if reader.read < AFTER or reader.seen >= stop + window // 2:
             return range(0)
-        ahead = range(max(stop, reader.seen), max(stop, reader.seen, min(stop + NEAR, size)))
-        reader.seen = ahead.stop
-        return ahead
+        begin = max(stop, reader.seen)
+        reader.seen = max(begin, min(stop + window, size))
+        return range(begin, reader.seen)
 
     def _find(self, start: int) -> _Reader:
         readers = self._readers
