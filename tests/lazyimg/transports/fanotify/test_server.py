@@ -176,7 +176,7 @@ async def test_more_than_the_thread_writes_is_left_to_a_task(tmp_path: Path) -> 
         served.filler.local = BLOCK_SIZE
         served.read(9, 0, LOCAL_WINDOW + 1)
         assert await served.answered() == (9, "allow")
-        assert served.filler.fills == [("device", 0, LOCAL_WINDOW + BLOCK_SIZE)]
+        assert ("device", 0, LOCAL_WINDOW + BLOCK_SIZE) in served.filler.fills
 
 
 async def test_what_waits_for_a_fill_is_in_the_journal(tmp_path: Path) -> None:

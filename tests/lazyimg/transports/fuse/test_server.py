@@ -14,6 +14,7 @@ import pytest
 
 from lazyimg.cache.device_file import DeviceFile, make_device
 from lazyimg.errors import RegistryError, StorageError
+from lazyimg.transports import following
 from lazyimg.transports.counters import Counters
 from lazyimg.transports.fuse import server as module
 from lazyimg.transports.fuse.device import Device
@@ -394,11 +395,15 @@ async def test_answer_for_nobody_is_counted(bench: Bench, monkeypatch: pytest.Mo
     assert (bench.counters.reads, bench.counters.reads_lost) == (0, 1)
 
 
-async def test_reader_in_order_finds_what_lies_ahead_filled(bench: Bench) -> None:
+async def test_reader_in_order_finds_what_lies_ahead_filled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much again as was read."""
+    monkeypatch.setattr(following, "AFTER", 4 * BLOCK)
     for offset in range(0, 4 * BLOCK, BLOCK):
         assert (await bench.read(offset, BLOCK))[0] == 0
     for _ in range(1000):
-        if not bench.file.absent(0, SIZE):
+        if not bench.file.absent(0, 8 * BLOCK):
             break
         await asyncio.sleep(0.01)
-    assert bench.file.absent(0, SIZE) == []
+    assert bench.file.absent(0, 8 * BLOCK) == []
