@@ -1,0 +1,69 @@
+"""Images as stargz-snapshotter converts them, mounted: equal to what they were converted from.
+
+Over any transport: `tests/kernel` and `tests/transports` run these.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.kernel.test_images import expected_tree
+from tests.real.debian_images import debian_images
+from tests.real.nasty_tree import nasty_tree
+from tests.real.stargz_images import FORMS, StargzImages
+from tests.real.tree_manifest import Tree, differences, read_tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.real.lazyimg_process import Lazyimg
+
+FORMATS = {"estargz": "estargz", "joined": "estargz", "zstd": "zstd:chunked (stargz)"}
+
+
+def seen(images: StargzImages, root: Path) -> Tree:
+    """Return the tree that is mounted, as far as it is compared."""
+    tree = read_tree(root)
+    return {name: fact for name, fact in tree.items() if not images.is_left_out(name)}
+
+
+def reference(images: StargzImages, image: str, form: str) -> str:
+    return f"oci:{images.layout(image, form)}:{form}"
+
+
+def layers(lazyimg: Lazyimg, target: str) -> list[dict[str, Any]]:
+    described = json.loads(lazyimg.verb("inspect", "--json", target))
+    found: list[dict[str, Any]] = described["layers"]
+    return found
+
+
+def check_one_image_in_every_form(images: StargzImages, lazyimg: Lazyimg, directory: Path) -> None:
+    """Mount the tree that has everything; chunks of the same size make the same devices."""
+    expected = images.expected(nasty_tree().expected())
+    assert len([path for path in expected if path.startswith("many/")]) == 10_000
+    with lazyimg.serving():
+        for form in FORMS:
+            target = directory / form
+            target.mkdir()
+            lazyimg.verb("mount", reference(images, "nasty", form), target)
+        for form in FORMS:
+            assert differences(expected, seen(images, directory / form)) == [], form
+            found = layers(lazyimg, reference(images, "nasty", form))
+            assert {layer["format"] for layer in found} == {FORMATS[form]}
+        devices = [
+            {layer["device"] for layer in layers(lazyimg, reference(images, "nasty", form))}
+            for form in ("joined", "estargz", "zstd")
+        ]
+        assert len(devices[0] & devices[1]) > 50
+        for form in FORMS:
+            lazyimg.verb("umount", directory / form)
+
+
+def check_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str) -> None:
+    """Mount an image of Debian in one form."""
+    with lazyimg.serving():
+        lazyimg.verb("mount", reference(images, "nginx", form), target)
+        expected = images.expected(expected_tree(debian_images(), "nginx"))
+        assert differences(expected, seen(images, target)) == []
+        lazyimg.verb("umount", target)

@@ -1,0 +1,38 @@
+"""Images that others converted, over FUSE and fanotify."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.contracts.formats import check_debian, check_one_image_in_every_form
+from tests.real.scale import scaled
+from tests.real.stargz_images import StargzImages, stargz_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.real.lazyimg_process import Lazyimg
+
+
+@pytest.fixture(scope="module")
+def images() -> StargzImages:
+    return stargz_images()
+
+
+@pytest.fixture(params=["fuse", "fanotify"][: scaled(2)])
+def transport(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_one_image_in_every_form_at_once(
+    images: StargzImages, lazyimg: Lazyimg, tmp_path: Path
+) -> None:
+    check_one_image_in_every_form(images, lazyimg, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["joined", "zstd", "estargz"][: scaled(3)])
+def test_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str) -> None:
+    check_debian(images, lazyimg, target, form)
