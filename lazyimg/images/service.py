@@ -19,6 +19,7 @@ from lazyimg.errors import (
     AccessDeniedError,
     CorruptError,
     NotFoundError,
+    NotLazyError,
     RegistryError,
     UsageError,
 )
@@ -35,10 +36,12 @@ from lazyimg.images.library import (
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
 from lazyimg.layers.fetch import fetch_index, find_index
-from lazyimg.layers.locate import LAZY, IndexLocation, locate_index, name_format
+from lazyimg.layers.locate import LAZY, STARGZ, IndexLocation, locate_index, name_format
+from lazyimg.layers.parse import check_names
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg.registry.ports import ProvingSource
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
+from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
 if TYPE_CHECKING:
@@ -468,7 +471,7 @@ class Images:
         )
 
     async def fetch_index(self, text: str, access: Access, layer: Descriptor) -> None:
-        """Have an index that may turn out not to be there, once it is looked for.
+        """Have an index that may turn out to be none that can be used, once it is looked at.
 
         Args:
             text: the image.
@@ -481,9 +484,15 @@ class Images:
             LazyimgError: the registry or the disk fails.
         """
         location = locate_index(layer, text)
-        if not location.length:
-            source, _ = await self._open_source(_locate(text), access)
-            await self._fetch_one(source, layer, await find_index(source, layer, location))
+        if location.format not in STARGZ:
+            return
+        source, _ = await self._open_source(_locate(text), access)
+        location = await find_index(source, layer, location)
+        path = await self._fetch_one(source, layer, location)
+        try:
+            await asyncio.to_thread(_check_names, location, path)
+        except FormatError as error:
+            raise NotLazyError(text, f"a layer of format {location.format}: {error}") from error
 
     async def _fetch_one(
         self, source: ImageSource, layer: Descriptor, location: IndexLocation
@@ -556,6 +565,10 @@ async def _find_indexes(
         find_index(source, layer, location)
         for layer, location in zip(layers, locations, strict=True)
     )
+
+
+def _check_names(location: IndexLocation, path: Path) -> None:
+    check_names(location, path.read_bytes())
 
 
 def _check_indexes(what: str, locations: list[IndexLocation]) -> None:

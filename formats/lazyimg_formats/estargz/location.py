@@ -72,7 +72,7 @@ def check_toc(data: bytes | memoryview, digest: Digest) -> None:
     Args and Raises: as `decode_toc`.
     """
     hasher = digest.hasher()
-    for piece in _decode(data):
+    for piece in iterate_toc(data):
         hasher.update(piece)
     if not hasher.matches():
         raise FormatError(_WHAT, f"expected {digest}, got {hasher.digest()}")
@@ -88,14 +88,18 @@ def decode_toc(data: bytes | memoryview, digest: Digest | None) -> bytes:
     Raises:
         FormatError: it has another digest, is too large, or is no TOC.
     """
-    toc = b"".join(_decode(data))
+    toc = b"".join(iterate_toc(data))
     if digest is not None and (found := Digest.of(toc, digest.algorithm)) != digest:
         raise FormatError(_WHAT, f"expected {digest}, got {found}")
     return toc
 
 
-def _decode(data: bytes | memoryview) -> Iterator[bytes]:
-    """Give the JSON in pieces."""
+def iterate_toc(data: bytes | memoryview) -> Iterator[bytes]:
+    """Give a TOC's JSON in pieces of bounded size.
+
+    Raises:
+        FormatError: it is too large, or is no TOC.
+    """
     pieces = _inflate(data)
     head = b""
     while len(head) < BLOCK:

@@ -25,7 +25,7 @@ from lazyimg_formats.zstd_chunked.entries import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lazyimg_formats.zstd_chunked.entries import TocEntry
 
@@ -39,10 +39,28 @@ LANDMARKS: Final = frozenset({PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK})
 
 _REGULAR: Final = Kind.REGULAR
 _LANDMARK: Final = "prefetch.landmark"
+_OVERLAP: Final = 64  # bytes of a piece that are looked at again with the next one
 
 # What Go writes for a byte that is not UTF-8. A replacement character that is meant stands there as
 # itself.
 _LOST: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\ufffd")
+
+
+def check_names(pieces: Iterable[bytes | bytearray]) -> None:
+    """Check that a TOC has lost no name, as well as can be told without parsing it.
+
+    Args:
+        pieces: of the JSON.
+
+    Raises:
+        FormatError: it has lost one.
+    """
+    tail = b""
+    for piece in pieces:
+        text = tail + piece if tail else piece
+        if b"\\ufffd" in text and _LOST.search(text):  # the first alone is much faster
+            raise FormatError(WHAT, "a name is not UTF-8, which this format cannot say")
+        tail = bytes(text[-_OVERLAP:])
 
 
 def parse_stargz_toc(toc: bytes | bytearray, *, end: int, codec: Codec = Codec.GZIP) -> LayerIndex:
@@ -56,8 +74,7 @@ def parse_stargz_toc(toc: bytes | bytearray, *, end: int, codec: Codec = Codec.G
     Raises:
         FormatError: it is no TOC, or breaks one of the rules above.
     """
-    if b"\\ufffd" in toc and _LOST.search(toc):  # the first alone is much faster
-        raise FormatError(WHAT, "a name is not UTF-8, which this format cannot say")
+    check_names([toc])
     entries = read_entries(toc)
     reader = _Reader(_find_ends(entries, end), codec)
     for entry, chunks in group_entries(entries):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lazyimg_formats.device_table import MAX_SKIP, MAX_SPAN_SIZE, Codec, Extent, Span
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.estargz.toc import parse_stargz_toc
+from lazyimg_formats.estargz.toc import check_names, parse_stargz_toc
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.zstd_chunked import entries
 
@@ -169,6 +169,15 @@ def test_replacement_character_that_is_meant() -> None:
 )
 def test_name_that_is_not_utf_8(fields: dict[str, str]) -> None:
     assert refuse(file(**fields)) == "TOC: a name is not UTF-8, which this format cannot say"
+
+
+def test_name_that_is_lost_between_two_pieces() -> None:
+    toc = json.dumps({"version": 1, "entries": [file(name="\ufffd")]}).encode()
+    for at in range(len(toc)):
+        with pytest.raises(FormatError, match=r"^TOC: a name is not UTF-8"):
+            check_names([toc[:at], toc[at:]])
+    check_names([])
+    check_names([b"\\\\uff", b"fd"])
 
 
 @pytest.mark.parametrize(

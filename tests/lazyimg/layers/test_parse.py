@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from lazyimg.fill.decode import decode_spans
+from lazyimg.layers import parse
 from lazyimg.layers.locate import IndexLocation, locate_index
-from lazyimg.layers.parse import check_index, parse_index
+from lazyimg.layers.parse import check_index, check_names, parse_index
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Kind
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
@@ -97,3 +98,19 @@ def test_digest_of_the_stored_bytes(layer: LazyLayer) -> None:
     check_index(location, layer.index)
     with pytest.raises(FormatError, match=f"^index: expected {location.digest}, got sha256:"):
         check_index(location, layer.index + b"x")
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+def test_index_that_has_lost_a_name(monkeypatch: pytest.MonkeyPatch, *, zstd: bool) -> None:
+    check_names(*located(StargzLayer(FILES, zstd=zstd)))
+    location, data = located(StargzLayer({"a\ufffd": b"1"}, zstd=zstd))
+    for call in (check_names, parse_index):
+        with pytest.raises(FormatError, match=r"^TOC: a name is not UTF-8, which this format"):
+            call(location, data)
+    monkeypatch.setattr(parse, "CHECKED", 10)
+    if zstd:
+        check_names(location, data)
+
+
+def test_other_indexes_lose_no_names(layer: LazyLayer) -> None:
+    check_names(locate_index(layer.descriptor, "layer"), b"")

@@ -289,6 +289,17 @@ async def test_layers_of_stargz_snapshotter(remote: RemoteLayers, node: Node) ->
     assert found.problem == "an eStargz layer whose table of contents is in another image"
 
 
+@pytest.mark.parametrize("zstd", [False, True])
+async def test_layer_whose_index_has_lost_a_name(
+    remote: RemoteLayers, node: Node, *, zstd: bool
+) -> None:
+    image = node.add([StargzLayer({"etc/\ufffd": b"1"}, zstd=zstd)])
+    found = await remote.find(image.chains[0], image.labels[0], None)
+    assert isinstance(found, Unpacked)
+    assert found.reason == "format"
+    assert found.problem.endswith(": TOC: a name is not UTF-8, which this format cannot say")
+
+
 async def test_layer_whose_index_is_not_what_the_manifest_says(
     remote: RemoteLayers, node: Node
 ) -> None:
