@@ -15,8 +15,8 @@ from lazyimg.logs import Repeats
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lazyimg.cache.device_file import DeviceFile
     from lazyimg.transports.counters import Counters
+    from lazyimg.transports.following import Followed
     from lazyimg.transports.ports import Filler
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Wish:
             that has ended: whether the range is present now. Does not block.
     """
 
-    file: DeviceFile
+    file: Followed
     offset: int
     length: int
     done: Callable[[bool], None]

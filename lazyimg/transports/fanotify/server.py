@@ -11,12 +11,12 @@ import logging
 import os
 from contextlib import suppress
 from errno import EAGAIN, EIO
+from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import LazyimgError
 from lazyimg.host.mutex import Mutex
-from lazyimg.logs import Repeats
 from lazyimg.transports.counters import Counters
 from lazyimg.transports.fanotify.journal import Journal, Place
 from lazyimg.transports.fanotify.protocol import (
@@ -28,6 +28,7 @@ from lazyimg.transports.fanotify.protocol import (
     PendingRead,
     Protocol,
 )
+from lazyimg.transports.filling import Filling, Wish
 from lazyimg.transports.following import Following
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.errors import FormatError
@@ -41,7 +42,7 @@ from lazyimg_formats.fanotify.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from lazyimg.transports.fanotify.ports import CachedDevice, KernelGroup
     from lazyimg.transports.ports import Filler
@@ -87,14 +88,14 @@ class Server:
         self._owning: dict[int, int] = {}
         self._looking: dict[int, Place] = {}
         self._finding: dict[int, asyncio.Task[CachedDevice | None]] = {}
-        self._absent: list[tuple[PendingRead, CachedDevice]] = []  # of the thread, as the next
-        self._unknown: list[Place] = []
+        self._unknown: list[Place] = []  # of the thread
         self._inherited: list[Place] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failures = Repeats()
+        self._filling = Filling(filler, self.counters)
         self._following = Following(filler)
         self._loop: asyncio.AbstractEventLoop
         self._thread = Thread(target=self._run, name="fanotify", daemon=True)
+        self._stopping = False
         self._ending = False
 
     def take_over(self) -> None:
@@ -113,10 +114,11 @@ class Server:
     def start(self) -> None:
         """Begin to answer; call it in the event loop that shall run the fills."""
         self._loop = asyncio.get_running_loop()
+        self._filling.start()
         self._following.start()
         self._thread.start()
         inherited, self._inherited = self._inherited, []
-        self._start_tasks([], inherited)
+        self._start_finding(inherited)
 
     def begin_stop(self) -> None:
         """Fail what is pending, and whatever needs a fill from now on."""
@@ -126,9 +128,12 @@ class Server:
 
     async def end_stop(self) -> None:
         """End the thread, after `begin_stop`, and close the group."""
+        self._stopping = True
+        await asyncio.sleep(0)  # what the thread has handed over until now is begun
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._filling.stop()
         await self._following.stop()
         for place in self._looking.values():
             self._journal.clear(place.fd)
@@ -231,12 +236,12 @@ class Server:
             self._receive_own(event, node)
             return
         device = self._devices.get(node)
-        if device is None:
+        if device is None and self._stopping:
+            self._refuse(event.fd)
+        elif device is None:
             self._unknown.append(Place(event.fd, node, event.offset, event.count))
-            return
-        fill = self._receive_read(event.fd, event.offset, event.count, device, local=True)
-        if fill is not None:
-            self._absent.append((fill, device))
+        else:
+            self._receive_read(event.fd, event.offset, event.count, device, local=True)
 
     def _receive_own(self, event: AccessEvent, node: int) -> None:
         """Take an event of this process: it waits for this thread, and must not wait for a fill."""
@@ -249,8 +254,8 @@ class Server:
 
     def _receive_read(
         self, fd: int, offset: int, count: int, device: CachedDevice, *, local: bool = False
-    ) -> PendingRead | None:
-        """Answer a read of what is present; gives what must be filled. In any thread.
+    ) -> None:
+        """Answer a read of what is present, or have it filled. In any thread.
 
         Args:
             fd: of the event.
@@ -272,9 +277,9 @@ class Server:
         with self._lock:
             actions = self._protocol.receive_read(read, present=present)
         if isinstance(actions[0], Fill):
-            return read
-        self._act(actions, waited=not present)
-        return None
+            self._filling.submit(Wish(device, start, length, partial(self._finish, read)))
+        else:
+            self._act(actions, waited=not present)
 
     def _fill_locally(self, device: CachedDevice, offset: int, length: int) -> bool:
         """Write a range that needs no fetching; gives whether that could be done."""
@@ -290,20 +295,16 @@ class Server:
             device.write_now(offset, [buffer[:whole]])
         except LazyimgError:  # no space, a disk that fails: a task says so
             return False
-        self._hand_over()  # this took a while
         return not device.absent(offset, length)
 
     def _hand_over(self) -> None:
-        """Let the event loop do the rest: waking it costs more than a read."""
-        absent, self._absent = self._absent, []
+        """Let the event loop look for files that are not known."""
         unknown, self._unknown = self._unknown, []
-        if not absent and not unknown:
+        if not unknown:
             return
         try:
-            self._loop.call_soon_threadsafe(self._start_tasks, absent, unknown)
+            self._loop.call_soon_threadsafe(self._start_finding, unknown)
         except RuntimeError:  # it is closed
-            for read, _ in absent:
-                self._finish(read, present=False)
             for place in unknown:
                 self._refuse(place.fd)
 
@@ -345,45 +346,19 @@ class Server:
             _log.error("an event of the kernel cannot be answered: %s", error)
             return False
 
-    def _finish(self, read: PendingRead, *, present: bool) -> None:
+    def _finish(self, read: PendingRead, present: bool) -> None:  # noqa: FBT001 - see `Wish`
         with self._lock:
             actions = self._protocol.finish(read, present=present)
         self._act(actions, waited=True)
 
     # The event loop.
 
-    def _start_tasks(
-        self, absent: list[tuple[PendingRead, CachedDevice]], unknown: list[Place]
-    ) -> None:
-        for read, device in absent:
-            self._start_task(self._fill(read, device))
+    def _start_finding(self, unknown: list[Place]) -> None:
         for place in unknown:
             self._looking[place.fd] = place
-            self._start_task(self._find_and_fill(place))
-
-    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _fill(self, read: PendingRead, device: CachedDevice) -> None:
-        present = False
-        try:
-            await self._filler.fill(read.name, read.offset, read.length, device)
-            present = not device.absent(read.offset, read.length)
-            if not present:
-                _log.error("%s: filled, and yet absent: %s", read.name, read)
-        except LazyimgError as error:
-            self.counters.failure = str(error)
-            more = self._failures.due((read.name, error.kind))
-            if more is not None:
-                _log.warning(
-                    "read of %d bytes at %d failed: %s%s", read.length, read.offset, error, more
-                )
-        except Exception:
-            _log.exception("read of %s failed", read.name)
-        finally:
-            self._finish(read, present=present)
+            task = self._loop.create_task(self._find_and_fill(place))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _find_and_fill(self, place: Place) -> None:
         """Serve a read of a file that was marked by a process before this one."""
@@ -399,8 +374,8 @@ class Server:
         if device is None:
             self._journal.clear(place.fd)
             self._refuse(place.fd)
-        elif fill := self._receive_read(place.fd, place.offset, place.length, device):
-            await self._fill(fill, device)
+        else:
+            self._receive_read(place.fd, place.offset, place.length, device)
 
     async def _find_device(self, node: int) -> CachedDevice | None:
         """Give a device by the inode number of its file, ready to be written; None: it is none."""
