@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from contextlib import suppress
+from contextlib import closing, suppress
 from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -67,8 +67,9 @@ class DeviceFile:
         self._close = weakref.finalize(self, os.close, self.fd)
         status = os.fstat(self.fd)
         self.node = status.st_ino
-        self._durable = Record(directory / PRESENT, size)
-        bits = self._durable.read()
+        self._durable_path = directory / PRESENT
+        with self._durable() as durable:  # few are open at a time, devices are many
+            bits = durable.read()
         if bits is None or status.st_size != size:
             raise ValueError(f"{directory}: not the record of a file of {size} bytes")
         self._keeper = keeper
@@ -86,6 +87,9 @@ class DeviceFile:
         self._written: Record | None = None
         if not self.complete:
             self._take_over()
+
+    def _durable(self) -> closing[Record]:
+        return closing(Record(self._durable_path, self.size))
 
     def _take_over(self) -> None:
         """Believe what a process before this one has written since the machine's start."""
@@ -272,8 +276,9 @@ class DeviceFile:
         return low, bits, whole
 
     def _write_durable(self, low: int, bits: bytes) -> None:
-        self._durable.write(low, bits)
-        self._durable.sync()
+        with self._durable() as durable:
+            durable.write(low, bits)
+            durable.sync()
         if not self._linked:
             sync_directory(self.path.parent)
             sync_directory(self.path.parent.parent)
@@ -300,15 +305,16 @@ class DeviceFile:
         """
         with self._syncing:
             try:
-                durable = BlockMap(self._blocks.count, self._durable.read() or b"")
-                with self._lock:
-                    for each in (durable, self._blocks):
-                        for run in ranges:
-                            each.discard(run.start // BLOCK_SIZE, -(-run.stop // BLOCK_SIZE))
-                    self.complete = False
-                    self._take_back(0, self._blocks.piece(0, len(self._blocks)))
-                self._durable.write(0, durable.piece(0, len(durable)))
-                self._durable.sync()
+                with self._durable() as record:
+                    durable = BlockMap(self._blocks.count, record.read() or b"")
+                    with self._lock:
+                        for each in (durable, self._blocks):
+                            for run in ranges:
+                                each.discard(run.start // BLOCK_SIZE, -(-run.stop // BLOCK_SIZE))
+                        self.complete = False
+                        self._take_back(0, self._blocks.piece(0, len(self._blocks)))
+                    record.write(0, durable.piece(0, len(durable)))
+                    record.sync()
             except OSError as error:
                 raise StorageError(
                     self.name, f"cannot write the cache's record: {error.strerror}"
@@ -324,7 +330,8 @@ class DeviceFile:
 
     def _read_durable(self, low: int, high: int) -> bytes:
         try:
-            bits = self._durable.read_piece(low, high)
+            with self._durable() as durable:
+                bits = durable.read_piece(low, high)
         except OSError as error:
             _log.warning("%s: the record cannot be read: %s", self.name, error.strerror)
             bits = b""
@@ -348,7 +355,6 @@ class DeviceFile:
         with self._lock:
             self.fd = -1
             self._close()
-            self._durable.close()
             if self._written is not None:
                 self._written.close()
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from errno import EIO, ENOSPC
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazyimg.cache import device_file
-from lazyimg.cache.device_file import DeviceFile, make_device
+from lazyimg.cache.device_file import DATA, PRESENT, WRITTEN, DeviceFile, make_device
+from lazyimg.cache.record import Record
 from lazyimg.errors import StorageError
 from lazyimg.host.space import REMEDY
 from tests.fakes.keeper import NotingKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 BLOCK = 4096
 SIZE = 20 * BLOCK
@@ -261,7 +263,7 @@ def test_record_that_cannot_be_written_durably_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file.write_now(0, [piece(0, 20)])
-    monkeypatch.setattr(file._durable, "write", fail(ENOSPC))
+    monkeypatch.setattr(Record, "sync", fail(ENOSPC))
     with pytest.raises(StorageError) as raised:
         file.sync()
     assert str(raised.value) == ("device: cannot sync the cache's record: No space left on device")
@@ -292,7 +294,7 @@ def test_record_of_this_boot_that_cannot_be_taken_back_is_removed(
 ) -> None:
     file.write_now(0, [piece(0, 1)])
     monkeypatch.setattr(file._written, "write", fail(EIO))
-    monkeypatch.setattr(file._durable, "read_piece", fail(EIO))
+    monkeypatch.setattr(Record, "read_piece", fail(EIO))
     monkeypatch.setattr(os, "fdatasync", fail(EIO))
     with pytest.raises(StorageError):
         file.sync()
@@ -371,7 +373,7 @@ def test_discarding_from_a_complete_device(file: DeviceFile, directory: Path) ->
 
 def test_discarding_that_fails(file: DeviceFile, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_now(0, [piece(0, 20)])
-    monkeypatch.setattr(file._durable, "sync", fail(EIO))
+    monkeypatch.setattr(Record, "sync", fail(EIO))
     with pytest.raises(StorageError) as raised:
         file.discard([range(BLOCK)])
     assert str(raised.value) == "device: cannot write the cache's record: Input/output error"
@@ -437,3 +439,24 @@ def test_range_that_the_kernel_has_in_memory(
     assert not file.read_cached(BLOCK, buffer)
     monkeypatch.setattr(os, "preadv", fail(EIO))
     assert not file.read_cached(BLOCK, buffer)
+
+
+def test_few_files_are_open(file: DeviceFile) -> None:
+    """Two while something is missing, one afterwards: there may be thousands of devices."""
+    names = {DATA, PRESENT, f"{WRITTEN}{BOOT}"}
+    file.write_now(0, [piece(0, 19)])
+    assert open_files(file.path.parent) == names - {PRESENT}
+    file.sync()
+    assert open_files(file.path.parent) == names - {PRESENT}
+    file.write_now(19 * BLOCK, [piece(19, 20)])
+    file.sync()
+    assert open_files(file.path.parent) == {DATA}
+
+
+def open_files(directory: Path) -> set[str]:
+    """Give the names of a directory's files that this process has open."""
+    targets = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            targets.add(entry.readlink())
+    return {path.name for path in targets if path.parent == directory}
