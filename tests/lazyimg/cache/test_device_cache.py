@@ -327,6 +327,18 @@ async def test_round_ends_when_there_is_room(cache: DeviceCache, disk: Disk) -> 
     assert disk.devices() == ["device2"]
 
 
+async def test_device_that_is_opened_when_it_is_to_be_removed_stays(
+    cache: DeviceCache, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.open("one", SIZE)
+    disk.room = 0
+    cache._culling = True
+    monkeypatch.setattr(cache, "_unused", lambda: ["one", "gone"])
+    cache._cull()
+    assert disk.devices() == ["one"]
+    assert cache.culled == 0
+
+
 async def test_shortage(cache: DeviceCache, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.shortage() is None
     monkeypatch.setattr(CacheSpace, "shortage", lambda _self: "it is full")

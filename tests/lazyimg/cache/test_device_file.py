@@ -100,7 +100,7 @@ def test_many_parts_and_short_writes(file: DeviceFile, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         os,
         "pwritev",
-        lambda fd, parts, offset: pwritev(fd, [b"".join(parts)[: 2 * BLOCK + 77]], offset),
+        lambda fd, parts, offset: pwritev(fd, [b"".join(parts)[:2577]], offset),
     )
     view = piece(0, 20)
     file.write_now(0, [view[start : start + 1000] for start in range(0, SIZE, 1000)])
@@ -195,6 +195,7 @@ def test_device_is_complete_once_all_is_synced(
     assert (file.complete, calls) == (False, [])
     file.sync()
     assert (file.complete, calls) == (True, ["early"])
+    assert file.absent(0, SIZE) == file.absent(SIZE, BLOCK) == []
     file.on_complete(lambda: calls.append("late"))
     assert calls == ["early", "late"]
     assert sorted(path.name for path in directory.iterdir()) == ["data", "present"]
