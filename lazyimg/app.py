@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
+    from lazyimg.snapshotter.beforehand import Beforehand
     from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
     from lazyimg.transports.choice import Offered
@@ -298,6 +299,7 @@ class _Snapshots:
         self._mounts = mounts
         self.snapshotter: Snapshotter | None = None
         self.completion: Completion | None = None
+        self._beforehand: Beforehand | None = None
 
     async def open(self, stack: AsyncExitStack) -> set[str]:
         """Open the records; gives the fsids that snapshots need."""
@@ -306,7 +308,8 @@ class _Snapshots:
         # Children of the daemon are started by exec, without gRPC; it need not watch over forks.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         await asyncio.to_thread(importlib.import_module, "lazyimg.snapshotter.grpc_server")
-        from lazyimg.snapshotter.overlay import list_options  # noqa: PLC0415  readers come first
+        from lazyimg.snapshotter.beforehand import Beforehand  # noqa: PLC0415  readers come first
+        from lazyimg.snapshotter.overlay import list_options  # noqa: PLC0415
         from lazyimg.snapshotter.remote import RemoteLayers  # noqa: PLC0415
         from lazyimg.snapshotter.service import Snapshotter  # noqa: PLC0415
 
@@ -314,20 +317,22 @@ class _Snapshots:
         root = self._config.snapshotter_directory
         self.snapshotter = Snapshotter(root, remote, list_options())
         stack.push_async_callback(self.snapshotter.close)
+        self._beforehand = Beforehand(remote, self.snapshotter.records.pulled)
+        remote.pulled = self._beforehand.add
         return await remote.fsids(await self.snapshotter.remote_layers())
 
     async def start(self, sockets: LastingSockets, stack: AsyncExitStack) -> None:
         """Mount what snapshots need, and answer containerd."""
-        if self.snapshotter is None:
+        if self.snapshotter is None or self._beforehand is None:
             return
         from lazyimg.snapshotter.grpc_server import listen  # noqa: PLC0415  readers come first
 
         await self.snapshotter.start()
         address = Path(self._config.snapshotter.address)
         await listen(address, self.snapshotter, sockets, stack)
-        if self.completion is not None:
-            task = asyncio.create_task(self.completion.run())
-            stack.push_async_callback(_cancel, task)
+        for worker in (self._beforehand, self.completion):
+            if worker is not None:
+                stack.push_async_callback(_cancel, asyncio.create_task(worker.run()))
 
     def complete_with(self, completer: Completer) -> None:
         """Have the images of containers completed, from `start` on."""

@@ -301,6 +301,14 @@ class Images:
         chain = await self.find_part(digest, depth, comparable=comparable)
         return None if chain is None else Image(str(location), digest, str(platform), chain)
 
+    async def is_ready(self, text: str, platform_text: str, depth: int) -> bool:
+        """Whether the lowest layers of an image were made ready, and all files are there.
+
+        Args: as `recorded`.
+        """
+        location, platform = _locate(text), parse_platform(platform_text)
+        return await self._known(location, platform, depth) is not None
+
     async def recorded(self, text: str, platform_text: str, depth: int) -> Image:
         """Give the lowest layers of an image as they were made ready before; asks no registry.
 

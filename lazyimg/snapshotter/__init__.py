@@ -17,7 +17,8 @@ is there as a committed snapshot without a directory, and containerd downloads n
 Files: `lifecycle` decides (pure: which step is allowed, what it changes), `overlay` plans what is
 mounted (pure), `records` keeps what is known (SQLite; `queue` is a part of it), `directories` is
 the disk, `mapped` shows lower directories with other owners, `service` puts them together,
-`grpc_server` speaks to containerd. `completion` works on the queue.
+`grpc_server` speaks to containerd. `beforehand` makes images ready when they are pulled;
+`completion` works on the queue.
 
 Rules:
   - A snapshot's key means nothing here; containerd puts its namespace and a number into it. Only a

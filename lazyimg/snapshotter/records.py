@@ -119,6 +119,15 @@ SELECT user, chain, reference, platform, depth FROM below JOIN remote USING (num
 """
 """The uppermost remote snapshot below each one that is mounted."""
 
+_PULLED: Final = """
+SELECT chain, reference, platform, depth FROM remote
+WHERE number NOT IN (
+    SELECT parent FROM snapshot JOIN remote USING (number) WHERE parent IS NOT NULL
+)
+GROUP BY reference, depth ORDER BY min(number)
+"""
+"""The remote snapshots on which no other stands."""
+
 _LABELS: Final = msgspec.json.Decoder(dict[str, str])
 
 
@@ -220,6 +229,11 @@ class Records(Database):
         """Give what each active snapshot and view shows of remote ones, by its number."""
         with self._transaction(write=False) as db:
             return {user: RemoteLayer(*layer) for user, *layer in db.execute(_SHOWN, _KINDS)}
+
+    def pulled(self) -> list[RemoteLayer]:
+        """Give the uppermost remote layer of each image, in the order in which they came."""
+        with self._transaction(write=False) as db:
+            return [RemoteLayer(*layer) for layer in db.execute(_PULLED)]
 
     def images(self) -> list[HeldImage]:
         """Give the images that committed snapshots were made for, those with lazy layers first."""

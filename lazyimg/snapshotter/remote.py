@@ -10,7 +10,8 @@ it, and the registry must let its blobs be read in its own repository (`lazyimg.
 image that was found to lie (`lazyimg.images.completion`) is unpacked as usual, so that
 containerd checks it.
 
-Why an image, from some layer on, is unpacked as usual is said once in the log.
+Why an image, from some layer on, is unpacked as usual is said once in the log. When the uppermost
+layer is known that is lazy, the image can be made ready for its containers (`beforehand`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from lazyimg_formats.oci.chain import chain_ids
 from lazyimg_formats.oci.reference import RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from lazyimg.images.mounts import Mounts
@@ -84,11 +85,15 @@ class RemoteLayers:
         mounts: mounts them.
         repositories: patterns of the repositories (with registry) that may be loaded lazily;
             none: all of them.
+
+    Attributes:
+        pulled: is called with the uppermost lazily loaded layer of an image that is pulled.
     """
 
     def __init__(self, images: Images, mounts: Mounts, repositories: Sequence[str]) -> None:
         self._images = images
         self._mounts = mounts
+        self.pulled: Callable[[RemoteLayer], None] = lambda _: None
         self._repositories = tuple(repositories) or ("*",)
         self._known: OrderedDict[str, _Layers] = OrderedDict()
         self._users: dict[int, Image] = {}
@@ -103,6 +108,8 @@ class RemoteLayers:
         try:
             return await self._find(chain, labels, below.depth if below else 0)
         except (LazyimgError, FormatError) as error:
+            if below is not None:
+                self.pulled(below)
             why = _explain(labels, error)
             more = self._said.due((why.name or chain, why.digest, why.reason))
             if more is not None:
@@ -131,7 +138,10 @@ class RemoteLayers:
         await self._check(image, depth)
         await self._images.prove(image.reference, NODE, (*image.layers, image.config))
         await self._images.fetch_index(image.reference, NODE, image.layers[depth - 1])
-        return RemoteLayer(chain, image.reference, str(parse_platform("")), depth)
+        layer = RemoteLayer(chain, image.reference, str(parse_platform("")), depth)
+        if depth == len(image.chains):
+            self.pulled(layer)
+        return layer
 
     async def _check(self, image: _Layers, depth: int) -> None:
         """Raise NotLazyError if a layer cannot be loaded lazily, or is known to lie."""
@@ -184,6 +194,14 @@ class RemoteLayers:
                 await self._mounts.hold(image)
                 users[user] = image
         return self._mounts.path(image)
+
+    async def make_ready(self, layer: RemoteLayer) -> None:
+        """Have what is needed to mount layers; see `beforehand.Readying`."""
+        if await self._images.is_ready(layer.reference, layer.platform, layer.depth):
+            return
+        image = await self._images.open(layer.reference, layer.platform, NODE, layer.depth)
+        async with self._mounts.held(image):  # the first time takes longest
+            pass
 
     async def mount_again(self, layer: RemoteLayer, users: Sequence[int]) -> None:
         """Mount layers as a process before this one did; see `ports.LazyImages`."""

@@ -59,7 +59,9 @@ from lazyimg.images.library import (
 )
 from lazyimg.images.shown import ShownAccess
 from lazyimg.registry.auth import Credential
+from lazyimg.snapshotter.lifecycle import REF
 from lazyimg.transports import choice
+from lazyimg_formats.containerd.labels import serialize_image_labels
 from tests.fakes.api_client import ApiClient
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
@@ -262,6 +264,42 @@ async def test_snapshotter_answers_where_the_configuration_says(
         assert (await completion_of(config)) is None
     async with start(config):
         assert not address.exists()
+
+
+@pytest.mark.usefixtures("started")
+async def test_image_is_ready_soon_after_its_pull(
+    config: Config, tmp_path: Path, layer: LazyLayer
+) -> None:
+    """And after the next start, if what was made is not there any more."""
+    address = tmp_path / "containerd" / "sock"
+    settings = SnapshotterSettings(address=str(address))
+    config = msgspec.structs.replace(config, snapshotter=settings)
+    bootstraps = Path(config.root) / "bootstraps"
+    async with run_registry() as registry:
+        manifest = add_lazy_image(registry, "app", "1", [layer])
+        async with start(config):
+            client = SnapshotClient(address)
+            labels = serialize_image_labels(
+                f"{registry.host}/app:1", manifest.digest, layer.descriptor.digest
+            )
+            chain = {REF: str(layer.diff_id)}
+            with pytest.raises(grpc.RpcError) as caught:
+                await asyncio.to_thread(client.prepare, "extract", "", labels | chain)
+            assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+            client.close()
+            made = await made_bootstrap(bootstraps)
+        made.unlink()
+        async with start(config):
+            assert await made_bootstrap(bootstraps) == made
+
+
+async def made_bootstrap(bootstraps: Path) -> Path:
+    """Wait until there is one, and give it."""
+    async with asyncio.timeout(60):
+        while True:
+            for found in bootstraps.glob("[0-9a-f]*"):
+                return found
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.usefixtures("started")

@@ -282,6 +282,23 @@ def unpack(records: Records, key: str, parent: str, why: Unpacked) -> None:
     commit(records, f"extract {key}", key)
 
 
+def test_pulled(records: Records) -> None:
+    base = add_remote(records, 1)
+    assert [one.depth for one in records.pulled()] == [1]
+    top = add_remote(records, 2, base)
+    create(records, "on top", top)
+    create(records, "in between", base)
+    for name in ("other", "the same once more"):
+        wanted = NewSnapshot(Kind.COMMITTED, name, "", {REF: name}, 5)
+        records.add_remote(wanted, REMOTE)
+    layer(records, "unpacked", "other")
+    layer(records, "alone")
+    remote = records.find(top).remote
+    assert remote is not None
+    assert remote.depth == 2
+    assert records.pulled() == [remote, REMOTE]
+
+
 def test_images_of_layers(records: Records) -> None:
     digest = str(Digest.of(b"app"))
     top = add_remote(records, 2, add_remote(records, 1))

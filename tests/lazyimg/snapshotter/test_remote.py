@@ -151,6 +151,62 @@ async def test_layers_of_an_image(
     assert len(manifests) == 1
 
 
+async def test_image_that_was_pulled_is_ready(
+    remote: RemoteLayers,
+    node: Node,
+    host: FakeMounts,
+    layers: list[LazyLayer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, pulled = node.add(layers), list[RemoteLayer]()
+    remote.pulled = pulled.append
+    first = await remote.find(image.chains[0], image.labels[0], None)
+    assert pulled == []
+    await remote.find(image.chains[1], image.labels[1], image.remote(1))
+    assert pulled == [image.remote(2)]
+    assert first == image.remote(1)
+    await remote.make_ready(image.remote(2))
+    assert host.table == []
+    asked = len(node.registry.asked)
+    await remote.make_ready(image.remote(2))
+    assert len(node.registry.asked) == asked
+
+    async def fail(what: str, _: BuildRequest) -> BuildReply:
+        raise AssertionError(what)
+
+    monkeypatch.setattr(service, "build_image", fail)
+    await remote.mount(image.remote(2), 7)
+    await remote.release(7)
+
+
+async def test_image_whose_upper_layers_are_unpacked_is_ready(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer]
+) -> None:
+    plain = PlainLayer(layers[1].blob, layers[1].diff_id, layers[1].toc)
+    image, pulled = node.add([layers[0], plain]), list[RemoteLayer]()
+    remote.pulled = pulled.append
+    assert await remote.find(image.chains[0], image.labels[0], None) == image.remote(1)
+    assert await reason(remote, image.chains[1], image.labels[1], image.remote(1)) == "format"
+    assert pulled == [image.remote(1)]
+
+
+async def test_image_is_built_once_by_who_comes_first(
+    remote: RemoteLayers, node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, built = node.add(layers), list[str]()
+
+    async def count(what: str, request: BuildRequest) -> BuildReply:
+        built.append(what)
+        return await asyncio.to_thread(build, request)
+
+    monkeypatch.setattr(service, "build_image", count)
+    both = image.remote(2)
+    await asyncio.gather(remote.mount(both, 7), remote.make_ready(both), remote.mount(both, 8))
+    assert len(built) == 1
+    for user in (7, 8):
+        await remote.release(user)
+
+
 async def test_manifest_that_no_label_names(
     remote: RemoteLayers, node: Node, layers: list[LazyLayer]
 ) -> None:
