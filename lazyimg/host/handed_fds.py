@@ -21,6 +21,15 @@ NO_NAME: Final = "unknown"
 SUPERVISOR_VARIABLE: Final = "LAZYIMG_SUPERVISOR_PID"
 """Has the process id of lazyimg's supervisor, for its worker."""
 
+CALLERS: Final = "callers"
+"""The name of the socket by which lazyimg's supervisor hands over callers that it has greeted.
+
+Each is a message: the name of the socket that was called, with the connection.
+"""
+
+GREETING: Final = "X_GREETING="
+"""Begins the line that says what such callers are sent, in hexadecimal digits."""
+
 RESTARTS_VARIABLE: Final = "LAZYIMG_WORKER_RESTARTS"
 """Has how many workers the supervisor had started before."""
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from lazyimg.errors import StorageError
 from lazyimg.host.sockets import make_socket_directory, remove_stale_socket
 from lazyimg.host.waiting import KEPT
+from lazyimg_formats.http2 import GREETING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,7 +98,7 @@ class LastingSockets:
                 _log.warning("%s: callers will be refused while no process serves", path)
             else:
                 with bound:
-                    self._manager.keep(name, bound.fileno())
+                    self._manager.keep(name, bound.fileno(), GREETING)
                 stack.callback(self._manager.forget, name)
             place.publish()
         stack.callback(path.unlink, missing_ok=True)

@@ -14,7 +14,12 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import KernelError
-from lazyimg.host.handed_fds import RESTARTS_VARIABLE, SUPERVISOR_VARIABLE, take_handed
+from lazyimg.host.handed_fds import (
+    GREETING,
+    RESTARTS_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    take_handed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
@@ -74,12 +79,19 @@ class ServiceManager:
                 os.close(fd)
         return first
 
-    def keep(self, name: str, fd: int) -> None:
+    def keep(self, name: str, fd: int, greeting: bytes = b"") -> None:
         """Have an fd kept; ours may be closed afterwards.
 
         Once this returns it is safe, even if this process ends at once.
+
+        Args:
+            name: for it.
+            fd: what is kept.
+            greeting: for a listening socket: what its callers are sent first while no process has
+                it, by lazyimg's own supervisor. The next process gets these by `CALLERS`.
         """
-        self.notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", [fd])
+        said = f"{GREETING}{greeting.hex()}\n" if greeting else ""
+        self.notify(f"FDSTORE=1\nFDPOLL=0\n{said}FDNAME={name}", [fd])
 
     def forget(self, name: str) -> None:
         """Have what is kept by this name closed."""

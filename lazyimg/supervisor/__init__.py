@@ -9,6 +9,11 @@ only waits, and the next worker takes over.
                             | fds by name  <--FDSTORE=1, SCM_RIGHTS-- |
                             |              --LISTEN_FDS, from 3 up--> | the next one
 
+Some of a worker's callers do not wait long for the first sign of life. A listening socket may be
+kept with a greeting (X_GREETING=): from the end of its worker until the next one has it forgotten,
+the supervisor accepts what comes there, sends the greeting, and hands the connection over, by a
+socket that each worker but the first is given ("callers").
+
 What they say to each other is what systemd and its services say: sd_notify(3) datagrams with
 READY=1, FDSTORE=1, FDNAME=, FDSTOREREMOVE=1; LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID at the start.
 A worker runs the same below systemd's own fd store. Names of fds mean nothing here.
@@ -21,7 +26,8 @@ exit code becomes the supervisor's.
 Rules:
   - The standard library only, and few modules of it: its memory is what the promise
     costs every node.
-  - It parses nothing but its worker's datagrams: what cannot fail needs no restart.
+  - It parses nothing but its worker's datagrams: what cannot fail needs no restart. What callers
+    say it does not read.
   - Datagrams count only from the worker itself (SCM_CREDENTIALS); fds from others are closed.
   - A datagram that a worker sent before it died counts: ends are collected first, then datagrams
     are read, then acted upon in the opposite order.

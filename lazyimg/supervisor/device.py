@@ -16,7 +16,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.host.handed_fds import RESTARTS_VARIABLE, SUPERVISOR_VARIABLE, line_up
+from lazyimg.host.handed_fds import CALLERS, RESTARTS_VARIABLE, SUPERVISOR_VARIABLE, line_up
 from lazyimg.supervisor.messages import MAX_DATAGRAM
 from lazyimg.supervisor.ports import Datagram, Happened
 
@@ -56,6 +56,9 @@ class ProcessDevice:
         self._wakeup, self._signalled = socket.socketpair()
         for end in (self._wakeup, self._signalled):
             end.setblocking(False)  # noqa: FBT003 - positional only
+        self._listeners: dict[int, bool] = {}  # that are waited for; whether they can be used
+        self._callers, self._for_workers = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        self._callers.setblocking(False)  # noqa: FBT003 - positional only
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._channel, selectors.EVENT_READ)
         self._selector.register(self._signalled, selectors.EVENT_READ)
@@ -72,7 +75,10 @@ class ProcessDevice:
         for number in (signal.SIGCHLD, *_STOPS):
             signal.signal(number, signal.SIG_DFL)
         self._selector.close()
-        for end in (self._channel, self._wakeup, self._signalled):
+        for end in (
+            *(self._channel, self._wakeup, self._signalled),
+            *(self._callers, self._for_workers),
+        ):
             end.close()
 
     def now(self) -> float:
@@ -82,6 +88,8 @@ class ProcessDevice:
     def start(self, fds: Sequence[tuple[str, int]], restarts: int) -> int:
         """Start a worker; see `Processes`."""
         supervisor = os.getpid()
+        if restarts:
+            fds = [*fds, (CALLERS, self._for_workers.fileno())]
         process = os.fork()
         if process == 0:
             self._become_worker(fds, restarts, supervisor)
@@ -115,16 +123,56 @@ class ProcessDevice:
         """Send a signal; see `Processes`. A hang-up is passed on as SIGTERM."""
         os.kill(process, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def wait(self, timeout: float | None) -> Happened:
+    def wait(self, timeout: float | None, listeners: Sequence[int] = ()) -> Happened:
         """Wait; see `Processes`."""
-        self._selector.select(timeout)
+        self._watch(listeners)
+        ready = {key.fd for key, _ in self._selector.select(timeout)}
         try:
             signals = self._signalled.recv(4096)
         except BlockingIOError:
             signals = b""
         ends = tuple(_collect_ends())
         stops = tuple(number for number in signals if number in _STOPS)
-        return Happened(ends, tuple(self._read_datagrams()), stops)
+        callers = tuple(self._accept(ready & self._listeners.keys()))
+        return Happened(ends, tuple(self._read_datagrams()), stops, callers)
+
+    def _watch(self, listeners: Sequence[int]) -> None:
+        for fd in self._listeners.keys() - set(listeners):
+            self._forget(fd)
+        for fd in set(listeners) - self._listeners.keys():
+            os.set_blocking(fd, False)
+            self._selector.register(fd, selectors.EVENT_READ)
+            self._listeners[fd] = True
+
+    def _forget(self, listener: int) -> None:
+        if self._listeners.pop(listener):
+            self._selector.unregister(listener)
+
+    def _accept(self, listeners: set[int]) -> list[tuple[int, int]]:
+        found = []
+        for fd in sorted(listeners):
+            listener = socket.socket(fileno=fd)
+            try:
+                caller, _ = listener.accept()
+                found.append((fd, caller.detach()))
+            except (BlockingIOError, ConnectionAbortedError):
+                pass  # it is gone again, or the worker was faster
+            except OSError as error:
+                _log.error("callers wait for the next worker: %s", error)
+                self._selector.unregister(fd)  # or it would be ready for ever
+                self._listeners[fd] = False
+            finally:
+                listener.detach()
+        return found
+
+    def greet(self, caller: int, name: str, greeting: bytes) -> None:
+        """Greet a caller; see `Processes`."""
+        with socket.socket(fileno=caller) as connection:
+            try:
+                connection.sendall(greeting)
+                socket.send_fds(self._callers, [name.encode()], [caller])
+            except OSError as error:
+                _log.warning("a caller of %s is refused: %s", name, error)
 
     def _read_datagrams(self) -> list[Datagram]:
         found: list[Datagram] = []
@@ -156,6 +204,8 @@ class ProcessDevice:
 
     def close_fd(self, fd: int) -> None:
         """Close an fd; see `Processes`."""
+        if fd in self._listeners:
+            self._forget(fd)
         os.close(fd)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from lazyimg.host.handed_fds import GREETING
+
 MAX_DATAGRAM: Final = 4096
 """Bytes of one datagram; systemd takes no more either."""
 
@@ -28,6 +30,8 @@ class Notification(NamedTuple):
         store: the fds that came with it are to be kept.
         remove: the fds of this name are to be closed.
         name: of fds.
+        greeting: of listening sockets that are to be kept: what their callers are sent first, as
+            long as no worker takes them.
         rest: lines that are for the service manager of the supervisor.
     """
 
@@ -35,6 +39,7 @@ class Notification(NamedTuple):
     store: bool = False
     remove: bool = False
     name: str = DEFAULT_NAME
+    greeting: bytes = b""
     rest: tuple[str, ...] = ()
 
 
@@ -46,9 +51,20 @@ def parse_notification(data: bytes) -> Notification:
         ready="READY=1" in lines,
         store="FDSTORE=1" in lines,
         remove="FDSTOREREMOVE=1" in lines,
+        greeting=_parse_greeting(lines),
         name=names[-1] if names and is_name(names[-1]) else DEFAULT_NAME,
         rest=tuple(line for line in lines if line.startswith(_PASSED_ON)),
     )
+
+
+def _parse_greeting(lines: list[str]) -> bytes:
+    for line in lines:
+        if line.startswith(GREETING):
+            try:
+                return bytes.fromhex(line.removeprefix(GREETING))
+            except ValueError:
+                break
+    return b""
 
 
 def is_name(text: str) -> bool:

@@ -23,11 +23,13 @@ class Happened(NamedTuple):
         ends: (process, exit code, or a signal's number below zero) of children that ended.
         datagrams: all that were sent before those ends, at least.
         stops: signals that ask to end.
+        callers: (listening socket, connection): the receiver's now.
     """
 
     ends: tuple[tuple[int, int], ...] = ()
     datagrams: tuple[Datagram, ...] = ()
     stops: tuple[int, ...] = ()
+    callers: tuple[tuple[int, int], ...] = ()
 
 
 class Processes(Protocol):
@@ -45,8 +47,15 @@ class Processes(Protocol):
         """Send a signal to a child that was not reported as ended yet."""
         ...
 
-    def wait(self, timeout: float | None) -> Happened:
-        """Wait until something happens, or for `timeout` seconds."""
+    def wait(self, timeout: float | None, listeners: Sequence[int] = ()) -> Happened:
+        """Wait until something happens, also to these sockets, or for `timeout` seconds."""
+        ...
+
+    def greet(self, caller: int, name: str, greeting: bytes) -> None:
+        """Send a caller something; it, and the name, are for a worker after the first.
+
+        Never raises; the fd is not the caller's of this any more.
+        """
         ...
 
     def notify(self, text: str) -> None:

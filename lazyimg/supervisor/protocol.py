@@ -84,6 +84,14 @@ class CloseFd(NamedTuple):
     fd: int
 
 
+class Greet(NamedTuple):
+    """Send a caller of a kept socket, by its name, what it is to hear first; hand it over."""
+
+    caller: int
+    name: str
+    greeting: bytes
+
+
 class Say(NamedTuple):
     """Log a line; `serious` if somebody should look at it."""
 
@@ -97,7 +105,7 @@ class Exit(NamedTuple):
     code: int
 
 
-Action = Start | Signal | Notify | CloseFd | Say | Exit
+Action = Start | Signal | Notify | CloseFd | Greet | Say | Exit
 
 
 class State(Enum):
@@ -164,11 +172,18 @@ class Protocol:
         self._failures = 0  # ends in a row, none of them after a steady life
         self._ready_at: float | None = None
         self._fds: list[tuple[str, int]] = []
+        self._greetings: dict[int, bytes] = {}  # by the fds of listening sockets
+        self._left: list[int] = []  # of these, the ones whose worker has ended
 
     @property
     def fds(self) -> list[tuple[str, int]]:
         """What is kept, (name, fd), in the order in which it came."""
         return list(self._fds)
+
+    @property
+    def listeners(self) -> list[int]:
+        """Kept sockets whose callers would hear nothing: the worker that had them has ended."""
+        return list(self._left)
 
     def begin(self, fds: Sequence[tuple[str, int]] = ()) -> list[Action]:
         """Start the first worker, with what a service manager has kept for us.
@@ -193,10 +208,15 @@ class Protocol:
         if notification.remove:
             actions += self._remove(notification.name)
         if notification.store:
-            actions += self._keep(notification.name, fds)
+            actions += self._keep(notification, fds)
         else:
             actions += [CloseFd(fd) for fd in fds]
         return [*actions, *map(Notify, notification.rest)]
+
+    def called(self, listener: int, caller: int) -> list[Action]:
+        """Take in a caller of one of `listeners`."""
+        (name,) = (name for name, fd in self._fds if fd == listener)
+        return [Greet(caller, name, self._greetings[listener])]
 
     def exited(self, code: int, now: float, jitter: float) -> list[Action]:
         """Take in the worker's end.
@@ -261,6 +281,7 @@ class Protocol:
         return [Say(f"worker {self.restarts} after the first is ready", serious=False)]
 
     def _retry(self, code: int, now: float, jitter: float) -> list[Action]:
+        self._left = list(self._greetings)
         served = self._ready_at is not None
         if self._ready_at is not None and now - self._ready_at >= STEADY:
             self._failures = 0
@@ -270,9 +291,11 @@ class Protocol:
         again = f"in {pause:.1f} s" if pause else "now"
         return [Say(f"the worker ended with {_describe(code)}; it is started again {again}")]
 
-    def _keep(self, name: str, fds: Sequence[int]) -> list[Action]:
-        room = MAX_FDS - len(self._fds)
+    def _keep(self, notification: Notification, fds: Sequence[int]) -> list[Action]:
+        name, room = notification.name, MAX_FDS - len(self._fds)
         self._fds += [(name, fd) for fd in fds[:room]]
+        if notification.greeting:
+            self._greetings |= dict.fromkeys(fds[:room], notification.greeting)
         lost = fds[room:]
         if not lost:
             return []
@@ -282,6 +305,9 @@ class Protocol:
     def _remove(self, name: str) -> list[Action]:
         gone = [fd for kept, fd in self._fds if kept == name]
         self._fds = [(kept, fd) for kept, fd in self._fds if kept != name]
+        for fd in gone:
+            self._greetings.pop(fd, None)
+        self._left = [fd for fd in self._left if fd not in gone]
         return [CloseFd(fd) for fd in gone]
 
     def _step(self, event: _Event) -> _Step:

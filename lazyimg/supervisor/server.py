@@ -10,6 +10,7 @@ from lazyimg.supervisor.messages import parse_notification
 from lazyimg.supervisor.protocol import (
     Action,
     CloseFd,
+    Greet,
     Notify,
     Protocol,
     Say,
@@ -58,7 +59,10 @@ class Supervisor:
     def _turn(self) -> None:
         deadline = self._protocol.deadline
         now = self._processes.now()
-        happened = self._processes.wait(None if deadline is None else max(0.0, deadline - now))
+        timeout = None if deadline is None else max(0.0, deadline - now)
+        happened = self._processes.wait(timeout, self._protocol.listeners)
+        for listener, caller in happened.callers:
+            self._perform(self._protocol.called(listener, caller))
         for datagram in happened.datagrams:
             self._receive(datagram)
         for process, code in happened.ends:
@@ -95,6 +99,8 @@ class Supervisor:
                 self._processes.notify(action.text)
             elif isinstance(action, CloseFd):
                 self._processes.close_fd(action.fd)
+            elif isinstance(action, Greet):
+                self._processes.greet(*action)
             elif isinstance(action, Say):
                 _log.log(logging.WARNING if action.serious else logging.INFO, "%s", action.text)
             else:

@@ -150,22 +150,21 @@ def test_containerd_goes_on_after_kills(tmp_path: Path) -> None:
 def test_calls_wait_for_the_next_process(tmp_path: Path) -> None:
     """The socket outlives the process: what is called meanwhile is done by the next one.
 
-    Each supervisor sees two ends: it waits longer and longer before it starts a third process, and
-    containerd gives up after a second without the first byte of an answer.
+    The supervisor waits longer and longer before it starts one.
     """
     root, socket, took = tmp_path / "root", tmp_path / "socket", []
-    with running_containerd(tmp_path / "c", PROXY_PLUGIN.format(socket=socket)) as containerd:
+    with (
+        supervised_snapshotter(root, socket) as daemon,
+        running_containerd(tmp_path / "c", PROXY_PLUGIN.format(socket=socket)) as containerd,
+    ):
         for number in range(REPLACED):
-            with supervised_snapshotter(root, socket) as daemon:
-                wait_until_connected(containerd)
-                calls = (["prepare", f"key {number}"], ["commit", f"{number}", f"key {number}"])
-                for call in calls:
-                    kill_worker(daemon)
-                    begin = time.monotonic()
-                    containerd.ctr("snapshots", "--snapshotter", "lazyimg", *call)
-                    took.append(time.monotonic() - begin)
-                listed = containerd.ctr("snapshots", "--snapshotter", "lazyimg", "ls")
-                assert str(number) in [line.split()[0] for line in listed.splitlines()]
+            for call in (["prepare", f"key {number}"], ["commit", f"{number}", f"key {number}"]):
+                kill_worker(daemon)
+                begin = time.monotonic()
+                containerd.ctr("snapshots", "--snapshotter", "lazyimg", *call)
+                took.append(time.monotonic() - begin)
+        listed = containerd.ctr("snapshots", "--snapshotter", "lazyimg", "ls").splitlines()[1:]
+        assert sorted(line.split()[0] for line in listed) == sorted(map(str, range(REPLACED)))
     logging.getLogger(__name__).info("calls took %.2f to %.2f s", min(took), max(took))
 
 

@@ -26,6 +26,8 @@ class FakeProcesses:
         closed: fds.
         refuse: how many starts fail.
         waits: the timeout of each wait.
+        listeners: of the latest wait.
+        greeted: callers, with the name that they called and what they were sent.
     """
 
     script: deque[Happened | Callable[[FakeProcesses], Happened]] = field(default_factory=deque)
@@ -37,6 +39,8 @@ class FakeProcesses:
     closed: list[int] = field(default_factory=list)
     refuse: int = 0
     waits: list[float | None] = field(default_factory=list)
+    listeners: list[int] = field(default_factory=list)
+    greeted: list[tuple[int, str, bytes]] = field(default_factory=list)
     _next: int = 100
 
     def now(self) -> float:
@@ -55,8 +59,9 @@ class FakeProcesses:
         assert process == self.running
         self.signals.append((process, number))
 
-    def wait(self, timeout: float | None) -> Happened:
+    def wait(self, timeout: float | None, listeners: Sequence[int] = ()) -> Happened:
         self.waits.append(timeout)
+        self.listeners = list(listeners)
         if timeout is not None and not self.script:
             raise AssertionError("nothing more is to happen")
         event = self.script.popleft()
@@ -67,6 +72,9 @@ class FakeProcesses:
             if process == self.running:
                 self.running = None
         return happened
+
+    def greet(self, caller: int, name: str, greeting: bytes) -> None:
+        self.greeted.append((caller, name, greeting))
 
     def notify(self, text: str) -> None:
         self.told.append(text)

@@ -48,6 +48,7 @@ READ: Final = "sha256sum /data/*"
 READ_SLOWLY: Final = "for file in /data/*; do sha256sum $file; done"
 WAIT: Final = "echo up; while :; do sleep 1; done"
 KILLS: Final = scaled(60, least=3)
+REPLACED: Final = scaled(20)
 LASTING: Final = 3.0  # seconds until a kill, at most
 SEED: Final = 3
 
@@ -179,21 +180,39 @@ def test_worker_killed_while_a_container_reads(
         running_containerd(place / "containerd", plugin(lazyimg)) as containerd,
     ):
         pull(lazyimg, containerd, reference)
-        program = f"{READ_SLOWLY}; read line || true"
-        with container(containerd, reference, "reads", program) as (process, output):
-            assert process.stdin is not None
-            for number, line in enumerate(expected.splitlines(keepends=True)):
-                assert output.readline() == line
-                if number in {0, 3, 6}:
+        lines = []
+        with container(containerd, reference, "reads", READ_SLOWLY) as (process, output):
+            for line in output:
+                lines.append(line)
+                if len(lines) in {1, 4, 7}:
                     eventually(lambda: worker_of(daemon) is not None)
                     kill_worker(daemon)
-            # What ctr asks containerd for at the end would wait for a worker, but no longer than a
-            # second for its first sign of life, and here that may take longer.
-            wait_until_connected(containerd)
-            process.stdin.close()
             assert process.wait(PATIENCE) == 0
+        assert "".join(lines) == expected
         assert run(containerd, reference, READ) == expected
         remove_all(lazyimg, containerd, reference)
+
+
+def test_worker_killed_before_containerd_calls(
+    lazyimg: Lazyimg, place: Path, reference: str
+) -> None:
+    """Just before the calls of a container's start, and before those of its end."""
+    with (
+        lazyimg.serving() as daemon,
+        running_containerd(place / "containerd", plugin(lazyimg)) as containerd,
+    ):
+        for number in range(REPLACED):
+            pull(lazyimg, containerd, reference)
+            kill_worker(daemon)
+            assert run(containerd, reference, "echo up") == "up\n"
+            program = "echo up; read line || true"
+            with container(containerd, reference, f"{number}", program) as (process, output):
+                assert output.readline() == "up\n"
+                kill_worker(daemon)
+                assert process.stdin is not None
+                process.stdin.close()
+                assert (process.wait(PATIENCE), output.read()) == (0, "")
+            remove_all(lazyimg, containerd, reference)
 
 
 def kill_worker(daemon: subprocess.Popen[bytes]) -> None:

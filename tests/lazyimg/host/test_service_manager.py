@@ -100,6 +100,13 @@ def test_fd_is_kept(address: str, channel: socket.socket, tmp_path: Path) -> Non
     os.close(fds[0])
 
 
+def test_listening_socket_is_kept_with_a_greeting(address: str, channel: socket.socket) -> None:
+    ServiceManager({"NOTIFY_SOCKET": address}).keep("a", 0, b"\0\xff")
+    data, fds, _, _ = socket.recv_fds(channel, 100, 4)
+    assert data == b"FDSTORE=1\nFDPOLL=0\nX_GREETING=00ff\nFDNAME=a"
+    os.close(fds[0])
+
+
 def test_service_manager_that_is_gone(address: str, caplog: pytest.LogCaptureFixture) -> None:
     manager = ServiceManager({"NOTIFY_SOCKET": address})
     assert manager.notify("FDSTORE=1\nFDNAME=a") is False

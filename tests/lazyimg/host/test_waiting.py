@@ -170,6 +170,34 @@ def test_socket_that_cannot_accept(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["callers that waited are refused: [Errno 22] Invalid argument"]
 
 
+def test_callers_that_the_supervisor_has_greeted(
+    tmp_path: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    with channel, listening(tmp_path / "old") as listener:
+        handed = [("grpc-a", os.dup(listener.fileno())), ("callers", theirs.detach())]
+        monkeypatch.setattr("lazyimg.host.service_manager.take_handed", lambda _: handed)
+        callers = []
+        for _ in range(2):
+            caller, connection = socket.socketpair()
+            socket.send_fds(channel, [b"grpc-a"], [connection.fileno()])
+            connection.close()
+            caller.settimeout(LIMIT)
+            callers.append(caller)
+        waiting = greet_callers(ServiceManager({}))
+        waiting["grpc-a"].answer(str(tmp_path / "new"))
+        for caller in callers:
+            with caller, caller.dup() as sending:
+                sending.sendall(PREFACE + ACKNOWLEDGEMENT)
+                sending.shutdown(socket.SHUT_WR)
+                accepted, _ = server.accept()
+                with accepted:
+                    assert receive(accepted, 1000) == PREFACE
+                    accepted.sendall(b"answer")
+                assert receive(caller, 1000) == b"answer"  # and no second greeting
+        waiting["grpc-a"].close()
+
+
 def test_only_kept_sockets_of_grpc_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
         for listener in (one, other):

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from lazyimg.supervisor.device import CANNOT_EXEC, ProcessDevice
 from lazyimg.supervisor.ports import Happened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 LIMIT = 30.0
@@ -49,15 +50,20 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessDevic
         signal.signal(number, handler)
 
 
-def wait_for(device: ProcessDevice, condition: Callable[[Happened], bool]) -> Happened:
+def wait_for(
+    device: ProcessDevice, condition: Callable[[Happened], bool], listeners: Sequence[int] = ()
+) -> Happened:
     """Wait until all that happened fulfils a condition."""
     total = Happened()
     end = time.monotonic() + LIMIT
     while not condition(total):
         assert time.monotonic() < end, total
-        more = device.wait(end - time.monotonic())
+        more = device.wait(end - time.monotonic(), listeners)
         total = Happened(
-            total.ends + more.ends, total.datagrams + more.datagrams, total.stops + more.stops
+            total.ends + more.ends,
+            total.datagrams + more.datagrams,
+            total.stops + more.stops,
+            total.callers + more.callers,
         )
     return total
 
@@ -92,11 +98,96 @@ def test_fds_go_there_and_back(make: Callable[..., ProcessDevice], tmp_path: Pat
     device._command += ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"]
     process = device.start([("null", second), ("kept", first)], 3)
     (datagram,) = wait_for(device, ended).datagrams
-    assert datagram.data == f"2 null:kept {process}content".encode()
+    assert datagram.data == f"3 null:kept:callers {process}content".encode()
     device.close_fd(first)
     device.close_fd(second)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(first)
+
+
+TAKE = """
+channel = socket.socket(fileno=3)
+for _ in range(2):
+    name, fds, _, _ = socket.recv_fds(channel, 100, 1)
+    socket.socket(fileno=fds[0]).sendall(b" from the worker for " + name)
+"""
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+        made.listen()
+        yield made
+
+
+@contextmanager
+def calling(listener: socket.socket) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(LIMIT)
+        caller.connect(listener.getsockname())
+        yield caller
+
+
+def test_callers_are_greeted_before_there_is_a_worker(
+    make: Callable[..., ProcessDevice], listener: socket.socket
+) -> None:
+    device = make(TAKE)
+    fd = os.dup(listener.fileno())
+    with calling(listener) as one, calling(listener) as other:
+        calls = wait_for(device, lambda happened: len(happened.callers) == 2, [fd]).callers
+        for number, (called, caller) in enumerate(calls):
+            assert called == fd
+            device.greet(caller, f"name {number}", b"hello")
+        for each in (one, other):
+            assert each.recv(5) == b"hello"
+        device.start([], 1)
+        wait_for(device, ended, [fd])
+        said = {one.recv(100), other.recv(100)}
+        assert said == {b" from the worker for name 0", b" from the worker for name 1"}
+        assert one.recv(1) == b""
+    device.close_fd(fd)
+    with calling(listener):
+        assert device.wait(0.01) == Happened()
+
+
+def test_caller_that_nobody_can_take(
+    make: Callable[..., ProcessDevice], caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make("")
+    ours, theirs = socket.socketpair()
+    ours.close()
+    device.greet(theirs.detach(), "name", b"hello")
+    assert caplog.messages == ["a caller of name is refused: [Errno 32] Broken pipe"]
+
+
+def test_sockets_that_are_waited_for_no_longer(
+    make: Callable[..., ProcessDevice],
+    listener: socket.socket,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, fd = make(""), listener.fileno()
+    with calling(listener):
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", raising(BlockingIOError()))
+            assert device.wait(LIMIT, [fd]) == Happened()
+        assert device.wait(0.01, []) == Happened()
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", raising(OSError(24, "Too many open files")))
+            assert device.wait(LIMIT, [fd]) == Happened()
+        assert device.wait(0.01, [fd]) == Happened()  # it does not turn and turn
+        assert device.wait(0.01) == Happened()
+        ((_, caller),) = device.wait(LIMIT, [fd]).callers
+        os.close(caller)
+    assert caplog.messages == ["callers wait for the next worker: [Errno 24] Too many open files"]
+
+
+def raising(error: OSError) -> Callable[[socket.socket], None]:
+    def fail(_: socket.socket) -> None:
+        raise error
+
+    return fail
 
 
 def test_environment_of_the_worker(make: Callable[..., ProcessDevice]) -> None:
@@ -105,9 +196,9 @@ def test_environment_of_the_worker(make: Callable[..., ProcessDevice]) -> None:
         f"say(repr([os.environ.get(name) for name in {names}]))",
         LISTEN_PID="1", LISTEN_FDS="5", NOTIFY_SOCKET="/none",
     )  # fmt: skip
-    device.start([], 4)
+    device.start([], 0)
     (datagram,) = wait_for(device, ended).datagrams
-    assert datagram.data == repr([None, None, str(os.getpid()), "4"]).encode()
+    assert datagram.data == repr([None, None, str(os.getpid()), "0"]).encode()
 
 
 def test_worker_inherits_nothing_of_ours(make: Callable[..., ProcessDevice]) -> None:

@@ -24,6 +24,12 @@ from lazyimg.supervisor.messages import (
         (b"FDSTORE=1\nFDNAME=api", Notification(store=True, name="api")),
         (b"FDNAME=api\nFDSTORE=1\nFDPOLL=0", Notification(store=True, name="api")),
         (b"FDSTOREREMOVE=1\nFDNAME=api", Notification(remove=True, name="api")),
+        (
+            b"FDSTORE=1\nX_GREETING=00ff\nFDNAME=a",
+            Notification(store=True, name="a", greeting=b"\0\xff"),
+        ),
+        (b"FDSTORE=1\nX_GREETING=0\nX_GREETING=00", Notification(store=True)),
+        (b"FDSTORE=1\nX_GREETING=", Notification(store=True)),
         (b"FDSTORE=1", Notification(store=True, name=DEFAULT_NAME)),
         (b"FDSTORE=1\nFDNAME=a:b", Notification(store=True, name=DEFAULT_NAME)),
         (b"FDSTORE=1\nFDNAME=a\nFDNAME=b", Notification(store=True, name="b")),

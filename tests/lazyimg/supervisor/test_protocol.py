@@ -18,6 +18,7 @@ from lazyimg.supervisor.protocol import (
     Action,
     CloseFd,
     Exit,
+    Greet,
     IllegalStepError,
     Notify,
     Protocol,
@@ -213,6 +214,26 @@ def test_fds_are_kept_for_the_next_worker() -> None:
     assert protocol.receive(Notification(remove=True, name="a"), [], 0.0) == []
 
 
+def test_callers_are_greeted_from_the_end_of_a_worker_until_the_next_one_says_so() -> None:
+    protocol = serving()
+    kept = Notification(store=True, name="a", greeting=b"hello")
+    assert protocol.receive(kept, [10, 11], 0.0) == []
+    protocol.receive(Notification(store=True, name="b"), [12], 0.0)
+    assert protocol.listeners == []
+    protocol.exited(-9, 1.0, 0.0)
+    assert protocol.listeners == [10, 11]
+    assert protocol.called(11, 20) == [Greet(20, "a", b"hello")]
+    protocol.tick(1.0)
+    protocol.receive(READY, [], 2.0)
+    assert protocol.listeners == [10, 11]
+    protocol.receive(kept._replace(name="c"), [13], 2.0)
+    protocol.receive(Notification(remove=True, name="a"), [], 2.0)
+    assert protocol.listeners == []
+    protocol.exited(-9, 3.0, 0.0)
+    assert protocol.listeners == [13]
+    assert protocol.called(13, 21) == [Greet(21, "c", b"hello")]
+
+
 def test_fds_of_before_come_first() -> None:
     protocol = Protocol()
     protocol.begin([("old", 3)])
@@ -231,12 +252,15 @@ def test_fds_that_are_not_to_be_kept_are_closed() -> None:
 def test_fds_that_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol_module, "MAX_FDS", 2)
     protocol = serving()
-    assert protocol.receive(Notification(store=True, name="a"), [5, 6, 7], 0.0) == [
+    kept = Notification(store=True, name="a", greeting=b"hello")
+    assert protocol.receive(kept, [5, 6, 7], 0.0) == [
         Say("1 of the worker's fds 'a' are not kept: 2 are"),
         CloseFd(7),
     ]
     assert protocol.receive(Notification(store=True, name="b"), [8], 0.0)[1:] == [CloseFd(8)]
     assert protocol.fds == [("a", 5), ("a", 6)]
+    protocol.exited(-9, 1.0, 0.0)
+    assert protocol.listeners == [5, 6]
 
 
 def test_lines_for_the_service_manager_are_passed_on() -> None:

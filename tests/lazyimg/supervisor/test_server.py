@@ -76,6 +76,26 @@ def test_next_worker_gets_the_fds(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_callers_of_a_worker_that_ended() -> None:
+    def call(processes: FakeProcesses) -> Happened:
+        assert processes.listeners == [7]
+        removed = says(b"FDSTOREREMOVE=1\nFDNAME=a")(processes)
+        return removed._replace(callers=((7, 20), (7, 21)))
+
+    _, processes = supervise(
+        says(b"FDSTORE=1\nX_GREETING=6869\nFDNAME=a", 7),
+        says(b"READY=1"),
+        ends(-9),
+        call,
+        says(b"READY=1"),
+        TERM,
+        ends(0),
+    )
+    assert processes.greeted == [(20, "a", b"hi"), (21, "a", b"hi")]
+    assert processes.closed == [7]
+    assert processes.listeners == []
+
+
 def test_what_a_worker_said_before_it_ended_counts() -> None:
     code, processes = supervise(ends(-9, b"READY=1"), says(b"READY=1"), TERM, ends(0))
     assert code == 0

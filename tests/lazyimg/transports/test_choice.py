@@ -75,7 +75,7 @@ class Manager(ServiceManager):
         self._events = events
         self._handed = {name: [os.open("/dev/null", os.O_RDONLY)] for name in kept}
 
-    def keep(self, name: str, fd: int) -> None:
+    def keep(self, name: str, fd: int, greeting: bytes = b"") -> None:
         self._events.append(f"keep {name}")
 
     def forget(self, name: str) -> None:
