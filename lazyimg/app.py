@@ -189,6 +189,7 @@ async def start(
     for name in ("lazyimg.images.service", "lazyimg.api.server"):
         await asyncio.to_thread(importlib.import_module, name)  # the loop fills meanwhile
     from lazyimg.daemon import LazyimgDaemon  # noqa: PLC0415  readers come first
+    from lazyimg.images.indexes import Indexes  # noqa: PLC0415
     from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
     from lazyimg.images.service import Images  # noqa: PLC0415
 
@@ -220,6 +221,7 @@ async def start(
     daemon = LazyimgDaemon(
         config=config,
         images=images,
+        indexes=Indexes(root, library, images, config.build.limits()),
         mounts=mounts,
         prefetcher=prefetcher,
         engine=engine,

@@ -22,6 +22,8 @@ from lazyimg.api.messages import (
     FsidReply,
     HeldReport,
     ImageRequest,
+    IndexReply,
+    IndexReport,
     InspectReply,
     InspectRequest,
     LayerReport,
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
     from lazyimg.fill.engine import Engine
     from lazyimg.host.service_manager import ServiceManager
     from lazyimg.images.cached import CachedDevices
-    from lazyimg.images.library import ChainRecord
+    from lazyimg.images.indexes import Indexes
+    from lazyimg.images.library import ChainRecord, OwnIndex
     from lazyimg.images.mounted import Mounted
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
@@ -68,6 +71,7 @@ class LazyimgDaemon:
     Args:
         config: the effective configuration.
         images: makes images ready.
+        indexes: makes those that layers lack.
         mounts: mounts them.
         prefetcher: makes them local.
         engine: fills devices; asked for its counters.
@@ -84,6 +88,7 @@ class LazyimgDaemon:
         *,
         config: Config,
         images: Images,
+        indexes: Indexes,
         mounts: Mounts,
         prefetcher: Prefetcher,
         engine: Engine,
@@ -96,6 +101,7 @@ class LazyimgDaemon:
     ) -> None:
         self._config = config
         self._images = images
+        self._indexes = indexes
         self._mounts = mounts
         self._prefetcher = prefetcher
         self._engine = engine
@@ -212,6 +218,35 @@ class LazyimgDaemon:
                 for layer, kind in zip(known.layers, known.formats, strict=True)
             ],
         )
+
+    async def create_index(self, request: ImageRequest) -> IndexReply:
+        """Make an index of each layer of an image that has none."""
+        access = _registry_access(request.access)
+        name, layers = await self._indexes.create(request.reference, request.platform, access)
+        return IndexReply(
+            reference=name,
+            layers=[
+                IndexReport(
+                    layer=str(one.layer.digest),
+                    size=one.layer.size,
+                    format=one.format,
+                    index=one.own.digest if one.own else "",
+                    index_size=one.own.size if one.own else 0,
+                    made=one.made,
+                )
+                for one in layers
+            ],
+        )
+
+    async def remove_index(self, request: ImageRequest) -> IndexReply:
+        """Remove the indexes that were made of an image's layers, or of one layer."""
+        access = _registry_access(request.access)
+        removed = await self._indexes.remove(request.reference, request.platform, access)
+        return IndexReply(reference=request.reference, layers=_report_indexes(removed))
+
+    async def indexes(self) -> IndexReply:
+        """List the indexes that were made here."""
+        return IndexReply(layers=_report_indexes(await self._indexes.kept()))
 
     async def cache(self) -> CacheReply:
         """Describe what is in the cache."""
@@ -383,6 +418,13 @@ class LazyimgDaemon:
             _log.warning("what is present of %s is not known: %s", device, error)
             return 0
         return sum(map(len, ranges or []))
+
+
+def _report_indexes(indexes: list[OwnIndex]) -> list[IndexReport]:
+    return [
+        IndexReport(layer=one.blob, size=one.blob_size, index=one.digest, index_size=one.size)
+        for one in indexes
+    ]
 
 
 def _check_directory(directory: str) -> None:

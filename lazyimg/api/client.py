@@ -21,6 +21,7 @@ from lazyimg.api.messages import (
     ErrorReply,
     FsidReply,
     ImageRequest,
+    IndexReply,
     InspectReply,
     InspectRequest,
     MountReply,
@@ -73,6 +74,18 @@ class Client:
     def inspect(self, request: InspectRequest) -> InspectReply:
         """Describe an image and how much of it is local."""
         return self._ask("POST /v1/inspect", request, InspectReply)
+
+    def create_index(self, request: ImageRequest) -> IndexReply:
+        """Make an index of each layer that has none; takes as long as downloading the image."""
+        return self._ask("POST /v1/index", request, IndexReply)
+
+    def remove_index(self, request: ImageRequest) -> IndexReply:
+        """Remove what `create_index` made."""
+        return self._ask("POST /v1/index/remove", request, IndexReply)
+
+    def indexes(self) -> IndexReply:
+        """List what `create_index` made."""
+        return self._ask("GET /v1/index", None, IndexReply)
 
     def cache(self) -> CacheReply:
         """Describe the cache."""

@@ -7,6 +7,9 @@
 | POST /v1/fsid | ImageRequest | FsidReply |
 | POST /v1/prefetch | PrefetchRequest | lines of JSON: PrefetchEvent, ... |
 | POST /v1/inspect | InspectRequest | InspectReply |
+| POST /v1/index | ImageRequest | IndexReply |
+| POST /v1/index/remove | ImageRequest | IndexReply |
+| GET /v1/index | - | IndexReply |
 | GET /v1/cache | - | CacheReply |
 | POST /v1/cache/check | CacheCheckRequest | CacheCheckReply |
 | GET /v1/status | - | StatusReply |
@@ -307,6 +310,33 @@ class CacheReply(msgspec.Struct, frozen=True, kw_only=True):
     """What is in the cache."""
 
     devices: list[CachedReport]
+
+
+class IndexReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer, and the index that this node has made of it; sizes in bytes.
+
+    Attributes:
+        layer: the blob's digest.
+        size: of the blob.
+        format: in one word; "" where it was not asked for.
+        index: the index's digest; "" where the layer has an index itself.
+        index_size: of the index.
+        made: just now.
+    """
+
+    layer: str
+    size: int
+    format: str = ""
+    index: str = ""
+    index_size: int = 0
+    made: bool = False
+
+
+class IndexReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The layers that were asked for, lowest first; `reference` is "" for all that there are."""
+
+    layers: list[IndexReport]
+    reference: str = ""
 
 
 class CacheCheckRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from lazyimg.api.messages import (
     ErrorReply,
     FsidReply,
     ImageRequest,
+    IndexReply,
     InspectReply,
     InspectRequest,
     MountReply,
@@ -72,6 +73,18 @@ class Daemon(Protocol):
         """Describe an image."""
         ...
 
+    async def create_index(self, request: ImageRequest) -> IndexReply:
+        """Make an index of each layer that has none."""
+        ...
+
+    async def remove_index(self, request: ImageRequest) -> IndexReply:
+        """Remove them."""
+        ...
+
+    async def indexes(self) -> IndexReply:
+        """List them."""
+        ...
+
     async def cache(self) -> CacheReply:
         """Describe the cache."""
         ...
@@ -104,6 +117,9 @@ def make_application(daemon: Daemon, *, grace: float = GRACE) -> web.Application
             web.post("/v1/fsid", _handler(ImageRequest, daemon.fsid, begun)),
             web.post("/v1/inspect", _handler(InspectRequest, daemon.inspect, begun)),
             web.post("/v1/prefetch", _prefetch_handler(daemon, streams)),
+            web.post("/v1/index", _handler(ImageRequest, daemon.create_index, begun)),
+            web.post("/v1/index/remove", _handler(ImageRequest, daemon.remove_index, begun)),
+            web.get("/v1/index", _question(daemon.indexes)),
             web.post("/v1/cache/check", _handler(CacheCheckRequest, daemon.check_cache, begun)),
             web.get("/v1/cache", _question(daemon.cache)),
             web.get("/v1/status", _question(daemon.status)),

@@ -40,6 +40,7 @@ VERBS: Final = {
     "umount": Verb("umount", "Unmount images."),
     "fsid": Verb("fsid", "Make an image ready to be mounted by mount(8)."),
     "prefetch": Verb("prefetch", "Make images local, whole or in part."),
+    "index": Verb("index", "Have images loaded lazily as they are."),
     "cache": Verb("cache", "Check what was fetched, and repair it."),
     "inspect": Verb("inspect", "Show what an image, a mount or a file is."),
     "status": Verb("status", "Show the daemon, its mounts and containerd's images."),

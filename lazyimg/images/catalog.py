@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lazyimg.errors import CorruptError, LazyimgError, NotFoundError, StorageError
 from lazyimg.images.bootstrap import verify_bootstrap
 from lazyimg.images.readers import Readers, ReadersBlob
 from lazyimg.logs import Repeats
-from lazyimg_formats.device_table import DeviceTable
+from lazyimg_formats.device_table import HEADER_SIZE, DeviceTable, find_windows
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
@@ -264,7 +265,8 @@ class Catalog:
         """
         path = self._root / "tables" / file
         try:
-            return DeviceTable(path.read_bytes(), expected_name=name)
+            columns, read = _read_columns(path)
+            return DeviceTable(columns, read=read, expected_name=name)
         except (OSError, FormatError) as error:
             problem = error.strerror if isinstance(error, OSError) else str(error)
             kind = CorruptError if isinstance(error, FormatError) else StorageError
@@ -282,6 +284,30 @@ class Catalog:
             if self.read_local(fsid, start, piece, data) is None:
                 raise StorageError(str(path), "cannot be read any more", "mount it again")
             await sink.write(start, data)
+
+
+def _read_columns(path: Path) -> tuple[bytes, Callable[[int, int], bytes] | None]:
+    """Give a table without its windows, and what reads them when they are wanted.
+
+    Raises OSError, FormatError.
+    """
+    with path.open("rb") as file:
+        header = file.read(HEADER_SIZE)
+        end = find_windows(header)
+        if end is None:
+            return header + file.read(), None
+        return header + file.read(end - len(header)), partial(_read_window, path)
+
+
+def _read_window(path: Path, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    try:
+        size = _read(path, offset, memoryview(data))
+    except OSError as error:
+        raise StorageError(
+            str(path), f"cannot be read: {error.strerror}", "mount the image again"
+        ) from error
+    return bytes(data[:size])
 
 
 def _read(path: Path, offset: int, buffer: memoryview) -> int:

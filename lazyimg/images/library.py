@@ -123,6 +123,16 @@ CREATE TABLE checked (           -- layers whose blobs were read to the end
     PRIMARY KEY (blob, diff_id, index_name)
 ) STRICT, WITHOUT ROWID;
 """,
+    """
+CREATE TABLE own_index (         -- of layers that have none: made here, of checked bytes
+    blob TEXT NOT NULL,          -- digest
+    diff_id TEXT NOT NULL,       -- of its tar
+    blob_size INTEGER NOT NULL,  -- bytes
+    digest TEXT NOT NULL,        -- of the index; its file is below content/
+    size INTEGER NOT NULL,       -- bytes of the index
+    PRIMARY KEY (blob, diff_id)
+) STRICT, WITHOUT ROWID;
+""",
 )
 """What makes each version of the records from the one before; the first from nothing."""
 
@@ -147,6 +157,24 @@ class LayerRecord(msgspec.Struct, frozen=True):
     table: str
     device: str
     device_size: int
+
+
+class OwnIndex(NamedTuple):
+    """An index that this node has made of a layer.
+
+    Attributes:
+        blob: the blob's digest.
+        diff_id: digest of its tar.
+        blob_size: bytes of the blob.
+        digest: of the index.
+        size: bytes of the index.
+    """
+
+    blob: str
+    diff_id: str
+    blob_size: int
+    digest: str
+    size: int
 
 
 class ChainRecord(msgspec.Struct, frozen=True):
@@ -402,6 +430,34 @@ class Library(Database):
         """Forget a mount."""
         with self._transaction(write=True) as db:
             db.execute("DELETE FROM mount WHERE directory = ?", (directory,))
+
+    def add_own_index(self, index: OwnIndex) -> None:
+        """Record an index; its file exists."""
+        with self._transaction(write=True) as db:
+            db.execute("INSERT OR REPLACE INTO own_index VALUES (?, ?, ?, ?, ?)", index)
+
+    def own_indexes(self) -> list[OwnIndex]:
+        """Give all indexes that were made here, by their blobs' digests."""
+        with self._transaction(write=False) as db:
+            rows = db.execute("SELECT * FROM own_index ORDER BY blob, diff_id").fetchall()
+        return [OwnIndex(*row) for row in rows]
+
+    def find_own_index(self, blob: str, diff_id: str) -> OwnIndex | None:
+        """Give the index that was made of a layer."""
+        with self._transaction(write=False) as db:
+            row = db.execute(
+                "SELECT * FROM own_index WHERE blob = ? AND diff_id = ?", (blob, diff_id)
+            ).fetchone()
+        return OwnIndex(*row) if row else None
+
+    def remove_own_index(self, index: OwnIndex) -> bool:
+        """Forget an index; tells whether no other layer has the same one."""
+        with self._transaction(write=True) as db:
+            db.execute(
+                "DELETE FROM own_index WHERE blob = ? AND diff_id = ?", (index.blob, index.diff_id)
+            )
+            other = "SELECT 1 FROM own_index WHERE digest = ?"
+            return db.execute(other, (index.digest,)).fetchone() is None
 
     def add_checked(self, claim: LayerClaim, problem: str) -> None:
         """Record what a check has found: how a layer is not what is said of it; "" if it is."""

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -36,7 +37,7 @@ from lazyimg.images.library import (
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
 from lazyimg.layers.fetch import fetch_index, find_index
-from lazyimg.layers.locate import LAZY, STARGZ, IndexLocation, locate_index, name_format
+from lazyimg.layers.locate import PLAIN, STARGZ, IndexLocation, locate_index, name_format
 from lazyimg.layers.parse import check_names
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg.registry.ports import ProvingSource
@@ -259,8 +260,8 @@ class Images:
         layers = resolved.manifest.layers
         formats = tuple(name_format(layer) for layer in layers)
         chain = None
-        if LAZY.issuperset(formats):
-            key = _chain_key(layers, [locate_index(layer, str(location)) for layer in layers])
+        with suppress(NotLazyError):
+            key = _chain_key(layers, await self._locate_layers(str(location), resolved))
             chain = await asyncio.to_thread(self._library.find_chain, key)
         digest = str(resolved.descriptor.digest)
         return Description(str(location), digest, str(platform), layers, formats, chain)
@@ -340,15 +341,61 @@ class Images:
         key = await asyncio.to_thread(self._library.find_part, name, depth)
         return None if key is None else await asyncio.to_thread(self._library.find_chain, key)
 
+    async def locate(
+        self, what: str, layers: Sequence[Descriptor], diff_ids: Sequence[Digest]
+    ) -> list[IndexLocation]:
+        """Give where the indexes of layers are: in their blobs, or here.
+
+        Args:
+            what: what an error calls their image.
+            layers: the lowest ones of the image, or all.
+            diff_ids: of all layers of the image.
+
+        Raises:
+            NotLazyError: a layer has none.
+            CorruptError: annotations contradict each other.
+        """
+        return await asyncio.to_thread(
+            lambda: [
+                self._locate_one(f"{what}: layer {number} of {len(diff_ids)}", layer, str(diff_id))
+                for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=False), 1)
+            ]
+        )
+
+    async def _locate_layers(
+        self, what: str, resolved: ResolvedImage, depth: int | None = None
+    ) -> list[IndexLocation]:
+        return await self.locate(what, resolved.manifest.layers[:depth], resolved.config.diff_ids)
+
+    def _locate_one(self, what: str, layer: Descriptor, diff_id: str) -> IndexLocation:
+        kind = name_format(layer)
+        if kind in PLAIN:
+            own = self._library.find_own_index(str(layer.digest), diff_id)
+            if own is not None:
+                return IndexLocation(kind, 0, own.size, own.size, own.digest)
+        return locate_index(layer, what)
+
+    async def resolve_in(
+        self, text: str, platform_text: str, access: Access
+    ) -> tuple[str, ImageSource, ResolvedImage]:
+        """Give what the registry says of an image, its canonical name, and what has its blobs.
+
+        Args and Raises: as `open`.
+        """
+        location = _locate(text)
+        source, wanted = await self._open_source(location, access)
+        kept = KeptConfigs(source, self._root / "content")
+        resolved = await resolve_image(kept, wanted, parse_platform(platform_text))
+        return str(location), source, resolved
+
     async def resolve(self, text: str, access: Access) -> ResolvedImage:
         """Give what the registry says of an image for this machine: its manifest and its config.
 
         Raises:
             LazyimgError: it is not there, or the registry does not answer.
         """
-        source, wanted = await self._open_source(_locate(text), access)
-        kept = KeptConfigs(source, self._root / "content")
-        return await resolve_image(kept, wanted, parse_platform(""))
+        _, _, resolved = await self.resolve_in(text, "", access)
+        return resolved
 
     async def prove(self, text: str, access: Access, blobs: Sequence[Descriptor]) -> None:
         """Check that this user may read blobs of an image; asks the registry now and then only.
@@ -379,7 +426,9 @@ class Images:
         kept = KeptConfigs(source, self._root / "content")
         resolved = await resolve_image(kept, wanted, parse_platform(platform_text))
         layers = resolved.manifest.layers[:depth]
-        locations = await _find_indexes(kept, layers, [locate_index(one, text) for one in layers])
+        locations = await _find_indexes(
+            kept, layers, await self._locate_layers(text, resolved, depth)
+        )
         _check_indexes(text, locations)
         indexes = await self._fetch(layers, locations, kept)
         return [
@@ -398,10 +447,7 @@ class Images:
     ) -> Image:
         place, platform, depth, comparable = part
         layers = resolved.manifest.layers[:depth]
-        locations = [
-            locate_index(layer, f"{place}: layer {number} of {len(layers)}")
-            for number, layer in enumerate(layers, 1)
-        ]
+        locations = await self._locate_layers(str(place), resolved, depth)
         key = _chain_key(layers, locations, comparable=comparable)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)

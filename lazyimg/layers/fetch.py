@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from lazyimg.errors import CorruptError, NotLazyError, StorageError
 from lazyimg.host.files import write_file
+from lazyimg.layers.locate import PLAIN
 from lazyimg.layers.parse import check_index
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.estargz.location import FOOTER_SIZE, parse_footer
@@ -72,12 +73,19 @@ async def fetch_index(
         directory: where the files are, by `IndexLocation.name`.
 
     Raises:
+        NotLazyError: this node made the index, and does not have it any more.
         CorruptError: the blob holds other bytes than the manifest promises.
         LazyimgError: the registry or the disk fails.
     """
     path = directory / location.name
     if await asyncio.to_thread(_is_good, path, location):
         return path
+    if location.format in PLAIN:
+        raise NotLazyError(
+            f"{source.name}: layer {layer.digest}",
+            "the index that this node made of it is gone",
+            "make it again: lazyimg index create REF --local",
+        )
     while True:
         data = await source.read_blob(layer, location.offset, location.length)
         problem = await asyncio.to_thread(_problem_of, location, data)

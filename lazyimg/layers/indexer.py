@@ -38,6 +38,7 @@ from lazyimg_formats.tar.scanner import TarScanner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.tar.scanner import Member
@@ -53,10 +54,17 @@ class LayerIndexer:
         diff_id: digest of its tar.
         file: takes the index: new, empty, and can be read and sought.
         spacing: bytes of tar between two points at which a gzip stream can be entered.
+        aside: directory for what is kept aside; None: the machine's for such files.
     """
 
     def __init__(
-        self, blob: Digest, diff_id: Digest, file: IO[bytes], spacing: int = SPACING
+        self,
+        blob: Digest,
+        diff_id: Digest,
+        file: IO[bytes],
+        spacing: int = SPACING,
+        *,
+        aside: Path | None = None,
     ) -> None:
         self._blob, self._blob_hash = blob, blob.hasher()
         self._diff_id, self._tar_hash = diff_id, diff_id.hasher()
@@ -66,7 +74,7 @@ class LayerIndexer:
         self._cutter: SpanCutter | None = None
         self._builder = LayerBuilder(keep=False)
         self._scanner = TarScanner(self._take_header)
-        self._headers: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._headers: IO[bytes] = tempfile.TemporaryFile(dir=aside)  # noqa: SIM115 - closed by `close`
         self._compress = ZstdCompressor(level=_LEVEL).compressobj()
         self._window = ZstdCompressor(level=_LEVEL, write_checksum=True).compress
         self._windows = 0  # their bytes

@@ -40,6 +40,9 @@ STARGZ: Final = frozenset({ESTARGZ, ZSTD_STARGZ})
 LAZY: Final = frozenset({ZSTD_CHUNKED}) | STARGZ
 """The formats that can be loaded lazily."""
 
+PLAIN: Final = frozenset({"gzip", "zstd", "tar"})
+"""The formats that have no index, and of which a node can make its own."""
+
 _FORMATS: Final = {
     OCI_LAYER: "tar",
     DOCKER_LAYER: "tar",
@@ -55,7 +58,7 @@ class IndexLocation(msgspec.Struct, frozen=True):
     """Where a layer's index is.
 
     Attributes:
-        format: of the layer; one of `LAZY`.
+        format: of the layer; one of `LAZY`, or of `PLAIN`: then the node has made the index.
         offset: of the index's first byte in the layer's blob.
         length: its bytes in the blob; of eStargz, up to the blob's end. 0: not known yet.
         decoded_length: its bytes when decoded; of eStargz: 0.
@@ -110,7 +113,8 @@ def locate_index(layer: Descriptor, what: str) -> IndexLocation:
         raise NotLazyError(
             what,
             f"a layer of format {kind} cannot be loaded lazily, only {', '.join(sorted(LAZY))}",
-            "convert the image: lazyimg convert SRC DST",
+            "convert the image: lazyimg convert SRC DST"
+            + (", or: lazyimg index create REF --local" if kind in PLAIN else ""),
         )
     try:
         if kind == ESTARGZ:

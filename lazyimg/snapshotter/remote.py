@@ -26,7 +26,6 @@ from weakref import WeakValueDictionary
 
 from lazyimg.errors import LazyimgError, NotLazyError
 from lazyimg.images.library import LayerClaim
-from lazyimg.layers.locate import locate_index
 from lazyimg.logs import Repeats
 from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import parse_location, parse_platform
@@ -145,12 +144,12 @@ class RemoteLayers:
 
     async def _check(self, image: _Layers, depth: int) -> None:
         """Raise NotLazyError if a layer cannot be loaded lazily, or is known to lie."""
-        count = len(image.layers)
-        claims = []
-        for number, layer in enumerate(image.layers[:depth]):
-            location = locate_index(layer, f"{image.reference}: layer {number + 1} of {count}")
-            diff_id = str(image.diff_ids[number])
-            claims.append(LayerClaim(str(layer.digest), diff_id, location.name))
+        layers = image.layers[:depth]
+        locations = await self._images.locate(image.reference, layers, image.diff_ids)
+        claims = [
+            LayerClaim(str(layer.digest), str(diff_id), location.name)
+            for layer, diff_id, location in zip(layers, image.diff_ids, locations, strict=False)
+        ]
         for problem in await self._images.problems(claims):
             raise NotLazyError(image.reference, f"{LIE}: {problem}", reason="quarantined")
 

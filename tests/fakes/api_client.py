@@ -15,6 +15,7 @@ from lazyimg.api.messages import (
     ErrorReply,
     FsidReply,
     ImageRequest,
+    IndexReply,
     InspectReply,
     InspectRequest,
     MountReply,
@@ -52,6 +53,15 @@ class ApiClient:
 
     async def inspect(self, request: InspectRequest) -> InspectReply:
         return await self._ask("POST", "inspect", request, InspectReply)
+
+    async def create_index(self, request: ImageRequest) -> IndexReply:
+        return await self._ask("POST", "index", request, IndexReply)
+
+    async def remove_index(self, request: ImageRequest) -> IndexReply:
+        return await self._ask("POST", "index/remove", request, IndexReply)
+
+    async def indexes(self) -> IndexReply:
+        return await self._ask("GET", "index", None, IndexReply)
 
     async def cache(self) -> CacheReply:
         return await self._ask("GET", "cache", None, CacheReply)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from lazyimg.api.messages import (
     CacheCheckReply,
@@ -17,6 +18,8 @@ from lazyimg.api.messages import (
     ErrorReply,
     FsidReply,
     ImageRequest,
+    IndexReply,
+    IndexReport,
     InspectReply,
     InspectRequest,
     LayerReport,
@@ -144,6 +147,26 @@ class FakeDaemon:
         for reference in request.references:
             for event in _prefetch_events(reference):
                 yield event
+
+    async def create_index(self, request: ImageRequest) -> IndexReply:
+        """Make the index of the lower layer; the upper one has its own."""
+        self.requests.append(request)
+        _check(request.reference)
+        made = IndexReport(
+            layer=DIGEST, size=40 * MIB, format="gzip", index="sha256:1", index_size=MIB, made=True
+        )
+        own = IndexReport(layer=DIGEST, size=MIB, format="zstd:chunked")
+        return IndexReply(reference=IMAGE, layers=[made, replace(made, made=False), own])
+
+    async def remove_index(self, request: ImageRequest) -> IndexReply:
+        """Remove one."""
+        self.requests.append(request)
+        return IndexReply(layers=[IndexReport(layer=DIGEST, size=MIB)])
+
+    async def indexes(self) -> IndexReply:
+        """List one."""
+        report = IndexReport(layer=DIGEST, size=40 * MIB, index="sha256:1", index_size=MIB)
+        return IndexReply(layers=[report])
 
     async def cache(self) -> CacheReply:
         """Describe the devices of the verdicts, and one that is removed before it is checked."""

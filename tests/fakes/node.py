@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.own_mounts import OwnMounts
-from lazyimg.images import service
+from lazyimg.images import indexes, service
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.cache_mounts import CacheMounts
 from lazyimg.images.catalog import Catalog
+from lazyimg.images.indexes import Indexes
+from lazyimg.images.indexing import IndexReply, IndexRequest, index
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
-from lazyimg.limits import FillLimits
+from lazyimg.limits import BuildLimits, FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
 from lazyimg.registry.retry import RetryPolicy
@@ -141,6 +143,7 @@ class Node:
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
+        self.indexes = Indexes(self.root, self.library, self.images, BuildLimits())
         way = CacheMounts(self.root, "lazyimg", 1 << 20, self.transport)
         own = OwnMounts(self.root, "lazyimg")
         self.mounts = Mounts(own, way, self.library, readers=self.catalog.readers)
@@ -187,7 +190,14 @@ async def run_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             node.builds.append(request)
             return await asyncio.to_thread(build, request)
 
+        async def index_here(
+            _: str, request: IndexRequest, pieces: AsyncIterator[bytes]
+        ) -> IndexReply:
+            blob = [piece async for piece in pieces]
+            return await asyncio.to_thread(index, request, iter(blob))
+
         monkeypatch.setattr(service, "build_image", build_here)
+        monkeypatch.setattr(indexes, "make_index", index_here)
         try:
             yield node
         finally:

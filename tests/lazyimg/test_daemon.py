@@ -8,6 +8,7 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from lazyimg import __version__
@@ -48,6 +49,7 @@ from lazyimg.snapshotter.completion import Completion
 from lazyimg.snapshotter.lifecycle import REF, AlreadyExistsError
 from lazyimg.snapshotter.service import Snapshotter
 from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.oci.digest import Digest
 from tests.fakes.devices import MemorySink
 from tests.fakes.gzip_layer import make_layer
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
@@ -99,6 +101,7 @@ def make_daemon(
             image_service=ImageServiceSettings(address="/srv/others/images.sock"),
         ),
         images=node.images,
+        indexes=node.indexes,
         mounts=node.mounts,
         prefetcher=node.prefetcher,
         engine=node.engine,
@@ -463,3 +466,27 @@ async def test_own_cache_is_checked(node: Node, tmp_path: Path) -> None:
     found = await daemon.check_cache(CacheCheckRequest(device=device))
     assert (found.device, found.wrong, found.repaired) == (device, size, 0)
     await cache.close()
+
+
+async def test_indexes_are_made_listed_and_removed(
+    node: Node, daemon: LazyimgDaemon, layers: list[LazyLayer]
+) -> None:
+    layer = make_layer()
+    ((blob, _),) = layer.items()
+    node.registry.add_image("app", "1", layer)
+    request = ImageRequest(reference=node.reference)
+    made = await daemon.create_index(request)
+    assert made.reference == node.reference
+    (report,) = made.layers
+    assert (report.layer, report.size, report.format) == (str(Digest.of(blob)), len(blob), "tar")
+    assert report.made
+    assert report.index_size > 0
+    expected = [msgspec.structs.replace(report, made=False, format="")]
+    assert (await daemon.indexes()).layers == expected
+    assert (await daemon.remove_index(request)).layers == expected
+    assert (await daemon.indexes()).layers == []
+    add_lazy_image(node.registry, "app", "1", layers)
+    own = (await daemon.create_index(request)).layers
+    assert [(one.format, one.index, one.index_size) for one in own] == [
+        ("zstd:chunked", "", 0)
+    ] * len(layers)

@@ -99,6 +99,14 @@ def test_fsid_and_inspect(address: Path) -> None:
     assert reply.layers[0].present == 25 * MIB
 
 
+def test_indexes(daemon: FakeDaemon, address: Path) -> None:
+    client = Client(str(address))
+    request = ImageRequest(reference=IMAGE)
+    assert [layer.made for layer in client.create_index(request).layers] == [True, False, False]
+    assert len(client.indexes().layers) == len(client.remove_index(request).layers) == 1
+    assert daemon.requests == [request, request]
+
+
 def test_cache(daemon: FakeDaemon, address: Path) -> None:
     verdict = CacheCheckReply(device="one", checked=1, unchecked=2, wrong=3, repaired=4)
     daemon.verdicts["one"] = verdict

@@ -18,6 +18,8 @@ from lazyimg.api.messages import (
     ErrorReply,
     FsidReply,
     ImageRequest,
+    IndexReply,
+    IndexReport,
     InspectReply,
     InspectRequest,
     MountReply,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
+INDEXED = IndexReply(reference="r", layers=[IndexReport(layer="l", size=1, made=True)])
 CHECKED = CacheCheckReply(device="d", checked=1, unchecked=2, wrong=3, repaired=4)
 MOUNTED = MountReply(reference="reg/app:1", digest="sha256:aa", fsid="ff", directory="/mnt")
 STATUS = StatusReply(
@@ -116,6 +119,18 @@ class ScriptedDaemon:
                 reference="r", digest="d", platform="p", fsid="f", bootstrap_size=1, layers=[]
             ),
         )
+        return reply
+
+    async def create_index(self, request: ImageRequest) -> IndexReply:
+        reply: IndexReply = await self._answer(request, INDEXED)
+        return reply
+
+    async def remove_index(self, request: ImageRequest) -> IndexReply:
+        reply: IndexReply = await self._answer(request, IndexReply(layers=[]))
+        return reply
+
+    async def indexes(self) -> IndexReply:
+        reply: IndexReply = await self._answer("indexes", IndexReply(layers=[]))
         return reply
 
     async def cache(self) -> CacheReply:
@@ -209,7 +224,11 @@ async def test_every_call_reaches_the_daemon_whole(
     check = CacheCheckRequest(device="d", repair=True)
     assert await client.check_cache(check) == CHECKED
     assert await client.cache() == CacheReply(devices=[])
-    assert daemon.asked == [mount, image, inspect, unmount, None, check, "cache"]
+    assert await client.create_index(image) == INDEXED
+    assert await client.remove_index(image) == await client.indexes() == IndexReply(layers=[])
+    assert daemon.asked == [
+        mount, image, inspect, unmount, None, check, "cache", image, image, "indexes",
+    ]  # fmt: skip
     assert daemon.asked[0].access.password == "p"
 
 

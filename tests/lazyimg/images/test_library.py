@@ -19,6 +19,7 @@ from lazyimg.images.library import (
     Library,
     MountRecord,
     MountState,
+    OwnIndex,
     SourceRecord,
 )
 
@@ -417,3 +418,17 @@ def test_what_checks_have_found(library: Library) -> None:
     library.add_checked(two, "")
     assert library.checked([two]) == {two: ""}
     assert library.checked([]) == {}
+
+
+def test_own_indexes(library: Library) -> None:
+    one, two, three = (OwnIndex("sha256:aa", f"sha256:{n}", 10, "sha256:ii", 5) for n in "123")
+    other = three._replace(blob="sha256:00", digest="sha256:jj")
+    for index in (two, one, other):
+        library.add_own_index(index)
+    assert library.own_indexes() == [other, one, two]
+    assert library.find_own_index("sha256:aa", "sha256:2") == two
+    assert library.find_own_index("sha256:aa", "sha256:3") is None
+    library.add_own_index(two._replace(size=6))
+    assert library.find_own_index("sha256:aa", "sha256:2") == two._replace(size=6)
+    assert [library.remove_own_index(index) for index in (one, two, other)] == [False, True, True]
+    assert library.own_indexes() == []

@@ -12,8 +12,9 @@ import pytest
 
 from lazyimg.errors import CorruptError, NotFoundError, NotLazyError, StorageError
 from lazyimg.layers.fetch import fetch_index, find_index
-from lazyimg.layers.locate import locate_index
+from lazyimg.layers.locate import IndexLocation, locate_index
 from lazyimg.registry.client import RegistryClient
+from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.reference import parse_reference
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
 from tests.fakes.registry import run_registry
@@ -190,3 +191,16 @@ async def test_index_of_another_digest_where_the_json_has_one(tmp_path: Path) ->
         with pytest.raises(CorruptError, match=f"does not have the digest {location.digest};"):
             await fetch_index(source, layer.descriptor, found, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_index_that_the_node_made_is_fetched_from_nowhere(
+    tmp_path: Path, layer: LazyLayer
+) -> None:
+    location = IndexLocation("gzip", 0, 5, 5, str(Digest.of(b"index")))
+    async with repository() as (registry, source):
+        with pytest.raises(NotLazyError, match="the index that this node made of it is gone; make"):
+            await fetch_index(source, layer.descriptor, location, tmp_path)
+        (tmp_path / location.name).write_bytes(b"index")
+        path = await fetch_index(source, layer.descriptor, location, tmp_path)
+        assert registry.count(path="/blobs/") == 0
+    assert path.read_bytes() == b"index"

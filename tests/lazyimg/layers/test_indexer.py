@@ -127,6 +127,7 @@ def test_tar_of_another_digest() -> None:
         (b"BZh91AY&SY", b"", "layer: compressed with bzip2; gzip, zstd and none are known"),
         (gzip.compress(make_tar({"a/../b": b""})), make_tar({"a/../b": b""}), "contains '..'"),
     ],
+    ids=["empty", "short", "no-tar", "cut-tar", "cut-gzip", "bzip2", "path"],
 )
 def test_layer_of_which_there_is_no_index(blob: bytes, tar: bytes, problem: str) -> None:
     for step in (1, 1 << 30):

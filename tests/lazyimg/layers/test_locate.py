@@ -99,8 +99,12 @@ def test_layer_that_is_not_lazy() -> None:
         locate_index(layer(documents.OCI_LAYER_GZIP, {}), "reg/app:1: layer 2 of 3")
     assert str(caught.value) == (
         "reg/app:1: layer 2 of 3: a layer of format gzip cannot be loaded lazily, only"
-        " estargz, zstd:chunked, zstd:chunked (stargz); convert the image: lazyimg convert SRC DST"
+        " estargz, zstd:chunked, zstd:chunked (stargz); convert the image: lazyimg convert SRC DST,"
+        " or: lazyimg index create REF --local"
     )
+    with pytest.raises(NotLazyError) as caught:
+        locate_index(layer("application/vnd.oci.image.layer.nydus.blob.v1", {}), "image")
+    assert str(caught.value).endswith("lazyimg convert SRC DST")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,12 @@ from lazyimg.layers.locate import IndexLocation, locate_index
 from lazyimg.layers.parse import check_index, check_names, parse_index
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Kind
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.stream_index import parse_stream_index
+from tests.fakes.gzip_layer import make_tar
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
 from tests.fakes.stargz_layer import StargzLayer
+from tests.fakes.stream_layers import make_stream_index
 
 
 @pytest.fixture
@@ -114,3 +118,12 @@ def test_index_that_has_lost_a_name(monkeypatch: pytest.MonkeyPatch, *, zstd: bo
 
 def test_other_indexes_lose_no_names(layer: LazyLayer) -> None:
     check_names(locate_index(layer.descriptor, "layer"), b"")
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "tar"])
+def test_index_that_the_node_made(kind: str) -> None:
+    data = make_stream_index(make_tar(FILES), 1000)
+    location = IndexLocation(kind, 0, len(data), len(data), str(Digest.of(data)))
+    assert parse_index(location, data).table.name == parse_stream_index(data).table.name
+    with pytest.raises(FormatError, match="index: expected sha256:"):
+        parse_index(location, data + b"x")
