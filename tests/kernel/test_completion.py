@@ -39,11 +39,6 @@ LIMIT: Final = 60.0
 
 
 @pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
-
-
-@pytest.fixture(scope="module")
 def registry(disk: Path) -> Iterator[Registry]:
     """A registry that has `honest` and `liar`, of the same chains, and `large`."""
     base, honest, planted, large = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=os.environ["LAZYIMG_VM_DISK"]) as path:
+def directory(disk: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=disk) as path:
         yield Path(path)
 
 

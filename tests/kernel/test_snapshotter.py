@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -35,11 +34,6 @@ PROXY_PLUGIN = """
 type = "snapshot"
 address = "{address}"
 """
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    return Path(os.environ["LAZYIMG_VM_DISK"])
 
 
 @pytest.fixture(scope="module")
