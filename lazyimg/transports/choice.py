@@ -86,6 +86,8 @@ async def start_transport(
     refusals: list[str] = []
     names = list_transports(config.transport, manager.names)
     await _give_up_others(names, manager)
+    if "fuse" not in manager.names:
+        await asyncio.to_thread(_clear_tree, _tree(config))
     for name in names:
         try:
             async with AsyncExitStack() as inner:
@@ -137,6 +139,21 @@ async def _give_up_others(names: Sequence[str], manager: ServiceManager) -> None
         await asyncio.to_thread(manager.wait_told)
 
 
+def _tree(config: Config) -> Path:
+    """Give where the tree of FUSE is."""
+    return Path(config.root).resolve() / "fuse"
+
+
+def _clear_tree(tree: Path) -> None:
+    """Detach a tree that nobody serves any more, whatever is used now."""
+    from lazyimg.transports.fuse.device import clear_tree  # noqa: PLC0415  not for who takes over
+
+    try:
+        clear_tree(tree)
+    except OSError as error:
+        raise KernelError(str(tree), f"cannot be unmounted: {error.strerror}") from error
+
+
 async def _start(offer: Offer, manager: ServiceManager, stack: AsyncExitStack) -> Started:
     transport, name = offer.transport, offer.transport.name
     kept = manager.take(name)
@@ -184,7 +201,7 @@ async def _make_fuse(
 
     cache = await _open_cache(config, stack, manager)
     transport = FuseTransport(filler, cache, read_deadline=config.fill.read_deadline)
-    tree = Path(config.root).resolve() / "fuse"
+    tree = _tree(config)
 
     async def start(control_fd: int | None) -> None:
         if control_fd is None:

@@ -80,6 +80,12 @@ class Device:
             raise
         return True
 
+    def has_ended(self) -> bool:
+        """Tell whether the kernel has ended the connection; it takes notifications all the same."""
+        poll = select.poll()
+        poll.register(self.fd, 0)  # POLLERR is always reported
+        return bool(poll.poll(0))
+
     def open_backing(self, fd: int) -> int:
         """Let the kernel read an open file by itself; gives its id. Raises OSError."""
         backing: int = fcntl.ioctl(self.fd, DEV_IOC_BACKING_OPEN, bytearray(backing_map(fd)))
@@ -125,7 +131,7 @@ def take_over(device: Device) -> bool:
         KernelError: this kernel cannot; then who waits does so until the connection is aborted.
     """
     try:
-        return device.write(resend())
+        return device.write(resend()) and not device.has_ended()
     except OSError as error:
         if error.errno == EPERM:  # nothing was mounted
             return False

@@ -88,6 +88,7 @@ class FuseTransport:
                 died; owned from now on. Its readers have waited, and are served.
 
         Raises:
+            KernelError: the connection has ended: what was mounted over it is dead.
             LazyimgError: see `open_device`, `mount_tree`, `take_over`. Nothing is left open.
         """
         if self._server is not None:
@@ -96,14 +97,12 @@ class FuseTransport:
         device = Device(open_device() if control_fd is None else control_fd)
         server: Server | None = None
         try:
-            taken = control_fd is not None and take_over(device)
-            if not taken:
-                if control_fd is not None:
-                    device.close()
-                    device = Device(open_device())
+            if control_fd is None:
                 await asyncio.to_thread(_mount, device, directory)
+            else:
+                _go_on(device, directory)
             server = self._serve(device)
-            if not taken:
+            if control_fd is None:
                 await _wait_for_kernel(server, directory)
         except BaseException:
             if server is None:
@@ -259,6 +258,11 @@ class FuseTransport:
     def is_tight(self) -> bool:
         """Tell whether only what is read should be stored. Blocks; raises OSError."""
         return self._cache.is_tight()
+
+
+def _go_on(device: Device, directory: Path) -> None:
+    if not take_over(device):
+        raise KernelError(str(directory), "the kernel has ended its connection")
 
 
 def _mount(device: Device, directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import AsyncExitStack
+from errno import EIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -22,6 +23,7 @@ from lazyimg.host.service_manager import ServiceManager
 from lazyimg.transports import choice, trial
 from lazyimg.transports.choice import Offer, Started, start_transport
 from lazyimg.transports.fanotify import transport as fanotify_transport
+from lazyimg.transports.fuse import device as fuse_device
 from lazyimg.transports.fuse import transport as fuse_transport
 
 if TYPE_CHECKING:
@@ -406,3 +408,25 @@ async def test_lost_events_end_the_worker_so_that_nothing_is_taken_over(
         made.lost("the queue was full", frozenset({"a"}))
         assert events == ["forget fanotify", "forget fanotify-guard", "wait", "exit 71"]
     assert fanotify_tried == [tmp_path]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_tree_that_is_left_is_cleared_away_unless_it_is_served_on(
+    transports: Choice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, kept: bool
+) -> None:
+    cleared: list[Path] = []
+    monkeypatch.setattr(fuse_device, "clear_tree", cleared.append)
+    await transports.start(*(["fuse"] if kept else []), root=str(tmp_path))
+    assert cleared == ([] if kept else [tmp_path / "fuse"])
+
+
+async def test_tree_that_cannot_be_cleared_away(
+    transports: Choice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(EIO, os.strerror(EIO))
+
+    monkeypatch.setattr(fuse_device, "clear_tree", fail)
+    with pytest.raises(KernelError) as caught:
+        await transports.start(root=str(tmp_path))
+    assert str(caught.value) == f"{tmp_path}/fuse: cannot be unmounted: Input/output error"

@@ -126,6 +126,15 @@ def test_taking_over_what_is_not_mounted(
     assert not take_over(device)
 
 
+def test_taking_over_what_has_ended(
+    kernel: FakeKernel, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "writev", fail())  # the kernel takes it, and does nothing
+    assert take_over(device)
+    kernel.close()
+    assert not take_over(device)
+
+
 def test_taking_over_where_the_kernel_cannot(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

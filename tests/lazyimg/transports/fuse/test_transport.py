@@ -260,8 +260,9 @@ async def test_connection_that_is_of_no_use_any_more(
     old = os.open(os.devnull, os.O_RDWR)
     monkeypatch.setattr(module, "take_over", lambda _: False)
     transport = node.transport()
-    await transport.start(node.tree, control_fd=old)
-    assert node.calls == [("unmount", None), ("mount", node.kernel.fd)]
+    with pytest.raises(KernelError) as caught:
+        await transport.start(node.tree, control_fd=old)
+    assert str(caught.value) == f"{node.tree}: the kernel has ended its connection"
+    assert node.calls == []
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(old)
-    await transport.stop()
