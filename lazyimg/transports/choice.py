@@ -146,12 +146,9 @@ def _tree(config: Config) -> Path:
 
 def _clear_tree(tree: Path) -> None:
     """Detach a tree that nobody serves any more, whatever is used now."""
-    from lazyimg.transports.fuse.device import clear_tree  # noqa: PLC0415  not for who takes over
+    from lazyimg.transports.fuse.device import unmount_tree  # noqa: PLC0415  nobody waits
 
-    try:
-        clear_tree(tree)
-    except OSError as error:
-        raise KernelError(str(tree), f"cannot be unmounted: {error.strerror}") from error
+    unmount_tree(tree)
 
 
 async def _start(offer: Offer, manager: ServiceManager, stack: AsyncExitStack) -> Started:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 from errno import (
     EACCES,
     EAGAIN,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import AsyncExitStack
-from errno import EIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -415,18 +414,6 @@ async def test_tree_that_is_left_is_cleared_away_unless_it_is_served_on(
     transports: Choice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, kept: bool
 ) -> None:
     cleared: list[Path] = []
-    monkeypatch.setattr(fuse_device, "clear_tree", cleared.append)
+    monkeypatch.setattr(fuse_device, "unmount_tree", cleared.append)
     await transports.start(*(["fuse"] if kept else []), root=str(tmp_path))
     assert cleared == ([] if kept else [tmp_path / "fuse"])
-
-
-async def test_tree_that_cannot_be_cleared_away(
-    transports: Choice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def fail(_: Path) -> None:
-        raise OSError(EIO, os.strerror(EIO))
-
-    monkeypatch.setattr(fuse_device, "clear_tree", fail)
-    with pytest.raises(KernelError) as caught:
-        await transports.start(root=str(tmp_path))
-    assert str(caught.value) == f"{tmp_path}/fuse: cannot be unmounted: Input/output error"
