@@ -197,7 +197,7 @@ class _GzipStream:
     """What one gzip member holds."""
 
     def __init__(self, data: memoryview) -> None:
-        self._member = zlib.decompressobj(_GZIP)
+        self._member: Any = _inflate.decompressobj(_GZIP)
         self._data = data
         self._rest: bytes | memoryview = b""  # what was given to it, and not taken
 

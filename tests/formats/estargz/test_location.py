@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import tarfile
+import tracemalloc
 import zlib
 
 import pytest
@@ -135,6 +136,20 @@ def test_toc_of_random_bytes() -> None:
     noise = b"".join(Digest.of(b"%d" % number).hex.encode() for number in range(20_000))
     member = gzip.compress(tar_of(noise), compresslevel=0)
     assert decode_toc(member, Digest.of(noise)) == noise
+
+
+def test_digest_is_checked_in_little_memory() -> None:
+    """By a daemon, before anything is known of the bytes."""
+    large = bytes(16 << 20)
+    member = gzip.compress(tar_of(large))
+    digest = Digest.of(large)
+    tracemalloc.start()
+    try:
+        check_toc(member, digest)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 << 20
 
 
 def test_toc_with_another_digest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import tracemalloc
 import zlib
 from contextlib import suppress
 from dataclasses import replace
@@ -115,6 +116,18 @@ def test_part_behind_the_end(codec: Codec, skip: int) -> None:
     stored = encode(CONTENT, codec)
     with pytest.raises(CorruptError, match="expected 5000 bytes decoded, got "):
         decode_span("dev", replace(span_of(stored, codec), skip=skip), memoryview(stored))
+
+
+@pytest.mark.parametrize("codec", sorted(PARTS))
+def test_bomb_behind_a_part_is_not_decoded(codec: Codec) -> None:
+    stored = encode(CONTENT + bytes(64 << 20), codec)
+    tracemalloc.start()
+    try:
+        assert decode(stored, codec) == CONTENT
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 << 20
 
 
 def test_part_of_the_first_member_only() -> None:
