@@ -10,11 +10,10 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import pytest
@@ -23,10 +22,11 @@ from tests.real.containerd import Containerd, running_containerd
 from tests.real.cri_client import Cri, open_cri
 from tests.real.cri_images import LARGE, LAYERS, MIDDLE, TOOL, write_images
 from tests.real.docker_registry import PASSWORD, USER, Registry, running_registry
+from tests.real.eventually import eventually
 from tests.real.lazyimg_process import Lazyimg, mounts_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 CONFIGURATION: Final = """\
 version = 2
@@ -130,7 +130,9 @@ class Node:
         """
         socket = str(self.containerd.directory / "socket")
         command = ["ctr", "--address", socket, *LIST_SNAPSHOTS]
-        until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+        eventually(
+            lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0
+        )
 
     def snapshots(self) -> list[str]:
         """Return the snapshots that there are."""
@@ -189,15 +191,7 @@ def node(machine: Node) -> Iterator[Node]:
     yield machine
     for image in machine.cri.list_images():
         machine.cri.remove_image(image.id)
-    until(machine.is_free)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait until something is true that nobody announces."""
-    limit = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.1)
+    eventually(machine.is_free)
 
 
 def layers_of(registry: Registry, name: str) -> dict[str, int]:
@@ -223,7 +217,7 @@ def test_pod_of_an_image_that_was_not_downloaded(node: Node, registry: Registry)
         assert container.run(TOOL, "/name", "/middle") == b"base\n" + MIDDLE
         assert registry.counts.sent() - before < len(LARGE)
         container.run(TOOL, "-w", "/written")
-        until(lambda: container.written()[0] >= 1 << 20)
+        eventually(lambda: container.written()[0] >= 1 << 20)
         assert container.written()[1] >= 2
         assert len(node.cri.images_usage()) == 1
 

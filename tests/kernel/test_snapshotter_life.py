@@ -23,6 +23,7 @@ from lazyimg.snapshotter.proto import snapshots_pb2 as pb
 from tests.contracts.snapshots import mounted
 from tests.real.containerd import Containerd, running_containerd, serving_containerd
 from tests.real.docker_registry import Registry, running_registry
+from tests.real.eventually import PATIENCE, eventually
 from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below, worker_of
 from tests.real.program_images import make_program_images, sums
 from tests.real.scale import scaled
@@ -30,7 +31,7 @@ from tests.real.snapshot_client import SnapshotClient
 from tests.real.snapshot_loop import SnapshotLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.real.plain_image import PlainImage
 
@@ -41,8 +42,6 @@ PROXY_PLUGIN: Final = """
 type = "snapshot"
 address = "{address}"
 """
-PATIENCE: Final = 60.0
-"""Seconds for anything that comes about by itself."""
 
 READ: Final = "sha256sum /data/*"
 READ_SLOWLY: Final = "for file in /data/*; do sha256sum $file; done"
@@ -103,14 +102,6 @@ def pull(lazyimg: Lazyimg, containerd: Containerd, reference: str) -> None:
     socket = containerd.directory / "socket"
     printed = json.loads(lazyimg.verb("pull", "--json", "--containerd", socket, reference))
     assert printed["layers"].keys() == {"lazy"}
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.05)
 
 
 def run_command(containerd: Containerd, reference: str, name: str, program: str) -> list[str]:

@@ -19,6 +19,7 @@ from lazyimg_formats.zstd_chunked.location import POSITION
 from tests.contracts.snapshots import mounted
 from tests.real.containerd import Containerd, running_containerd
 from tests.real.docker_registry import Registry, running_registry
+from tests.real.eventually import eventually
 from tests.real.held import look_at, settled
 from tests.real.lazyimg_process import Lazyimg, mounts_below
 from tests.real.program_images import make_program_images, sums
@@ -26,7 +27,7 @@ from tests.real.scale import scaled
 from tests.real.snapshot_client import SnapshotClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from lazyimg.snapshotter.proto import snapshots_pb2 as pb
     from tests.real.counting_proxy import Exchange
@@ -37,7 +38,6 @@ SIZE: Final = 2 << 20
 CYCLES: Final = scaled(500)
 CONTAINERS: Final = scaled(50, least=6)
 WARMING: Final = 6  # cycles until pools of threads and caches have their size
-PATIENCE: Final = 60.0  # seconds for anything that comes about by itself
 LIMIT: Final = 900.0  # seconds for all containers
 TOOK: Final = re.compile(r"\b([A-Z][a-z]+): (\d+\.\d{3}) s$", re.MULTILINE)
 PROXY_PLUGIN: Final = """
@@ -177,14 +177,6 @@ def mount(mounts: list[pb.Mount], target: Path) -> None:
     target.mkdir()
     options = ",".join(one.options)
     subprocess.run(["mount", "-t", one.type, one.source, "-o", options, target], check=True)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, condition
-        time.sleep(0.05)
 
 
 def test_many_containers_at_once(
