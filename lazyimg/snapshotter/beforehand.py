@@ -1,8 +1,8 @@
 """Images that were pulled are made ready before their first container, one after the other.
 
-A container's Prepare has to wait for its image's bootstrap if nobody has made it yet: for the
-indexes of its layers, which the registry has, and for the child that merges them. Between a pull
-and the first container there is time for that, and the credentials of the pull are there.
+A container's Prepare has to wait for its image's bootstrap if nobody has made it yet: for the child
+that merges the indexes of its layers, and for the first mount. Between a pull and the first
+container there is time for that, and the credentials of the pull are there.
 
 Nothing depends on it: what fails, or was not done when the process died, is done by the Prepare as
 ever; both make a bootstrap only once (`lazyimg.images.service`). Each process begins with what was
