@@ -280,6 +280,19 @@ class CachefilesSettings(msgspec.Struct, frozen=True, kw_only=True):
     fstop: Annotated[int, Meta(ge=0, lt=100, description="Files: storing ends.")] = 1
 
 
+class FuseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """FUSE, for images that are mounted through it."""
+
+    complete: Annotated[
+        str,
+        Meta(
+            pattern="^(file|passthrough)$",
+            description="What layers are mounted from that are complete then. file: the cache's "
+            "files. passthrough: files of FUSE's tree, which the kernel reads by itself; slower.",
+        ),
+    ] = "file"
+
+
 class MountSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How images are mounted."""
 
@@ -428,6 +441,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     fill: FillSettings = FillSettings()
     registry: RegistrySettings = RegistrySettings()
     cachefiles: CachefilesSettings = CachefilesSettings()
+    fuse: FuseSettings = FuseSettings()
     mount: MountSettings = MountSettings()
     build: BuildSettings = BuildSettings()
     snapshotter: SnapshotterSettings = SnapshotterSettings()

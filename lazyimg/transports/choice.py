@@ -197,7 +197,12 @@ async def _make_fuse(
     from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415  not everywhere
 
     cache = await _open_cache(config, stack, manager)
-    transport = FuseTransport(filler, cache, read_deadline=config.fill.read_deadline)
+    transport = FuseTransport(
+        filler,
+        cache,
+        read_deadline=config.fill.read_deadline,
+        passthrough=config.fuse.complete == "passthrough",
+    )
     tree = _tree(config)
 
     async def start(control_fd: int | None) -> None:

@@ -54,6 +54,7 @@ def test_sections_are_described() -> None:
         "fill",
         "registry",
         "cachefiles",
+        "fuse",
         "mount",
         "build",
         "snapshotter",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 
-from lazyimg.config import Config
+from lazyimg.config import Config, FuseSettings
 from lazyimg.errors import (
     CacheUnsuitableError,
     KernelBusyError,
@@ -225,8 +225,17 @@ class Fuse:
     name = "fuse"
     control_fd = 0
     started: ClassVar[list[tuple[Path, int | None]]] = []
+    passing: ClassVar[list[bool]] = []
 
-    def __init__(self, _filler: Filler, cache: DeviceCache, *, read_deadline: float | None) -> None:
+    def __init__(
+        self,
+        _filler: Filler,
+        cache: DeviceCache,
+        *,
+        read_deadline: float | None,
+        passthrough: bool,
+    ) -> None:
+        self.passing.append(passthrough)
         assert read_deadline == 60
         assert cache.names() == []
 
@@ -249,6 +258,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setattr(trial, "try_file_mount", try_file_mount)
     monkeypatch.setattr(fuse_transport, "FuseTransport", Fuse)
     monkeypatch.setattr(Fuse, "started", [])
+    monkeypatch.setattr(Fuse, "passing", [])
     return tried
 
 
@@ -272,6 +282,14 @@ async def test_fuse_is_mounted_below_the_root(
         assert started.cache.directory == Path(elsewhere or root, "devices")
     assert tried == [root, root]
     assert Fuse.started == [(root / "fuse", None)] * 2
+    assert Fuse.passing == [False, False]
+
+
+@pytest.mark.usefixtures("tried")
+async def test_complete_devices_as_files_of_fuse(tmp_path: Path) -> None:
+    settings = FuseSettings(complete="passthrough")
+    await start_fuse(Config(root=str(tmp_path), transport="fuse", fuse=settings))
+    assert Fuse.passing == [True]
 
 
 async def test_fuse_that_is_taken_over_is_tried_no_more(tried: list[Path], tmp_path: Path) -> None:
