@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tests.kernel.test_images import expected_tree
 from tests.real.debian_images import debian_images
+from tests.real.debian_trees import expected_tree
 from tests.real.nasty_tree import nasty_tree
 from tests.real.stargz_images import FORMS, StargzImages
 from tests.real.tree_manifest import Tree, differences, read_tree

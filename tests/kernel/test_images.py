@@ -13,17 +13,17 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from tests.real.debian_images import DebianImages, debian_images
+from tests.real.debian_trees import expected_tree
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below
 from tests.real.oci_layout import LayoutWriter
-from tests.real.tree_manifest import Tree, differences, read_tree
+from tests.real.tree_manifest import differences, read_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,17 +53,6 @@ def layers(lazyimg: Lazyimg, reference: str) -> list[dict[str, Any]]:
     manifest = json.loads(lazyimg.verb("inspect", "--raw", reference))
     found: list[dict[str, Any]] = manifest["layers"]
     return found
-
-
-def expected_tree(images: DebianImages, tag: str) -> Tree:
-    """Return umoci's tree, with what containerd and podman do and umoci does not."""
-    tree = images.tree(tag)
-    if tag == "nginx":
-        for name in ("first-name", "second-name", "below/third-name"):  # the links' headers say so
-            tree[f"opt/{name}"] = replace(tree[f"opt/{name}"], mode="0644")
-        empty = replace(tree["opt/not-annotated"], xattrs={"user.gone": ""})
-        tree["opt/not-annotated"] = empty
-    return tree
 
 
 def start_python(root: Path) -> str:
