@@ -13,7 +13,7 @@ import os
 import tempfile
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.cache.file_system import check_directory
@@ -197,11 +197,17 @@ async def _make_fuse(
     from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415  not everywhere
 
     cache = await _open_cache(config, stack, manager)
+
+    def give_up() -> None:
+        _log.critical("all mounts are dead; starting anew")
+        _start_anew(manager, transport.name)
+
     transport = FuseTransport(
         filler,
         cache,
         read_deadline=config.fill.read_deadline,
         passthrough=config.fuse.complete == "passthrough",
+        lost=give_up,
     )
     tree = _tree(config)
 
@@ -231,11 +237,7 @@ async def _make_fanotify(
 
     def give_up(problem: str, names: frozenset[str]) -> None:
         _log.critical("%d devices may show wrong data: %s; starting anew", len(names), problem)
-        manager.forget(transport.name)
-        manager.forget(guarding.NAME)
-        manager.wait_told()  # so the next worker takes nothing over, and mounts everything again
-        logging.shutdown()
-        os._exit(KernelError.exit_code)
+        _start_anew(manager, transport.name, guarding.NAME)
 
     transport = FanotifyTransport(filler, cache, keeper=manager, lost=give_up)
 
@@ -246,6 +248,15 @@ async def _make_fanotify(
         await transport.start(own, control_fd=control_fd, guard_fd=guard)
 
     return Offer(transport, start, cache)
+
+
+def _start_anew(manager: ServiceManager, *names: str) -> NoReturn:
+    """End this worker, so that the next one takes nothing over, and mounts everything again."""
+    for name in names:
+        manager.forget(name)
+    manager.wait_told()
+    logging.shutdown()
+    os._exit(KernelError.exit_code)
 
 
 async def _try_fanotify(directory: Path) -> None:

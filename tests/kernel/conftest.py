@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a directory on a file system that can hold a cache."""
+def disk() -> Iterator[Path]:
+    """Give a directory on a file system that can hold a cache; every user may go through it."""
     given = os.environ.get("LAZYIMG_VM_DISK")
-    return Path(given) if given else tmp_path_factory.mktemp("disk")
+    if given:
+        yield Path(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="lazyimg-test-", dir="/var/tmp") as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
 
 
 @pytest.fixture

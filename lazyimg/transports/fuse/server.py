@@ -80,6 +80,7 @@ class Server:
         filler: knows the devices.
         counters: of what is done.
         threads: how many requests are taken at a time.
+        lost: called in the event loop when the kernel ends the connection by itself.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Server:
         filler: Filler,
         counters: Counters,
         threads: int = THREADS,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         self._device = device
         self._protocol = protocol
@@ -104,6 +106,7 @@ class Server:
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
         self._loop_buffer = _new_buffer()
         self._following = Following(filler)
+        self._lost = lost
         self._failures = Repeats()
         self._leaving = False  # the kernel may end the connection, or that was said
         self._threads = [Thread(target=self._run, name="fuse", daemon=True) for _ in range(threads)]
@@ -179,8 +182,12 @@ class Server:
     def _note_end(self) -> None:
         with self._lock:
             expected, self._leaving = self._leaving, True
-        if not expected:
-            _log.error("the kernel has ended the connection of FUSE: all reads fail from now on")
+        if expected:
+            return
+        _log.error("the kernel has ended the connection of FUSE: all reads fail from now on")
+        if self._lost is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._lost)
 
     def _tell(self, *, started: bool) -> None:
         def note() -> None:

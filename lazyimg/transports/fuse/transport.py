@@ -19,7 +19,7 @@ from lazyimg.transports.fuse.protocol import Protocol
 from lazyimg.transports.fuse.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from lazyimg.cache.device_cache import DeviceCache
@@ -48,6 +48,8 @@ class FuseTransport:
         passthrough: give a complete device as a file of the tree, which the kernel reads by itself,
             not as the plain file.
         max_stack_depth: with passthrough: 2 if the cache lies on a stacked file system.
+        lost: called in the event loop when the kernel has ended the connection, as an administrator
+            can have it do: what is mounted over it is dead.
     """
 
     name: Literal["fuse"] = "fuse"
@@ -60,6 +62,7 @@ class FuseTransport:
         read_deadline: float | None = None,
         passthrough: bool = False,
         max_stack_depth: int = 1,
+        lost: Callable[[], None] | None = None,
     ) -> None:
         self._filler = filler
         self._cache = cache
@@ -69,6 +72,7 @@ class FuseTransport:
             self._patience = min(patience, _MOST_PATIENCE)
         self._passthrough = passthrough
         self._stack_depth = max_stack_depth
+        self._lost = lost
         self._server: Server | None = None
         self._directory: Path | None = None
         self._files: dict[str, DeviceFile] = {}
@@ -126,9 +130,14 @@ class FuseTransport:
             self._cache.find_node,
             filler=self._filler,
             counters=self.counters,
+            lost=self._note_lost,
         )
         server.start()
         return server
+
+    def _note_lost(self) -> None:
+        if self._server is not None and self._lost is not None:
+            self._lost()
 
     async def stop(self) -> None:
         """Fail what is pending, unmount the tree, give the device back.

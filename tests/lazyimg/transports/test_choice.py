@@ -234,9 +234,11 @@ class Fuse:
         *,
         read_deadline: float | None,
         passthrough: bool,
+        lost: Callable[[], None],
     ) -> None:
         self.passing.append(passthrough)
         assert read_deadline == 60
+        self.lost = lost
         assert cache.names() == []
 
     async def start(self, directory: Path, *, control_fd: int | None = None) -> None:

@@ -48,12 +48,14 @@ class Bench:
         self.broken: StorageError | None = None
         self.running = True
         self.device = Device(self.kernel.fd)
+        self.lost = asyncio.Event()
         self.server = Server(
             self.device,
             Protocol(passthrough=passthrough),
             self.find,
             filler=self.filler,
             counters=self.counters,
+            lost=self.lost.set,
         )
 
     def find(self, node: int) -> DeviceFile | None:
@@ -330,6 +332,7 @@ async def test_connection_that_the_kernel_ends(
     await bench.stop()
     said = [record.message for record in caplog.records]
     assert said == ["the kernel has ended the connection of FUSE: all reads fail from now on"]
+    await asyncio.wait_for(bench.lost.wait(), WAIT)
 
 
 async def test_device_that_cannot_be_read(
