@@ -207,6 +207,7 @@ async def _make_fuse(
         cache,
         read_deadline=config.fill.read_deadline,
         passthrough=config.fuse.complete == "passthrough",
+        ahead=config.fill.ahead,
         lost=give_up,
     )
     tree = _tree(config)
@@ -239,7 +240,9 @@ async def _make_fanotify(
         _log.critical("%d devices may show wrong data: %s; starting anew", len(names), problem)
         _start_anew(manager, transport.name, guarding.NAME)
 
-    transport = FanotifyTransport(filler, cache, keeper=manager, lost=give_up)
+    transport = FanotifyTransport(
+        filler, cache, keeper=manager, lost=give_up, ahead=config.fill.ahead
+    )
 
     async def start(control_fd: int | None) -> None:
         if control_fd is None:

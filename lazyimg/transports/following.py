@@ -68,9 +68,14 @@ class _Reader:
 
 
 class Followers:
-    """Those who read one device. Decides only."""
+    """Those who read one device. Decides only.
 
-    def __init__(self) -> None:
+    Args:
+        near: bytes ahead of a reader that should be present, at most.
+    """
+
+    def __init__(self, near: int = NEAR) -> None:
+        self._near = near
         self._readers: list[_Reader] = []  # the one that read last is the last one
 
     def note(self, start: int, stop: int, size: int) -> range:
@@ -86,7 +91,7 @@ class Followers:
         reader = self._find(start)
         reader.last, reader.end = start, max(reader.end, stop)
         reader.read += stop - start
-        window = min(reader.read, NEAR)
+        window = min(reader.read, self._near)
         if reader.read < AFTER or reader.seen >= stop + window // 2:
             return range(0)
         begin = max(stop, reader.seen)
@@ -112,10 +117,12 @@ class Following:
 
     Args:
         filler: fills what lies ahead of them.
+        ahead: bytes ahead of a reader that may be filled; never more than `NEAR`. 0: none.
     """
 
-    def __init__(self, filler: Filler) -> None:
+    def __init__(self, filler: Filler, ahead: int = NEAR) -> None:
         self._filler = filler
+        self._near = min(ahead, NEAR)
         self._lock = Mutex()  # of the next one
         self._followers: dict[str, Followers] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,7 +137,7 @@ class Following:
         with self._lock:
             followers = self._followers.get(device.name)
             if followers is None:
-                followers = self._followers[device.name] = Followers()
+                followers = self._followers[device.name] = Followers(self._near)
             ahead = followers.note(start, start + length, device.size)
         if ahead and (absent := device.absent(ahead.start, len(ahead))) and self._loop is not None:
             wanted = range(absent[0].start, absent[-1].stop)

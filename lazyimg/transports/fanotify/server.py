@@ -29,7 +29,7 @@ from lazyimg.transports.fanotify.protocol import (
     Protocol,
 )
 from lazyimg.transports.filling import Filling, Wish
-from lazyimg.transports.following import Following
+from lazyimg.transports.following import NEAR, Following
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.fanotify.messages import (
@@ -63,6 +63,7 @@ class Server:
         find: gives the device whose file has an inode number, for files that were marked by a
             process before this one. Blocks, and may raise LazyimgError.
         lose: called in the event loop when the kernel let reads pass, with the reason.
+        ahead: see `Following`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Server:
         *,
         find: Callable[[int], CachedDevice | None],
         lose: Callable[[str], None],
+        ahead: int = NEAR,
     ) -> None:
         self.counters = Counters()
         self._group = group
@@ -92,7 +94,7 @@ class Server:
         self._inherited: list[Place] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._filling = Filling(filler, self.counters)
-        self._following = Following(filler)
+        self._following = Following(filler, ahead)
         self._loop: asyncio.AbstractEventLoop
         self._thread = Thread(target=self._run, name="fanotify", daemon=True)
         self._stopping = False

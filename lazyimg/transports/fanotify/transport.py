@@ -17,6 +17,7 @@ from lazyimg.transports.fanotify.device import MAX_FDS, Group, mark_error, open_
 from lazyimg.transports.fanotify.guarding import Guarded, wait_for_guards
 from lazyimg.transports.fanotify.journal import Journal
 from lazyimg.transports.fanotify.server import Server
+from lazyimg.transports.following import NEAR
 from lazyimg_formats.device_table import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class FanotifyTransport:
             process that gives up what is mounted when all who have its fd are gone.
         lost: called in the event loop when the kernel let reads pass: why, and the devices that
             may have been read. Whatever mounts them must go: it may show zeros.
+        ahead: bytes ahead of a reader in order that may be filled, see `Following`.
     """
 
     name: Literal["fanotify"] = "fanotify"
@@ -55,8 +57,10 @@ class FanotifyTransport:
         *,
         keeper: Keeper | None = None,
         lost: Callable[[str, frozenset[str]], None] | None = None,
+        ahead: int = NEAR,
     ) -> None:
         self._filler = filler
+        self._ahead = ahead
         self._cache = cache
         self._keeper = keeper
         self._lost = lost
@@ -99,7 +103,12 @@ class FanotifyTransport:
                 await guarded.start(guard_fd)
             journal = _open_journal(directory / JOURNAL, fresh=control_fd is None)
             server = Server(
-                group, self._filler, journal, find=self._cache.find_node, lose=self._lose
+                group,
+                self._filler,
+                journal,
+                find=self._cache.find_node,
+                lose=self._lose,
+                ahead=self._ahead,
             )
             if control_fd is not None:
                 await asyncio.to_thread(server.take_over)

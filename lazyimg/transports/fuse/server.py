@@ -20,7 +20,7 @@ from lazyimg.host.mutex import Mutex
 from lazyimg.host.workers import Workers
 from lazyimg.logs import Repeats
 from lazyimg.transports.filling import Filling, Wish
-from lazyimg.transports.following import Following
+from lazyimg.transports.following import NEAR, Following
 from lazyimg.transports.fuse.device import READ_SIZE
 from lazyimg.transports.fuse.protocol import (
     MAX_PAGES,
@@ -79,6 +79,7 @@ class Server:
             may know it from the process before this one. May block; raises LazyimgError.
         filler: knows the devices.
         counters: of what is done.
+        ahead: see `Following`.
         threads: how many requests are taken at a time.
         lost: called in the event loop when the kernel ends the connection by itself.
     """
@@ -91,6 +92,7 @@ class Server:
         *,
         filler: Filler,
         counters: Counters,
+        ahead: int = NEAR,
         threads: int = THREADS,
         lost: Callable[[], None] | None = None,
     ) -> None:
@@ -105,7 +107,7 @@ class Server:
         self._answers = Workers(ANSWERS, "fuse-answer")
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
         self._loop_buffer = _new_buffer()
-        self._following = Following(filler)
+        self._following = Following(filler, ahead)
         self._lost = lost
         self._failures = Repeats()
         self._leaving = False  # the kernel may end the connection, or that was said

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from lazyimg.errors import KernelError
 from lazyimg.host.open_files import raise_open_files
 from lazyimg.transports.counters import Counters
+from lazyimg.transports.following import NEAR
 from lazyimg.transports.fuse.device import (
     Device,
     mount_tree,
@@ -48,6 +49,7 @@ class FuseTransport:
         passthrough: give a complete device as a file of the tree, which the kernel reads by itself,
             not as the plain file.
         max_stack_depth: with passthrough: 2 if the cache lies on a stacked file system.
+        ahead: bytes ahead of a reader in order that may be filled, see `Following`.
         lost: called in the event loop when the kernel has ended the connection, as an administrator
             can have it do: what is mounted over it is dead.
     """
@@ -62,9 +64,11 @@ class FuseTransport:
         read_deadline: float | None = None,
         passthrough: bool = False,
         max_stack_depth: int = 1,
+        ahead: int = NEAR,
         lost: Callable[[], None] | None = None,
     ) -> None:
         self._filler = filler
+        self._ahead = ahead
         self._cache = cache
         self._patience = 0
         if read_deadline is not None:
@@ -130,6 +134,7 @@ class FuseTransport:
             self._cache.find_node,
             filler=self._filler,
             counters=self.counters,
+            ahead=self._ahead,
             lost=self._note_lost,
         )
         server.start()

@@ -234,9 +234,11 @@ class Fuse:
         *,
         read_deadline: float | None,
         passthrough: bool,
+        ahead: int,
         lost: Callable[[], None],
     ) -> None:
         self.passing.append(passthrough)
+        assert ahead == 8 << 20
         assert read_deadline == 60
         self.lost = lost
         assert cache.names() == []
@@ -341,7 +343,9 @@ class Fanotify:
         *,
         keeper: ServiceManager,
         lost: Callable[[str, frozenset[str]], None],
+        ahead: int,
     ) -> None:
+        assert ahead == 8 << 20
         assert cache.names() == []
         self.keeper = keeper
         self.lost = lost

@@ -161,6 +161,16 @@ async def test_what_is_absent_ahead_of_a_reader_is_filled() -> None:
     assert filler.asked == asked
 
 
+async def test_nothing_is_filled_ahead_if_nothing_shall_be() -> None:
+    filler, device = Filler(), Device(range(0))
+    following = Following(filler, 0)
+    following.start()
+    note_reads(following, device, 4 << 20)
+    await asyncio.sleep(0)
+    assert filler.asked == []
+    await following.stop()
+
+
 async def test_failure_is_the_readers_own_business(caplog: pytest.LogCaptureFixture) -> None:
     filler, device = Filler(), Device(range(0))
     filler.failing = True
