@@ -39,7 +39,7 @@ def command(invocation: Invocation, *, output: str) -> int:
 
     config = invocation.config()
     machine = Machine(config.cache_directory, stop_percent=config.cachefiles.bstop)
-    checks = [*run_checks(machine), *_check_transports(machine)]
+    checks = [*run_checks(machine), *_check_transports(machine, config.transport)]
     containerd = findings.check_containerd(
         address=config.snapshotter.address, root=str(config.snapshotter_directory)
     )
@@ -59,17 +59,21 @@ def command(invocation: Invocation, *, output: str) -> int:
     return KernelError.exit_code if lacking else 0
 
 
-def _check_transports(machine: Machine) -> list[Check]:
-    """Try each transport; one is needed."""
+def _check_transports(machine: Machine, wanted: str) -> list[Check]:
+    """Try each transport; one of those that `lazyimg serve` would take is needed."""
     from lazyimg.host.preflight import explain_cachefiles, nearest_directory  # noqa: PLC0415
-    from lazyimg.transports.trial import try_transports  # noqa: PLC0415
+    from lazyimg.transports.choice import list_transports  # noqa: PLC0415
+    from lazyimg.transports.trial import title, try_transports  # noqa: PLC0415
 
     if os.geteuid() != 0:
         return []  # the finding about root says it
     checks = asyncio.run(try_transports(nearest_directory(machine.cache_directory)))
-    if any(check.ok for check in checks):
+    names = list_transports(wanted, ())
+    titles = {title(name) for name in names}
+    if any(check.ok and check.name in titles for check in checks):
         return checks
-    return [*(replace(check, needed=True) for check in checks), *explain_cachefiles(machine)]
+    needed = [replace(check, needed=check.name in titles) for check in checks]
+    return [*needed, *(explain_cachefiles(machine) if "cachefiles" in names else ())]
 
 
 def _ask_containerd(check: Check) -> Check:

@@ -94,7 +94,7 @@ async def _try_aside(name: str, directory: Path) -> Check:
         made = await asyncio.to_thread(tempfile.mkdtemp, prefix=".lazyimg-try-", dir=directory)
     except OSError as error:
         detail = f"{directory}: no directory can be made in it: {error.strerror}"
-        return Check(_title(name), ok=False, detail=detail, remedy="check --root", needed=False)
+        return Check(title(name), ok=False, detail=detail, remedy="check --root", needed=False)
     aside = Path(made)
     try:
         return await try_transport(name, aside)
@@ -103,7 +103,8 @@ async def _try_aside(name: str, directory: Path) -> Check:
             await asyncio.to_thread(remove_tree, aside)
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """Give the name of the finding about a transport."""
     return f"transport {name}"
 
 
@@ -114,12 +115,12 @@ async def try_transport(name: str, directory: Path) -> Check:
         name: one of `TRIALS`.
         directory: empty, on the file system where the cache is; what is left in it may be removed.
     """
-    title = _title(name)
+    named = title(name)
     try:
         async with asyncio.timeout(TIMEOUT), AsyncExitStack() as stack:
             await TRIALS[name](TrialImage(), directory, stack)
     except KernelBusyError:
-        return replace(check_holders(Machine(directory)), name=title, needed=False)
+        return replace(check_holders(Machine(directory)), name=named, needed=False)
     except LazyimgError as error:
         detail, remedy = f"{error.what}: {error.problem}", error.remedy
     except TimeoutError:
@@ -127,9 +128,9 @@ async def try_transport(name: str, directory: Path) -> Check:
     except OSError as error:
         detail, remedy = f"{error.filename or name}: {error.strerror}", ""
     else:
-        return Check(title, ok=True, detail="an image was mounted and read", needed=False)
+        return Check(named, ok=True, detail="an image was mounted and read", needed=False)
     return Check(
-        title, ok=False, detail=detail, remedy=remedy or "use another transport", needed=False
+        named, ok=False, detail=detail, remedy=remedy or "use another transport", needed=False
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +30,7 @@ LACK = Check("/dev/cachefiles", ok=False, detail="missing", remedy="word " * 20 
 
 
 WORKS = Check("transport fuse", ok=True, detail="an image was mounted and read", needed=False)
-LACKS = Check("transport other", ok=False, detail="is missing", remedy="get it", needed=False)
+LACKS = Check("transport cachefiles", ok=False, detail="is missing", remedy="get it", needed=False)
 
 
 def find(
@@ -111,9 +112,9 @@ def test_transports_are_tried(run: Callable[..., Result], monkeypatch: pytest.Mo
     result = run("doctor")
     assert result.code == 0
     assert result.out.splitlines()[1:-1] == [
-        "--  transport other  is missing",
+        "--  transport cachefiles  is missing",
         "      -> get it",
-        "ok  transport fuse   an image was mounted and read",
+        "ok  transport fuse        an image was mounted and read",
     ]
 
 
@@ -122,11 +123,35 @@ def test_no_transport_works(run: Callable[..., Result], monkeypatch: pytest.Monk
     result = run("doctor")
     assert result.code == 71
     assert result.out.splitlines()[1:-1] == [
-        "NO  transport other  is missing",
+        "NO  transport cachefiles  is missing",
         "      -> get it",
-        "--  memory           10 MB",
+        "--  memory                10 MB",
         "      -> have more",
     ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "works", "code"),
+    [
+        ("auto", "fanotify", 71),
+        ("auto", "fuse", 0),
+        ("fanotify", "fanotify", 0),
+        ("cachefiles", "fuse", 71),
+    ],
+)
+def test_transport_that_serve_would_not_take_is_not_enough(
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    works: str,
+    code: int,
+) -> None:
+    found = replace(WORKS, name=f"transport {works}")
+    find(monkeypatch, GOOD, tried=(LACKS, found))
+    monkeypatch.setenv("LAZYIMG_TRANSPORT", wanted)
+    result = run("doctor")
+    assert result.code == code
+    assert ("NO  transport cachefiles" in result.out) == (code != 0)
 
 
 def test_only_root_tries_transports(
