@@ -1,4 +1,6 @@
-"""Images as stargz-snapshotter converts them, mounted: equal to what they were converted from.
+"""Images as others make them, mounted: equal to what they were made of.
+
+Those of stargz-snapshotter, and ordinary ones, of gzip layers, of which the node makes indexes.
 
 Over any transport: `tests/kernel` and `tests/transports` run these.
 """
@@ -66,4 +68,29 @@ def check_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str
         lazyimg.verb("mount", reference(images, "nginx", form), target)
         expected = images.expected(expected_tree(debian_images(), "nginx"))
         assert differences(expected, seen(images, target)) == []
+        lazyimg.verb("umount", target)
+
+
+def check_debian_as_it_is(lazyimg: Lazyimg, target: Path, tag: str) -> None:
+    """Mount an image of gzip layers, as they are."""
+    images = debian_images()
+    image = f"oci:{images.layout}:{tag}"
+    _mount_as_it_is(lazyimg, image, target, expected_tree(images, tag))
+
+
+def check_nasty_tree_as_it_is(lazyimg: Lazyimg, target: Path) -> None:
+    """Mount the tree that has everything, of gzip layers as they are."""
+    tree = nasty_tree()
+    _mount_as_it_is(lazyimg, f"oci:{tree.layout()}:nasty", target, tree.expected())
+
+
+def _mount_as_it_is(lazyimg: Lazyimg, image: str, target: Path, expected: Tree) -> None:
+    with lazyimg.serving():
+        refused = lazyimg.failure("mount", image, target, status=66)
+        assert "lazyimg index create REF --local" in refused
+        made = json.loads(lazyimg.verb("index", "create", image, "--local", "--json"))["layers"]
+        assert all(layer["made"] for layer in {layer["layer"]: layer for layer in made}.values())
+        lazyimg.verb("mount", image, target)
+        assert differences(expected, read_tree(target)) == []
+        assert {layer["format"] for layer in layers(lazyimg, image)} == {"gzip"}
         lazyimg.verb("umount", target)

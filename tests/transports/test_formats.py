@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.contracts.formats import check_debian, check_one_image_in_every_form
+from tests.contracts.formats import (
+    check_debian,
+    check_debian_as_it_is,
+    check_nasty_tree_as_it_is,
+    check_one_image_in_every_form,
+)
 from tests.real.scale import scaled
 from tests.real.stargz_images import StargzImages, stargz_images
 
@@ -36,3 +41,12 @@ def test_one_image_in_every_form_at_once(
 @pytest.mark.parametrize("form", ["joined", "zstd", "estargz"][: scaled(3)])
 def test_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str) -> None:
     check_debian(images, lazyimg, target, form)
+
+
+@pytest.mark.parametrize("tag", ["nginx", "python"][: scaled(2)])
+def test_debian_as_it_is(lazyimg: Lazyimg, target: Path, tag: str) -> None:
+    check_debian_as_it_is(lazyimg, target, tag)
+
+
+def test_nasty_tree_as_it_is(lazyimg: Lazyimg, target: Path) -> None:
+    check_nasty_tree_as_it_is(lazyimg, target)
