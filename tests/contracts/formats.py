@@ -86,7 +86,7 @@ def check_nasty_tree_as_it_is(lazyimg: Lazyimg, target: Path) -> None:
 
 def _mount_as_it_is(lazyimg: Lazyimg, image: str, target: Path, expected: Tree) -> None:
     with lazyimg.serving():
-        refused = lazyimg.failure("mount", image, target, status=66)
+        refused = lazyimg.failure("mount", image, target, status=67)
         assert "lazyimg index create REF --local" in refused
         made = json.loads(lazyimg.verb("index", "create", image, "--local", "--json"))["layers"]
         assert all(layer["made"] for layer in {layer["layer"]: layer for layer in made}.values())
