@@ -89,12 +89,18 @@ class Node:
 
 
 @pytest.fixture
-async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+async def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+    """Give a node whose transport is not started."""
     node = Node(tmp_path, monkeypatch)
-    await node.transport.start(node.directory)
     yield node
-    await node.transport.stop()
     await node.cache.close()
+
+
+@pytest.fixture
+async def node(stopped: Node) -> AsyncIterator[Node]:
+    await stopped.transport.start(stopped.directory)
+    yield stopped
+    await stopped.transport.stop()
 
 
 async def test_incomplete_device_is_marked_and_served(node: Node) -> None:
@@ -264,8 +270,8 @@ async def test_loss_that_nobody_wants_to_know(node: Node, tmp_path: Path) -> Non
     await other.stop()
 
 
-async def test_takeover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(tmp_path, monkeypatch)
+async def test_takeover(stopped: Node) -> None:
+    node = stopped
     device = node.cache.open(A, SIZE)
     journal = Journal(node.directory / JOURNAL, 4096)
     free = free_number()
@@ -279,13 +285,10 @@ async def test_takeover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert node.group.marks == {device.fd}
     await node.transport.stop()
     os.close(free)  # the scripted group closes nothing
-    await node.cache.close()
 
 
-async def test_journal_of_another_group_is_not_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node = Node(tmp_path, monkeypatch)
+async def test_journal_of_another_group_is_not_believed(stopped: Node) -> None:
+    node = stopped
     journal = Journal(node.directory / JOURNAL, 4096)
     journal.put(Place(60, 1, 0, BLOCK_SIZE))
     journal.close()
@@ -296,8 +299,8 @@ async def test_journal_of_another_group_is_not_believed(
     await node.transport.stop()
 
 
-async def test_directory_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(tmp_path, monkeypatch)
+async def test_directory_that_is_missing(stopped: Node, tmp_path: Path) -> None:
+    node = stopped
     with pytest.raises(StorageError, match="cannot be made: No such file or directory"):
         await node.transport.start(tmp_path / "missing")
     assert node.group.closed
@@ -328,9 +331,9 @@ class Keeper:
 
 
 async def test_guard_lives_from_start_to_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = Node(tmp_path, monkeypatch)
+    node = stopped
     calls: list[object] = []
     monkeypatch.setattr(module, "Guarded", partial(RecordedGuard, calls))
     keeper = Keeper()
@@ -353,12 +356,12 @@ async def test_guard_lives_from_start_to_stop(
 
 
 async def test_guard_of_another_daemon_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def busy(_: Path) -> None:
         raise KernelBusyError("fanotify", "the guard of another daemon lives")
 
-    node = Node(tmp_path, monkeypatch)
+    node = stopped
     monkeypatch.setattr(module, "wait_for_guards", busy)
     transport = FanotifyTransport(Zeros(), node.cache, keeper=Keeper())
     with pytest.raises(KernelBusyError, match="the guard of another daemon lives"):
