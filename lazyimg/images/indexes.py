@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lazyimg.errors import NotFoundError, StorageError
 from lazyimg.host.files import sync_directory
-from lazyimg.images.indexing import IndexRequest, make_index
+from lazyimg.images.indexing import IndexMaker, IndexRequest
 from lazyimg.images.library import LayerClaim, OwnIndex
 from lazyimg.layers.locate import PLAIN, locate_index, name_format
 
@@ -85,15 +85,19 @@ class Indexes:
         name, source, resolved = await self._images.resolve_in(text, platform_text, access)
         layers = resolved.manifest.layers
         indexed = []
-        for number, (layer, diff_id) in enumerate(
-            zip(layers, resolved.config.diff_ids, strict=True), 1
-        ):
-            what = f"{name}: layer {number} of {len(layers)}"
-            indexed.append(await self._create_one(what, source, layer, str(diff_id)))
+        maker = IndexMaker()
+        try:
+            for number, (layer, diff_id) in enumerate(
+                zip(layers, resolved.config.diff_ids, strict=True), 1
+            ):
+                what = f"{name}: layer {number} of {len(layers)}"
+                indexed.append(await self._create_one(what, source, layer, str(diff_id), maker))
+        finally:
+            await maker.close()
         return name, indexed
 
     async def _create_one(
-        self, what: str, source: ImageSource, layer: Descriptor, diff_id: str
+        self, what: str, source: ImageSource, layer: Descriptor, diff_id: str, maker: IndexMaker
     ) -> IndexedLayer:
         kind = name_format(layer)
         if kind not in PLAIN:
@@ -104,11 +108,11 @@ class Indexes:
             known = await asyncio.to_thread(self._library.find_own_index, blob, diff_id)
             if known is not None and await asyncio.to_thread(self._path(known).exists):
                 return IndexedLayer(layer, kind, known, made=False)
-            made = await self._make(what, source, layer, diff_id)
+            made = await self._make(what, source, layer, diff_id, maker)
         return IndexedLayer(layer, kind, made, made=True)
 
     async def _make(
-        self, what: str, source: ImageSource, layer: Descriptor, diff_id: str
+        self, what: str, source: ImageSource, layer: Descriptor, diff_id: str, maker: IndexMaker
     ) -> OwnIndex:
         aside = await asyncio.to_thread(self._open_aside)
         try:
@@ -116,7 +120,7 @@ class Indexes:
                 str(layer.digest), layer.size, diff_id, str(aside),
                 self._limits.memory, self._limits.processor_time,
             )  # fmt: skip
-            reply = await make_index(what, request, source.stream_blob(layer))
+            reply = await maker.make(what, request, source.stream_blob(layer))
             index = OwnIndex(str(layer.digest), diff_id, layer.size, reply.digest, reply.size)
             await asyncio.to_thread(self._keep, aside, index)
         except BaseException:

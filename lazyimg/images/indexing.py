@@ -1,7 +1,8 @@
-"""The index of a layer that has none is made in a process of its own.
+"""The indexes of layers that have none are made in a process of its own.
 
 Run as ``python -m lazyimg.images.indexing``: an IndexRequest as a line of JSON on standard input,
-then the blob; an IndexReply on standard output. The parent calls `make_index`. It costs as much
+then the blob, again and again; each time an IndexReply as a line on standard output. The parent has
+an `IndexMaker`. It costs as much
 processor time as unpacking the layer does, and a layer may be made to cost more than that: the
 child limits its own memory and time.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import resource
 import signal
@@ -81,54 +83,75 @@ class IndexReply(msgspec.Struct, frozen=True):
     failure: str = ""
 
 
-async def make_index(what: str, request: IndexRequest, pieces: AsyncIterator[bytes]) -> IndexReply:
-    """Make the index of a layer; its file is whole and synced then.
+class IndexMaker:
+    """Makes the indexes of layers, one after the other, in one process; begun when it is needed."""
 
-    Args:
-        what: the layer, for messages.
-        request: which.
-        pieces: its blob, as it arrives.
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
 
-    Raises:
-        NotLazyError: no index can be made of the layer, or it takes too much.
-        CorruptError: these are not the blob's bytes.
-        StorageError: the disk is full or fails.
-        LazyimgError: the blob cannot be read, or the child died.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-m",
-        "lazyimg.images.indexing",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdin is not None  # noqa: S101 - a pipe was asked for
-    try:
+    async def make(
+        self, what: str, request: IndexRequest, pieces: AsyncIterator[bytes]
+    ) -> IndexReply:
+        """Make the index of a layer; its file is whole and synced then. No failure is survived.
+
+        Args:
+            what: the layer, for messages.
+            request: which.
+            pieces: its blob, as it arrives.
+
+        Raises:
+            NotLazyError: no index can be made of the layer, or it takes too much.
+            CorruptError: these are not the blob's bytes.
+            StorageError: the disk is full or fails.
+            LazyimgError: the blob cannot be read, or the process died.
+        """
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-m",
+                "lazyimg.images.indexing",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        process = self._process
+        assert process.stdin is not None  # noqa: S101 - pipes were asked for
+        assert process.stdout is not None  # noqa: S101
         process.stdin.write(msgspec.json.encode(request) + b"\n")
+        sent = 0
         async for piece in pieces:
+            sent += len(piece)
+            if sent > request.size:
+                break
             with suppress(BrokenPipeError, ConnectionResetError):  # the child's end says why
                 process.stdin.write(piece)
                 await process.stdin.drain()
-        process.stdin.close()
-        output, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
+        if sent != request.size:  # the child would wait for more, or take it for a request
+            raise CorruptError(what, f"came as {sent} bytes or more, expected {request.size}")
+        output = await process.stdout.readline()
+        if output:
+            return _read_reply(what, request, output)
+        _, errors = await process.communicate()
+        raise _explain_end(what, request, process.returncode, errors)
+
+    async def close(self) -> None:
+        """End the process."""
+        process = self._process
+        if process is not None and process.returncode is None:
             process.kill()
             await asyncio.shield(process.communicate())
-    return _read_reply(what, request, process.returncode, output, errors)
 
 
-def _read_reply(
-    what: str, request: IndexRequest, code: int | None, output: bytes, errors: bytes
-) -> IndexReply:
+def _explain_end(what: str, request: IndexRequest, code: int | None, errors: bytes) -> LazyimgError:
     if code == -signal.SIGXCPU:
         problem = f"takes over {request.seconds} s of a processor to index"
-        raise NotLazyError(what, f"{problem} (build.processor_time)")
-    if code != 0:
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LazyimgError(what, f"its indexing ended with {code}: {last}")
+        return NotLazyError(what, f"{problem} (build.processor_time)")
+    last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+    return LazyimgError(what, f"its indexing ended with {code}: {last}")
+
+
+def _read_reply(what: str, request: IndexRequest, output: bytes) -> IndexReply:
     reply = msgspec.json.decode(output, type=IndexReply)
     if reply.out_of_memory:
         size = request.memory // MIB
@@ -175,31 +198,50 @@ def index(request: IndexRequest, pieces: Iterator[bytes]) -> IndexReply:
     return IndexReply(f"sha256:{digest}", size)
 
 
-def _read_pieces() -> Iterator[bytes]:
-    while data := sys.stdin.buffer.read(_PIECE):
+def _read_pieces(size: int) -> Iterator[bytes]:
+    while size and (data := sys.stdin.buffer.read(min(_PIECE, size))):
+        size -= len(data)
         yield data
 
 
+def _allow(seconds: int) -> None:
+    """Let this process take so many seconds more of a processor, if it may."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime) + seconds
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+    )
+
+
 def main() -> None:
-    """Answer one request on standard input."""
-    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=IndexRequest)
+    """Answer requests on standard input; a failure is the last answer."""
+    while line := sys.stdin.buffer.readline():
+        request = msgspec.json.decode(line, type=IndexRequest)
+        reply = _answer(request)
+        sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
+        sys.stdout.buffer.flush()
+        if not reply.digest:
+            break
+
+
+def _answer(request: IndexRequest) -> IndexReply:
     lower_limit(resource.RLIMIT_DATA, request.memory)
-    lower_limit(resource.RLIMIT_CPU, request.seconds)
+    _allow(request.seconds)
     try:
-        reply = index(request, _read_pieces())
+        return index(request, _read_pieces(request.size))
     except MemoryError:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # there must be some for the answer
-        reply = IndexReply(out_of_memory=True)
+        return IndexReply(out_of_memory=True)
     except FormatError as error:
-        reply = IndexReply(problem=str(error))
+        return IndexReply(problem=str(error))
     except CorruptError as error:
-        reply = IndexReply(corrupt=str(error))
+        return IndexReply(corrupt=str(error))
     except LazyimgError as error:
-        reply = IndexReply(failure=str(error))
+        return IndexReply(failure=str(error))
     except OSError as error:
-        reply = IndexReply(storage=f"{request.path}: {error.strerror}")
-    sys.stdout.buffer.write(msgspec.json.encode(reply))
+        return IndexReply(storage=f"{request.path}: {error.strerror}")
 
 
 if __name__ == "__main__":

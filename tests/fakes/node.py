@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.own_mounts import OwnMounts
-from lazyimg.images import indexes, service
+from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.cache_mounts import CacheMounts
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.indexes import Indexes
-from lazyimg.images.indexing import IndexReply, IndexRequest, index
+from lazyimg.images.indexing import IndexMaker, IndexReply, IndexRequest, index
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
@@ -191,13 +191,13 @@ async def run_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             return await asyncio.to_thread(build, request)
 
         async def index_here(
-            _: str, request: IndexRequest, pieces: AsyncIterator[bytes]
+            _: IndexMaker, __: str, request: IndexRequest, pieces: AsyncIterator[bytes]
         ) -> IndexReply:
             blob = [piece async for piece in pieces]
             return await asyncio.to_thread(index, request, iter(blob))
 
         monkeypatch.setattr(service, "build_image", build_here)
-        monkeypatch.setattr(indexes, "make_index", index_here)
+        monkeypatch.setattr(IndexMaker, "make", index_here)
         try:
             yield node
         finally:

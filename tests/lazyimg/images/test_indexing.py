@@ -6,6 +6,7 @@ import gzip
 import io
 import signal
 import sys
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pytest
 
 from lazyimg.errors import CorruptError, LazyimgError, NotLazyError, StorageError
 from lazyimg.images import indexing as module
-from lazyimg.images.indexing import IndexReply, IndexRequest, index, make_index
+from lazyimg.images.indexing import IndexMaker, IndexReply, IndexRequest, index
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.stream_index import parse_stream_index
 from tests.fakes.gzip_layer import make_tar
@@ -23,6 +24,12 @@ from tests.lazyimg.images.test_build import stand_in
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+
+class _Closing(IndexMaker):
+    async def aclose(self) -> None:
+        await self.close()
+
 
 TAR = make_tar({"etc/name": b"lazyimg\n", "bin/tool": bytes(range(256)) * 2000})
 BLOB = gzip.compress(TAR, mtime=0)
@@ -40,7 +47,8 @@ async def ask(request: IndexRequest, blob: bytes = BLOB, times: int = 1) -> Inde
         for _ in range(times):
             yield blob
 
-    return await make_index("layer", request, pieces())
+    async with aclosing(_Closing()) as maker:
+        return await maker.make("layer", request, pieces())
 
 
 async def test_child_makes_the_same(tmp_path: Path) -> None:
@@ -55,8 +63,11 @@ async def test_child_makes_the_same(tmp_path: Path) -> None:
 
 
 async def test_child_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(CorruptError, match=r"^layer: blob sha256:\w+: came as 1000 bytes with the"):
-        await ask(request_of(tmp_path), BLOB[:1000])
+    for blob in (BLOB[:1000], BLOB + b"x"):
+        with pytest.raises(CorruptError, match=r"^layer: came as \d+ bytes or more, expected"):
+            await ask(request_of(tmp_path), blob)
+    with pytest.raises(CorruptError, match=r"^layer: blob sha256:\w+: came as \d+ bytes with the"):
+        await ask(request_of(tmp_path), BLOB[:-1] + b"x")
     with pytest.raises(NotLazyError) as caught:
         await ask(request_of(tmp_path, diff_id=str(Digest.of(b""))))
     assert str(caught.value) == (
@@ -70,11 +81,11 @@ async def test_child_says_what_is_wrong(tmp_path: Path) -> None:
 async def test_child_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, "echo 'no more' >&2; exit 3"))
     with pytest.raises(LazyimgError, match=r"^layer: its indexing ended with 3: no more$"):
-        await ask(request_of(tmp_path), bytes(1 << 20), 4)
+        await ask(request_of(tmp_path, size=4 << 20), bytes(1 << 20), 4)
 
 
 async def test_child_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = f"cat > /dev/null; ulimit -c 0; kill -{signal.SIGXCPU} $$"
+    script = f"read line; ulimit -c 0; kill -{signal.SIGXCPU} $$"
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
     with pytest.raises(NotLazyError, match=r"takes over 7 s of a processor to index \(build\.pro"):
         await ask(request_of(tmp_path, processor_time=7))
@@ -85,8 +96,22 @@ async def test_blob_that_ends_early_ends_the_child(tmp_path: Path) -> None:
         yield BLOB[:1000]
         raise LazyimgError("registry", "is gone")
 
-    with pytest.raises(LazyimgError, match="registry: is gone"):
-        await make_index("layer", request_of(tmp_path), pieces())
+    async with aclosing(_Closing()) as maker:
+        with pytest.raises(LazyimgError, match="registry: is gone"):
+            await maker.make("layer", request_of(tmp_path), pieces())
+
+
+async def test_one_child_makes_several(tmp_path: Path) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield BLOB
+
+    replies = []
+    async with aclosing(_Closing()) as maker:
+        for number in range(3):
+            path = str(tmp_path / str(number))
+            replies.append(await maker.make("layer", request_of(tmp_path, path=path), pieces()))
+    assert len(set(replies)) == 1
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def answer(
@@ -104,6 +129,7 @@ def answer(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "lower_limit", lambda _kind, _most: None)  # of this process
+        patch.setattr(module, "_allow", lambda _seconds: None)
         patch.setattr(sys, "stdin", given)
         patch.setattr(sys, "stdout", SimpleNamespace(buffer=output))
         if failure is not None:
@@ -131,7 +157,7 @@ def test_answers_of_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_replies(reply: IndexReply, kind: type[LazyimgError], said: str, tmp_path: Path) -> None:
     output = msgspec.json.encode(reply)
     with pytest.raises(kind, match=said):
-        module._read_reply("layer", request_of(tmp_path), 0, output, b"")
+        module._read_reply("layer", request_of(tmp_path), output)
 
 
 def test_processor_time_grows_with_the_blob(tmp_path: Path) -> None:
