@@ -51,6 +51,7 @@ class Settings(msgspec.Struct):
         delay: seconds that each fill takes at least ("memory") or each request for bytes of the
             blob ("engine").
         state: of the device at the start: "empty", "present" (but for its end) or "complete".
+        passthrough: a complete device is a file of FUSE's tree.
     """
 
     image: tuple[str, str, str]
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct):
     filler: str
     delay: float
     state: str
+    passthrough: bool = False
 
 
 class BenchFiller(Protocol):
@@ -171,8 +173,11 @@ async def serve(settings: Settings) -> None:
     stop = {"empty": 0, "present": len(content) - LEFT, "complete": len(content)}[settings.state]
     await asyncio.to_thread(make_present, file, content, stop)
     filler = make_filler(settings, image, content)
-    kind = {"fuse": FuseTransport, "fanotify": FanotifyTransport}[settings.transport]
-    transport = kind(filler, cache)
+    transport: FuseTransport | FanotifyTransport
+    if settings.transport == "fuse":
+        transport = FuseTransport(filler, cache, passthrough=settings.passthrough)
+    else:
+        transport = FanotifyTransport(filler, cache)
     await transport.start(Path(settings.tree))
     try:
         (path,) = (await transport.prepare({name: len(content)})).values()

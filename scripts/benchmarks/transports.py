@@ -42,6 +42,7 @@ SLOW: Final = 0.02
 """Seconds of a slow fill."""
 
 WARM: Final = "warm"
+PASSTHROUGH: Final = "fuse: complete at mount, passthrough"
 
 
 class Load(NamedTuple):
@@ -71,7 +72,7 @@ class Way(NamedTuple):
     Attributes:
         name: in the table.
         transport: "" without a daemon.
-        filler, delay, state: see `transport_server.Settings`.
+        filler, delay, state, passthrough: see `transport_server.Settings`.
         finish: the device becomes complete while it is mounted.
         warm: the row for a second reading; "" for none.
     """
@@ -82,6 +83,7 @@ class Way(NamedTuple):
     delay: float = 0.0
     state: str = "complete"
     finish: bool = False
+    passthrough: bool = False
     warm: str = ""
 
 
@@ -98,6 +100,7 @@ def ways_of(transport: str) -> list[Way]:
         Way(f"{transport}: present", transport, state="present", warm=f"{transport}: {WARM}"),
         Way(f"{transport}: completed while mounted", transport, state="present", finish=True),
         Way(f"{transport}: complete at mount", transport),
+        *([Way(PASSTHROUGH, transport, passthrough=True)] if transport == "fuse" else []),
     ]
 
 
@@ -156,6 +159,10 @@ def describe_costs(kept: Rounds) -> Iterator[Figure]:
 
 def describe_goals(kept: Rounds) -> Iterator[Figure]:
     """Give what was promised of their rates."""
+    passing, plain = (
+        [run.rate for run in kept[name, "sequential"]] for name in (PASSTHROUGH, EROFS)
+    )
+    yield ratio(f"{PASSTHROUGH}, sequential, to {EROFS}", passing, plain, 0.6)
     for transport in TRANSPORTS:
         for what, load, other, goal in (
             ("complete at mount", "sequential", EROFS, 0.97),
@@ -224,7 +231,7 @@ class Bench:
         root, fsid, device = self._image
         settings = Settings(
             (str(root), fsid, device), str(cache), str(tree), way.transport, way.filler,
-            way.delay, way.state,
+            way.delay, way.state, way.passthrough,
         )  # fmt: skip
         try:
             with running_server(settings) as server:
