@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tests.real.safety import SafetyNet
 
-SIZE: Final = scaled(512 << 20, least=48 << 20)
+SIZE: Final = scaled(512 << 20, least=24 << 20)
 """Bytes of an image."""
 
 READS: Final = scaled(200_000, least=8000)
