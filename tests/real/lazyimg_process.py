@@ -190,7 +190,8 @@ def kill_all(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Return what is mounted below a directory."""
+    """Return what is mounted below a directory; of a daemon's root, not the tree of FUSE."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split()[4] for line in lines]
-    return [point for point in points if point.startswith(f"{directory}/")]
+    tree = f"{directory}/fuse"
+    return [point for point in points if point.startswith(f"{directory}/") and point != tree]
