@@ -497,9 +497,11 @@ class TransportContract:
             setting.proxy.heal()
             self.assert_equal(net, setting, "one", target)
 
+    @pytest.mark.parametrize("ready", [False, True])
     def test_one_fill_in_twenty_fails_and_the_worker_is_killed(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path, *, ready: bool
     ) -> None:
+        """Killed a second after the last time, which is soon, or a second after it was ready."""
         lazyimg.settings |= FAILS_AT_ONCE
         with lazyimg.serving() as daemon:
             lazyimg.mount(setting.reference("one"), target)
@@ -509,6 +511,8 @@ class TransportContract:
                 end = time.monotonic() + KILLING
                 killed = 0
                 while time.monotonic() < end:
+                    if ready:
+                        lazyimg.status()
                     time.sleep(1)
                     kill_worker(daemon)
                     killed += 1
