@@ -1,8 +1,8 @@
 """The transport of this machine: chosen, started, or taken over from the process before this one.
 
-What works is tried, not guessed: the first transport that starts is used. One that the kernel or
-the file system has no room for is passed over; one that somebody else has in use is not, since what
-is local is local to one transport.
+What works is tried, not guessed: the first transport that starts is used. One that the kernel does
+not have is passed over; one that somebody else has in use is not, since what is local is local to
+one transport, nor one whose cache lies on the wrong file system, since no other could use that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.cache.file_system import check_directory
-from lazyimg.errors import CacheUnsuitableError, KernelError, StorageError
+from lazyimg.errors import KernelError, StorageError
 from lazyimg.host.space import CacheLimits
 from lazyimg.transports.cachefiles.transport import CachefilesTransport
 
@@ -95,7 +95,7 @@ async def start_transport(
                 use(offer.transport)
                 started = await _start(offer, manager, inner)
                 stack.push_async_exit(inner.pop_all())
-        except (KernelError, CacheUnsuitableError) as error:
+        except KernelError as error:
             if len(names) == 1:
                 raise
             refusals.append(f"{name}: {error}")

@@ -154,6 +154,13 @@ async def test_first_that_somebody_else_uses_is_not_passed_over(transports: Choi
     assert transports.events[-1] == "close cache of first"
 
 
+async def test_cache_on_the_wrong_file_system_is_said(transports: Choice) -> None:
+    transports.first.refuses = CacheUnsuitableError("/cache", "lies on tmpfs")
+    with pytest.raises(CacheUnsuitableError):
+        await transports.start()
+    assert transports.events[-1] == "close cache of first"
+
+
 async def test_none_that_works(transports: Choice) -> None:
     transports.first.refuses = KernelError("/dev/it", "is missing")
     transports.second.refuses = KernelError("/dev/other", "is too old")
