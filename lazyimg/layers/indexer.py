@@ -85,8 +85,9 @@ class LayerIndexer:
         file.write(bytes(HEADER_SIZE))
 
     def close(self) -> None:
-        """Give up what is kept aside."""
+        """Give up what is kept aside, and the scanner, which refers to this."""
         self._headers.close()
+        self._scanner = TarScanner()
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the blob. What is wrong with them is said by `finish`."""

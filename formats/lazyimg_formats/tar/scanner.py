@@ -108,7 +108,7 @@ class TarScanner:
         self._taken = taken
         self._next = 0  # offset of the byte that the state waits for
         self._want = BLOCK
-        self._take: Callable[[bytes], Member | None] = self._take_header
+        self._take: Callable[[TarScanner, bytes], Member | None] = TarScanner._take_header
         self._held: list[bytes] = []
         self._held_size = 0
         self._payload_end = 0
@@ -161,7 +161,7 @@ class TarScanner:
             self._next += want
             if self._taken is not None:
                 self._taken(block)
-            member = self._take(block)
+            member = self._take(self, block)
             if member is not None:
                 members.append(member)
 
@@ -186,7 +186,7 @@ class TarScanner:
             self._held_size = 0
             self._next += want
             self.position = self._next
-            member = self._take(block)
+            member = self._take(self, block)
             if member is not None:
                 members.append(member)
         if at < len(data):
@@ -204,13 +204,13 @@ class TarScanner:
         if self._held_size or self.position < self._payload_end or self._header is not None:
             raise FormatError("tar", f"cut short after {self.position} bytes")
 
-    def _wait(self, take: Callable[[bytes], Member | None], want: int = BLOCK) -> None:
+    def _wait(self, take: Callable[[TarScanner, bytes], Member | None], want: int = BLOCK) -> None:
         self._take = take
         self._want = want
 
     def _take_header(self, block: bytes) -> Member | None:
         if block == ZERO_BLOCK:
-            self._wait(self._take_second_zero)
+            self._wait(TarScanner._take_second_zero)
             return None
         header = parse_header(block)
         if header.flag in _EXTENSIONS:
@@ -230,7 +230,7 @@ class TarScanner:
             )
         self._flag = header.flag
         self._payload_end = self._next + header.size
-        self._wait(self._take_extension, header.size)
+        self._wait(TarScanner._take_extension, header.size)
 
     def _take_extension(self, data: bytes) -> None:
         if self._flag in _PAX_FLAGS:
@@ -244,7 +244,7 @@ class TarScanner:
 
     def _skip_payload(self) -> None:
         self._next = -(-self._payload_end // BLOCK) * BLOCK
-        self._wait(self._take_header)
+        self._wait(TarScanner._take_header)
 
     def _forget(self) -> None:
         self._start = -(-self._payload_end // BLOCK) * BLOCK
@@ -293,7 +293,7 @@ class TarScanner:
 
     def _go_on_old_sparse(self, header: Header, *, more: bool) -> Member | None:
         if more:
-            self._wait(self._take_sparse_block)
+            self._wait(TarScanner._take_sparse_block)
             return None
         return self._end_sparse(header)
 
@@ -305,7 +305,7 @@ class TarScanner:
             self._header = header
             self._map.clear()
             self._map_lines = 0
-            self._wait(self._take_map_block)
+            self._wait(TarScanner._take_map_block)
             return None
         self._regions = parse_listed(records)
         return self._end_sparse(header)
@@ -374,7 +374,7 @@ class TarScanner:
         self._payload_end = start + data_size
         self._forget()
         self._next = self._start
-        self._take = self._take_header
+        self._take = TarScanner._take_header
         self._want = BLOCK
         return member
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import random
+import weakref
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,20 @@ def make(
             indexer.feed(blob[at : at + step])
         header = indexer.finish()
     return file.getvalue(), header
+
+
+def test_what_a_layer_took_is_freed_at_once() -> None:
+    """One process takes many layers, and its memory is limited."""
+    indexer = LayerIndexer(Digest.of(BLOB), Digest.of(TAR), io.BytesIO())
+    gone = weakref.ref(indexer)
+    gc.disable()
+    try:
+        indexer.feed(BLOB)
+        indexer.close()
+        del indexer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def read_files(index: bytes, blob: bytes) -> dict[str, bytes]:
