@@ -26,7 +26,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A small file system, of which nothing is reserved for root."""
     directory = tmp_path / "small"
     directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "small", directory], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "small", directory], check=True
+    )
     try:
         yield directory
     finally:
