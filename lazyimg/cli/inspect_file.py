@@ -12,7 +12,7 @@ from lazyimg_formats.erofs.layout import EROFS_SUPER_MAGIC_V1, EROFS_SUPER_OFFSE
 from lazyimg_formats.erofs.reader import Image
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.estargz import location as estargz
-from lazyimg_formats.estargz.toc import parse_stargz_toc
+from lazyimg_formats.estargz.toc import is_stargz_toc, parse_stargz_toc
 from lazyimg_formats.layer import Kind
 from lazyimg_formats.oci.documents import MAX_DOCUMENT, Index, Manifest, parse_document
 from lazyimg_formats.zstd_chunked.location import FOOTER_FRAME_SIZE, TocLocation, parse_footer
@@ -134,7 +134,7 @@ def _find_toc(file: BinaryIO, size: int) -> TocLocation | None:
 
 def _describe_layer(file: BinaryIO, size: int, location: TocLocation) -> Facts:
     toc = location.decode(_read(file, location.offset, location.length))
-    if location.stargz:
+    if location.stargz and is_stargz_toc(toc):
         index = parse_stargz_toc(toc, end=location.data_end, codec=Codec.ZSTD_PART)
         return _layer_facts(f"{ZSTD_STARGZ} layer", size, location.length, index)
     index = parse_toc(toc, end=location.data_end)

@@ -109,7 +109,7 @@ def _problem_of(location: IndexLocation, data: bytes) -> FormatError | None:
     try:
         check_index(location, data)
     except FormatError as error:
-        return error
+        return error.with_traceback(None)  # its frames hold `data`
     return None
 
 

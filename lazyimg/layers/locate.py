@@ -32,7 +32,7 @@ ZSTD_CHUNKED: Final = "zstd:chunked"
 ESTARGZ: Final = "estargz"
 
 ZSTD_STARGZ: Final = "zstd:chunked (stargz)"
-"""What stargz-snapshotter calls zstd:chunked."""
+"""What stargz-snapshotter calls zstd:chunked, and old versions of containers/storage did."""
 
 STARGZ: Final = frozenset({ESTARGZ, ZSTD_STARGZ})
 """The formats of stargz-snapshotter."""

@@ -72,9 +72,10 @@ def parse_index(location: IndexLocation, data: bytes) -> LayerIndex:
         check_index(location, data)
         return parse_stream_index(data)
     toc = _toc_of(location)
-    if location.format == ZSTD_STARGZ:
-        return estargz.parse_stargz_toc(toc.decode(data), end=toc.data_end, codec=Codec.ZSTD_PART)
-    return parse_toc(toc.decode(data), end=toc.data_end)
+    decoded = toc.decode(data)
+    if location.format == ZSTD_STARGZ and estargz.is_stargz_toc(decoded):
+        return estargz.parse_stargz_toc(decoded, end=toc.data_end, codec=Codec.ZSTD_PART)
+    return parse_toc(decoded, end=toc.data_end)
 
 
 def _toc_of(location: IndexLocation) -> TocLocation:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lazyimg.convert.image import convert_image
+from lazyimg.layers.locate import locate_index
+from lazyimg.layers.parse import parse_index
 from lazyimg.registry.oci_layout import OciLayout, create_layout, open_layout
 from lazyimg_formats.layer import Kind
 from lazyimg_formats.oci.documents import Descriptor, parse_document
@@ -106,9 +108,10 @@ async def test_what_skopeo_makes_zstd_chunked_is_read(converted: OciLayout, tmp_
     assert location is not None
     footer = parse_footer(data[-72:])
     assert (footer.offset, footer.length) == (location.offset, location.length)
-    index = parse_toc(
-        location.decode(data[location.offset :][: location.length]), end=location.data_end
-    )
+    toc = data[location.offset :][: location.length]
+    index = parse_index(locate_index(layer, "theirs"), toc)
+    theirs_alone = parse_toc(location.decode(toc), end=location.data_end)
+    assert index.table.name == theirs_alone.table.name  # whatever its annotations say it is
     table = index.table
     device = bytearray(table.size)
     for number in range(table.extent_count):

@@ -37,6 +37,7 @@ NO_PREFETCH_LANDMARK: Final = b".no.prefetch.landmark"
 
 LANDMARKS: Final = frozenset({PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK})
 
+_END: Final = b'"endOffset":'
 _REGULAR: Final = Kind.REGULAR
 _LANDMARK: Final = "prefetch.landmark"
 _OVERLAP: Final = 64  # bytes of a piece that are looked at again with the next one
@@ -61,6 +62,15 @@ def check_names(pieces: Iterable[bytes | bytearray]) -> None:
         if b"\\ufffd" in text and _LOST.search(text):  # the first alone is much faster
             raise FormatError(WHAT, "a name is not UTF-8, which this format cannot say")
         tail = bytes(text[-_OVERLAP:])
+
+
+def is_stargz_toc(toc: bytes | bytearray) -> bool:
+    """Tell whether a TOC of zstd:chunked is as stargz-snapshotter writes it.
+
+    Old versions of containers/storage (Debian 12's) use stargz-snapshotter's annotations and footer
+    for a TOC of their own, which says where each chunk ends.
+    """
+    return _END not in toc
 
 
 def parse_stargz_toc(toc: bytes | bytearray, *, end: int, codec: Codec = Codec.GZIP) -> LayerIndex:

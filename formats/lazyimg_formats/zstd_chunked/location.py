@@ -91,7 +91,8 @@ class TocLocation:
         decoded_length: bytes when decoded.
         digest: sha256 of the bytes in the blob; None: known from the footer only.
         tar_split: where the tar-split data is; None: the blob has none.
-        stargz: the TOC is as stargz-snapshotter writes it: see `lazyimg_formats.estargz`.
+        stargz: the names are stargz-snapshotter's; what the TOC is, `is_stargz_toc` of
+            `lazyimg_formats.estargz.toc` tells.
 
     Raises:
         FormatError: by the constructor, when this cannot be.
@@ -208,6 +209,8 @@ def serialize_annotations(location: TocLocation) -> dict[str, str]:
     """Give the annotations that say where a TOC is; `location.digest` is not None."""
     position = f"{location.offset}:{location.length}:{location.decoded_length}:{_TYPE}"
     digest = str(location.digest)
+    if location.stargz:
+        return {OLD_CHECKSUM: digest, OLD_POSITION: position}
     annotations = {
         LAZYIMG_DIGEST: digest,
         LAZYIMG_POSITION: position,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lazyimg_formats.device_table import MAX_SKIP, MAX_SPAN_SIZE, Codec, Extent, Span
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.estargz.toc import check_names, parse_stargz_toc
+from lazyimg_formats.estargz.toc import check_names, is_stargz_toc, parse_stargz_toc
 from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.zstd_chunked import entries
 
@@ -263,3 +263,16 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_bytes(data: bytes) -> None:
     with pytest.raises(FormatError):
         parse_stargz_toc(data, end=1000)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"name": "a", "offset": 0}, True),
+        ({"name": "endOffset", "offset": 0}, True),
+        ({"name": '"endOffset":', "offset": 0}, True),
+        ({"name": "a", "offset": 0, "endOffset": 20}, False),
+    ],
+)
+def test_whose_toc_it_is(entry: dict[str, Any], *, expected: bool) -> None:
+    assert is_stargz_toc(json.dumps({"version": 1, "entries": [entry]}).encode()) is expected
