@@ -23,6 +23,7 @@ from lazyimg_formats.zstd_chunked.location import POSITION
 from tests.real.commit import commit
 from tests.real.debian_images import debian_images
 from tests.real.docker_registry import Registry, running_registry
+from tests.real.eventually import eventually
 from tests.real.lazy_node import LAZY, Node, running_node
 from tests.real.lazyimg_process import Lazyimg, mounts_below
 from tests.real.scale import scaled
@@ -232,6 +233,8 @@ def test_container_with_a_user_namespace(registry: Registry, node: Node) -> None
     assert mapped[:2] + mapped[3:] == expected[:2] + expected[3:]
     assert registry.counts.sent() - before < size / 4
     root = node.lazyimg.root / "snapshotter"
+    # What the first container has written is removed behind its end.
+    eventually(lambda: len(list(root.glob("snapshots/*/fs/etc/new"))) == 1)
     (upper,) = (path.parent.parent for path in root.glob("snapshots/*/fs/etc/new"))
     owned = [upper, upper / "etc/new", upper / "etc/bash.bashrc"]
     assert [(path.stat().st_uid, path.stat().st_gid) for path in owned] == [
