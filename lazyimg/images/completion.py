@@ -9,7 +9,9 @@ whose diff ID the image's config, and so its chain ID, names. Who unpacks the bl
                    |--> window --> fill engine: what the device lacks, decoded and verified
 
 So a layer costs its compressed size, however much of it was read before, and nothing is fetched
-twice for both. What is present already is not written again.
+twice for both. What is present already is not written again. Of a layer that was checked before, as
+one was of which this node made the index, only what the device lacks is read, in the same order and
+as slowly.
 
 Who reads goes first: requests and fills have the background's share, and wait for those of readers;
 between two ranges it pauses as long as there are new reads, for `PATIENCE` at most. When the kernel
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from lazyimg.errors import CorruptError, NotFoundError, StorageError
 from lazyimg.fill.budget import Priority
 from lazyimg.fill.device import Source
-from lazyimg.fill.plan import block_floor
+from lazyimg.fill.plan import block_floor, plan_blob_ranges
 from lazyimg.fill.prefetch import cut, subtract, union_blocks
 from lazyimg.images.check import CheckRequest, open_check
 from lazyimg.registry.ports import Access
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.fill.engine import Engine
+    from lazyimg.fill.plan import BlobRange
     from lazyimg.fill.ports import Sink
     from lazyimg.images.catalog import Catalog
     from lazyimg.images.library import LayerRecord, Library
@@ -214,9 +217,13 @@ class Completer:
         """Give what is wrong with a layer; "" if nothing is."""
         claim = layer.claim
         known = await asyncio.to_thread(self._library.checked, [claim])
-        if claim in known:
+        if known.get(claim):
             return known[claim]
         filling = await self._begin_filling(image, top, record)
+        if claim in known:
+            if filling is not None:
+                await self._fill_rest(layer, filling)
+            return ""
         what = f"{layer.source.name}: layer {claim.blob}"
         request = CheckRequest(
             claim.blob,
@@ -231,7 +238,7 @@ class Completer:
         unfilled: CorruptError | None = None
         async with open_check(what, request) as check:
             for offset in range(0, layer.descriptor.size, PIECE):
-                data = await self._read(layer, offset)
+                data = await self._read(layer, offset, layer.descriptor.size)
                 await check.feed(data)
                 if filling is not None and unfilled is None:
                     try:
@@ -250,6 +257,16 @@ class Completer:
         self.counters.lies += bool(problem)
         return problem
 
+    async def _fill_rest(self, layer: ImageLayer, filling: _Filling) -> None:
+        """Read what of a blob is still wanted, in its order."""
+        for part in await asyncio.to_thread(filling.wanted):
+            offset, stop = filling.skip_to(part.offset), part.offset + part.length
+            while offset < stop:
+                data = await self._read(layer, offset, stop)
+                await filling.take(data)
+                offset += len(data)
+        await filling.finish()
+
     async def _begin_filling(self, image: Image, top: Path, record: LayerRecord) -> _Filling | None:
         """Give what fills a layer's device; None if it lacks nothing, or has nothing."""
         name = record.device
@@ -265,8 +282,8 @@ class Completer:
     async def _present(self, name: str) -> Sequence[range]:
         return await asyncio.to_thread(self._presence.present, name) or []
 
-    async def _read(self, layer: ImageLayer, offset: int) -> bytes:
-        length = min(PIECE, layer.descriptor.size - offset)
+    async def _read(self, layer: ImageLayer, offset: int, stop: int) -> bytes:
+        length = min(PIECE, stop - offset)
         await self._wait_for_room()
         await self._wait_for_readers()
         await asyncio.sleep(self._pace.take(length))
@@ -307,6 +324,17 @@ class _Filling:
         self._span = 0  # the first one that has not arrived
         self._done = 0  # of the device
 
+    def wanted(self) -> list[BlobRange]:
+        """Give what of the blob is needed to fill what is missing, in its order."""
+        table = self._table
+        missing = subtract([range(table.size)], self._present)
+        spans = {span for part in missing for span in table.spans_in(part.start, len(part))}
+        return plan_blob_ranges(table, spans, self._engine.limits)
+
+    def skip_to(self, offset: int) -> int:
+        """Say that the next bytes are those at `offset`; gives from where on they are new."""
+        return self._window.skip_to(offset)
+
     async def take(self, data: bytes) -> None:
         """Take the next bytes of the blob, and fill what they suffice for.
 
@@ -329,6 +357,10 @@ class _Filling:
             self._window.drop(table.blob_range(needed.start)[0])
         else:
             self._window.drop(self._window.end)
+
+    async def finish(self) -> None:
+        """Fill what is missing yet; what was read has all of it but zeros. Raises as `take`."""
+        await self._fill(self._table.size)
 
     async def _fill(self, ready: int) -> None:
         missing = subtract([range(self._done, ready)], self._present)
@@ -362,6 +394,13 @@ class _Window:
         self._parts.append((self.end, data))
         self.end += len(data)
         self.drop(self.end - MAX_WINDOW)
+
+    def skip_to(self, offset: int) -> int:
+        """Go on at `offset`, or where it is, if that is further; gives which."""
+        if offset > self.end:
+            self._parts.clear()
+            self.end = offset
+        return self.end
 
     def drop(self, offset: int) -> None:
         """Keep nothing that lies wholly before an offset."""

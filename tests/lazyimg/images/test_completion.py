@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import pytest
@@ -14,11 +15,14 @@ from lazyimg.errors import CorruptError, NotFoundError, RegistryError, StorageEr
 from lazyimg.images import completion
 from lazyimg.images.completion import NODE, Completer, Lie, Pace
 from lazyimg.images.library import LayerClaim
+from lazyimg.layers.indexer import LayerIndexer
 from lazyimg.limits import BuildLimits
 from lazyimg.registry.resolve import local_platform
 from lazyimg.registry.turns import URGENCY
+from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.zstd_chunked.writer import serialize_tail
 from tests.fakes.devices import pattern
+from tests.fakes.gzip_layer import make_tar
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
 from tests.fakes.node import Node, run_node
 
@@ -118,6 +122,68 @@ async def test_what_is_present_is_not_written_again(node: Node, layers: list[Laz
     assert sink.has(0, image.chain.layers[0].device_size)
     written = sum(length for _, length in sink.writes[len(before) :])
     assert written < 50_000 < sum(length for _, length in before)
+
+
+class Stream(NamedTuple):
+    """An image of one layer as most are; this node has made the index."""
+
+    reference: str
+    blob: bytes
+    image: Image
+
+
+@pytest.fixture
+async def stream(node: Node, monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """12 spans and no more: whatever is read, is read of them."""
+    monkeypatch.setattr(LayerIndexer.__init__, "__defaults__", (50_000,))
+    tar = make_tar({f"f{number}": NOISE[number * 40_000 :][:60_000] for number in range(7)})
+    blob = gzip.compress(tar, 1, mtime=0)
+    digest = node.registry.add_image("app", "1", {blob: tar}).digest
+    reference = f"{node.registry.host}/app@{digest}"
+    await node.indexes.create(reference, "", NODE)
+    node.registry.asked.clear()
+    return Stream(reference, blob, await opened(node, reference, 1))
+
+
+async def test_layer_that_was_indexed_here_is_local_and_was_sent_once(
+    node: Node, stream: Stream
+) -> None:
+    completer = completer_of(node)
+    assert await completer.complete(stream.reference, "", 1) is None
+    (record,) = stream.image.chain.layers
+    assert node.transport.sinks[record.device].has(0, record.device_size)
+    sent = node.registry.sent(record.blob)
+    assert len(stream.blob) - 1000 < sent <= len(stream.blob)  # the tar's end has no file
+    assert completer.counters.fetched == sent
+    assert completer.counters.layers == 0
+    assert await completer.complete(stream.reference, "", 1) is None
+    assert node.registry.sent(record.blob) == sent
+
+
+async def test_only_what_is_missing_of_it_is_read(node: Node, stream: Stream) -> None:
+    (record,) = stream.image.chain.layers
+    await node.prefetcher.prefetch(stream.image, ["/f2", "/f3"], lambda _: None)
+    before = node.registry.sent(record.blob)
+    assert 100_000 < before < 300_000
+    assert await complete(node, stream.reference, 1) is None
+    assert node.transport.sinks[record.device].has(0, record.device_size)
+    # What begins in a missing span, or ends there, is read again.
+    assert node.registry.sent(record.blob) <= len(stream.blob) + 2 * 60_000
+
+
+async def test_nothing_but_zeros_is_missing(node: Node, layers: list[LazyLayer]) -> None:
+    reference = add(node, layers[1:])
+    await complete(node, reference, 1)
+    (record,) = (await opened(node, reference, 1)).chain.layers
+    sink, sent = node.transport.sinks[record.device], blob_reads(node, layers[1])
+    table = node.catalog.load_table(record.device, record.table)
+    blocks = range(record.device_size // BLOCK_SIZE)
+    zeros = [block for block in blocks if not table.spans_in(block * BLOCK_SIZE, BLOCK_SIZE)]
+    assert len(zeros) == 3
+    sink.blocks.difference_update(zeros)
+    assert await complete(node, reference, 1) is None
+    assert sink.has(0, record.device_size)
+    assert blob_reads(node, layers[1]) == sent
 
 
 async def test_part_of_an_image(node: Node, layers: list[LazyLayer]) -> None:
