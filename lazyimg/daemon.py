@@ -51,12 +51,13 @@ if TYPE_CHECKING:
     from lazyimg.fill.engine import Engine
     from lazyimg.host.service_manager import ServiceManager
     from lazyimg.images.cached import CachedDevices
+    from lazyimg.images.image import Image
     from lazyimg.images.indexes import Indexes
     from lazyimg.images.library import ChainRecord, OwnIndex
     from lazyimg.images.mounted import Mounted
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
-    from lazyimg.images.service import Image, Images
+    from lazyimg.images.service import Images
     from lazyimg.registry.client import RegistryClient
     from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter

@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from lazyimg.fill.plan import BlobRange
     from lazyimg.fill.ports import Sink
     from lazyimg.images.catalog import Catalog
+    from lazyimg.images.image import Image, ImageLayer
     from lazyimg.images.library import LayerRecord, Library
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher
-    from lazyimg.images.service import Image, ImageLayer, Images
+    from lazyimg.images.service import Images
     from lazyimg.limits import BuildLimits
     from lazyimg_formats.device_table import DeviceTable
 

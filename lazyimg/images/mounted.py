@@ -13,7 +13,7 @@ from lazyimg.images.library import ImageRecord, MountRecord, MountState
 
 if TYPE_CHECKING:
     from lazyimg.host.mount_table import MountEntry
-    from lazyimg.images.service import Image
+    from lazyimg.images.image import Image
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
     from lazyimg.host.own_mounts import OwnMounts
+    from lazyimg.images.image import Image
     from lazyimg.images.library import Library
     from lazyimg.images.lost import Lost
     from lazyimg.images.ports import Way
     from lazyimg.images.readers import Readers
-    from lazyimg.images.service import Image
 
 _log = logging.getLogger(__name__)
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from lazyimg.fill.engine import Engine
     from lazyimg.fill.ports import Sink
     from lazyimg.images.catalog import Catalog
+    from lazyimg.images.image import Image
     from lazyimg.images.library import ChainRecord
     from lazyimg.images.mounts import Mounts
-    from lazyimg.images.service import Image
     from lazyimg.transports.ports import Transport
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from lazyimg.errors import LazyimgError, NotFoundError, StorageError
 from lazyimg.host import mounts as host
+from lazyimg.images.image import Image
 from lazyimg.images.library import MountState
 from lazyimg.images.mounted import Mounted, is_of, unmount_ours
 from lazyimg.images.scratch import remove_scratch
-from lazyimg.images.service import Image
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

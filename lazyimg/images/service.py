@@ -13,12 +13,10 @@ import hashlib
 import logging
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lazyimg.errors import (
     AccessDeniedError,
-    CorruptError,
     NotFoundError,
     NotLazyError,
     RegistryError,
@@ -26,31 +24,33 @@ from lazyimg.errors import (
 )
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
+from lazyimg.images.fetching import IndexFetcher
+from lazyimg.images.image import Description, Image, ImageLayer
 from lazyimg.images.kept import KeptConfigs
 from lazyimg.images.library import (
     ChainRecord,
     ImageRecord,
-    LayerClaim,
     LayerRecord,
     SourceRecord,
 )
+from lazyimg.images.locating import Locator, Sought
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
-from lazyimg.layers.fetch import fetch_index, find_index
-from lazyimg.layers.locate import PLAIN, STARGZ, IndexLocation, locate_index, name_format
+from lazyimg.layers.locate import STARGZ, name_format
 from lazyimg.layers.parse import check_names
-from lazyimg.limits import MIB, BuildLimits
+from lazyimg.limits import BuildLimits
 from lazyimg.registry.ports import ProvingSource
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from lazyimg.images.catalog import Catalog
-    from lazyimg.images.library import Library
+    from lazyimg.images.library import LayerClaim, Library
+    from lazyimg.layers.locate import IndexLocation
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg.registry.resolve import ResolvedImage
     from lazyimg_formats.oci.digest import Digest
@@ -62,80 +62,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 BUILDER: Final = 2
 """Version of what is built from an index. Another one builds, and names, bootstraps anew."""
 
-INDEX_MEMORY: Final = 32 * MIB
-"""Bytes of layers' indexes that are fetched at the same time; one that is larger comes alone."""
-
-MAX_INDEXES: Final = 512 * MIB
-"""Bytes of all indexes of an image: they are kept on the disk, and decoded to build it."""
-
 RESOLVE_DEADLINE: Final = 15.0
 """Seconds that the registry may take to say what a recorded reference stands for now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image of this node.
-
-    Attributes:
-        reference: canonical, with the tag or digest asked for.
-        digest: of the platform's manifest.
-        platform: os/arch[/variant].
-        chain: its bootstrap and layers.
-    """
-
-    reference: str
-    digest: str
-    platform: str
-    chain: ChainRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """An image as its manifest describes it.
-
-    Attributes:
-        reference: canonical, with the tag or digest asked for.
-        digest: of the platform's manifest.
-        platform: os/arch[/variant].
-        layers: their descriptors, lowest first.
-        formats: of each layer, in the words of `lazyimg.layers`.
-        chain: its bootstrap and devices, if it was made ready on this node.
-    """
-
-    reference: str
-    digest: str
-    platform: str
-    layers: tuple[Descriptor, ...]
-    formats: tuple[str, ...]
-    chain: ChainRecord | None
-
-
-class ImageLayer(NamedTuple):
-    """One layer of an image, and what the image says of it.
-
-    Attributes:
-        source: has its blob.
-        descriptor: of the blob.
-        diff_id: digest of its tar.
-        location: of its index in the blob.
-        path: the file of its index.
-    """
-
-    source: ImageSource
-    descriptor: Descriptor
-    diff_id: str
-    location: IndexLocation
-    path: Path
-
-    @property
-    def claim(self) -> LayerClaim:
-        """What a check of it is recorded under."""
-        return LayerClaim(str(self.descriptor.digest), self.diff_id, self.location.name)
 
 
 class _Part(NamedTuple):
@@ -173,8 +104,8 @@ class Images:
         self._open_source = open_source
         self._proofs = Proofs(library)
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._fetching = 0  # bytes of indexes that are on their way
-        self._fetched = asyncio.Condition()
+        self._locator = Locator(library)
+        self._fetcher = IndexFetcher(root / "content")
 
     async def open(
         self,
@@ -261,7 +192,9 @@ class Images:
         formats = tuple(name_format(layer) for layer in layers)
         chain = None
         with suppress(NotLazyError):
-            key = _chain_key(layers, await self._locate_layers(str(location), resolved))
+            sought = Sought.of(str(location), resolved)
+            found = await self._locator.locate(sought, opened, range(len(layers)))
+            key = _chain_key(layers, found)
             chain = await asyncio.to_thread(self._library.find_chain, key)
         digest = str(resolved.descriptor.digest)
         return Description(str(location), digest, str(platform), layers, formats, chain)
@@ -341,39 +274,21 @@ class Images:
         key = await asyncio.to_thread(self._library.find_part, name, depth)
         return None if key is None else await asyncio.to_thread(self._library.find_chain, key)
 
-    async def locate(
-        self, what: str, layers: Sequence[Descriptor], diff_ids: Sequence[Digest]
-    ) -> list[IndexLocation]:
-        """Give where the indexes of layers are: in their blobs, or here.
+    async def locate(self, image: Sought, access: Access, depth: int) -> list[IndexLocation]:
+        """Give where the indexes of the lowest layers of an image are.
 
         Args:
-            what: what an error calls their image.
-            layers: the lowest ones of the image, or all.
-            diff_ids: of all layers of the image.
+            image: its `what` is its reference.
+            access: how to reach the registry.
+            depth: how many layers.
 
         Raises:
             NotLazyError: a layer has none.
             CorruptError: annotations contradict each other.
+            LazyimgError: the registry or the disk fails.
         """
-        return await asyncio.to_thread(
-            lambda: [
-                self._locate_one(f"{what}: layer {number} of {len(diff_ids)}", layer, str(diff_id))
-                for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=False), 1)
-            ]
-        )
-
-    async def _locate_layers(
-        self, what: str, resolved: ResolvedImage, depth: int | None = None
-    ) -> list[IndexLocation]:
-        return await self.locate(what, resolved.manifest.layers[:depth], resolved.config.diff_ids)
-
-    def _locate_one(self, what: str, layer: Descriptor, diff_id: str) -> IndexLocation:
-        kind = name_format(layer)
-        if kind in PLAIN:
-            own = self._library.find_own_index(str(layer.digest), diff_id)
-            if own is not None:
-                return IndexLocation(kind, 0, own.size, own.size, own.digest)
-        return locate_index(layer, what)
+        source, _ = await self._open_source(_locate(image.what), access)
+        return await self._locator.locate(image, source, range(depth))
 
     async def resolve_in(
         self, text: str, platform_text: str, access: Access
@@ -426,11 +341,9 @@ class Images:
         kept = KeptConfigs(source, self._root / "content")
         resolved = await resolve_image(kept, wanted, parse_platform(platform_text))
         layers = resolved.manifest.layers[:depth]
-        locations = await _find_indexes(
-            kept, layers, await self._locate_layers(text, resolved, depth)
-        )
-        _check_indexes(text, locations)
-        indexes = await self._fetch(layers, locations, kept)
+        locations = await self._locator.locate(Sought.of(text, resolved), kept, range(len(layers)))
+        locations = await self._fetcher.complete(text, kept, layers, locations)
+        indexes = await self._fetcher.fetch(kept, layers, locations)
         return [
             ImageLayer(source, layer, str(diff_id), location, path)
             for layer, diff_id, location, path in zip(
@@ -447,13 +360,13 @@ class Images:
     ) -> Image:
         place, platform, depth, comparable = part
         layers = resolved.manifest.layers[:depth]
-        locations = await self._locate_layers(str(place), resolved, depth)
+        sought = Sought.of(str(place), resolved)
+        locations = await self._locator.locate(sought, source, range(len(layers)))
         key = _chain_key(layers, locations, comparable=comparable)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
             if chain is None or not await asyncio.to_thread(self._is_whole, chain):
-                locations = await _find_indexes(source, layers, locations)
-                _check_indexes(str(place), locations)
+                locations = await self._fetcher.complete(sought.what, source, layers, locations)
                 chain = await self._build(key, layers, locations, source, comparable=comparable)
         sources = _sources(place, chain, access)
         image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
@@ -481,7 +394,7 @@ class Images:
         *,
         comparable: bool,
     ) -> ChainRecord:
-        indexes = await self._fetch(layers, locations, source)
+        indexes = await self._fetcher.fetch(source, layers, locations)
         request = BuildRequest(
             [
                 LayerSource(
@@ -513,57 +426,32 @@ class Images:
         await asyncio.to_thread(self._library.add_chain, chain)
         return chain
 
-    async def _fetch(
-        self,
-        layers: tuple[Descriptor, ...],
-        locations: list[IndexLocation],
-        source: ImageSource,
-    ) -> list[Path]:
-        return await _gather(
-            self._fetch_one(source, layer, location)
-            for layer, location in zip(layers, locations, strict=True)
-        )
-
-    async def fetch_index(self, text: str, access: Access, layer: Descriptor) -> None:
+    async def fetch_index(self, image: Sought, access: Access, number: int) -> None:
         """Have an index that may turn out to be none that can be used, once it is looked at.
 
         Args:
-            text: the image.
+            image: its `what` is its reference.
             access: for its registry.
-            layer: one of its layers.
+            number: of one of its layers.
 
         Raises:
             NotLazyError: the layer cannot be loaded lazily.
             CorruptError: its index is not what the manifest promises.
             LazyimgError: the registry or the disk fails.
         """
-        location = locate_index(layer, text)
-        if location.format not in STARGZ:
+        source, _ = await self._open_source(_locate(image.what), access)
+        locations = await self._locator.locate(image, source, [number])
+        if locations[0].format not in STARGZ and not locations[0].artifact:
             return
-        source, _ = await self._open_source(_locate(text), access)
-        location = await find_index(source, layer, location)
-        path = await self._fetch_one(source, layer, location)
+        layers = [image.layers[number]]
+        locations = await self._fetcher.complete(image.what, source, layers, locations)
+        [path] = await self._fetcher.fetch(source, layers, locations)
         try:
-            await asyncio.to_thread(_check_names, location, path)
+            await asyncio.to_thread(_check_names, locations[0], path)
         except FormatError as error:
-            raise NotLazyError(text, f"a layer of format {location.format}: {error}") from error
-
-    async def _fetch_one(
-        self, source: ImageSource, layer: Descriptor, location: IndexLocation
-    ) -> Path:
-        """Fetch an index when there is room for it in memory; a large one is fetched alone."""
-        size = location.length
-        async with self._fetched:
-            await self._fetched.wait_for(
-                lambda: not self._fetching or self._fetching + size <= INDEX_MEMORY
-            )
-            self._fetching += size
-        try:
-            return await fetch_index(source, layer, location, self._root / "content")
-        finally:
-            async with self._fetched:
-                self._fetching -= size
-                self._fetched.notify_all()
+            raise NotLazyError(
+                image.what, f"a layer of format {locations[0].format}: {error}"
+            ) from error
 
 
 def _locate(text: str) -> Location:
@@ -602,33 +490,8 @@ async def _resolve(
         return known
 
 
-async def _gather(calls: Iterable[Coroutine[None, None, T]]) -> list[T]:
-    """Give what all of them give; the first failure ends the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
-    return [task.result() for task in tasks]
-
-
-async def _find_indexes(
-    source: ImageSource, layers: Sequence[Descriptor], locations: Sequence[IndexLocation]
-) -> list[IndexLocation]:
-    return await _gather(
-        find_index(source, layer, location)
-        for layer, location in zip(layers, locations, strict=True)
-    )
-
-
 def _check_names(location: IndexLocation, path: Path) -> None:
     check_names(location, path.read_bytes())
-
-
-def _check_indexes(what: str, locations: list[IndexLocation]) -> None:
-    total = sum({location.digest: location.length for location in locations}.values())
-    if total > MAX_INDEXES:
-        raise CorruptError(what, f"its indexes have {total} bytes, at most {MAX_INDEXES} allowed")
 
 
 def _blobs(image: Image) -> set[str]:

@@ -13,14 +13,16 @@ from lazyimg.layers.locate import PLAIN
 from lazyimg.layers.parse import check_index
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.estargz.location import FOOTER_SIZE, parse_footer
+from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.oci.documents import Descriptor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.layers.locate import IndexLocation
     from lazyimg.registry.ports import ImageSource
-    from lazyimg_formats.oci.documents import Descriptor
 
+_ARTIFACT: Final = "application/octet-stream"
 _REMEDY: Final = "convert the image again, or check the registry"
 
 
@@ -69,7 +71,7 @@ async def fetch_index(
     Args:
         source: has the layer's blob.
         layer: from the manifest.
-        location: of the index in the blob, in full.
+        location: of the index, in full; an artifact is in the same repository.
         directory: where the files are, by `IndexLocation.name`.
 
     Raises:
@@ -80,18 +82,19 @@ async def fetch_index(
     path = directory / location.name
     if await asyncio.to_thread(_is_good, path, location):
         return path
-    if location.format in PLAIN:
+    if location.format in PLAIN and not location.artifact:
         raise NotLazyError(
             f"{source.name}: layer {layer.digest}",
             "the index that this node made of it is gone",
             "make it again: lazyimg index create REF --local",
         )
+    blob, offset = _blob_of(layer, location)
     while True:
-        data = await source.read_blob(layer, location.offset, location.length)
+        data = await source.read_blob(blob, offset, location.length)
         problem = await asyncio.to_thread(_problem_of, location, data)
         if problem is None:
             break
-        if not source.distrust(layer, location.offset, location.length):
+        if not source.distrust(blob, offset, location.length):
             raise CorruptError(
                 f"{source.name}: layer {layer.digest}",
                 f"its index does not have the digest {location.digest}",
@@ -103,6 +106,14 @@ async def fetch_index(
     except OSError as error:
         raise StorageError(str(path), f"cannot be written: {error.strerror}") from error
     return path
+
+
+def _blob_of(layer: Descriptor, location: IndexLocation) -> tuple[Descriptor, int]:
+    """Give the blob that holds an index, and where in it."""
+    if not location.artifact:
+        return layer, location.offset
+    digest = Digest.parse(location.artifact)
+    return Descriptor(media_type=_ARTIFACT, digest=digest, size=location.length), 0
 
 
 def _problem_of(location: IndexLocation, data: bytes) -> FormatError | None:

@@ -58,12 +58,16 @@ class IndexLocation(msgspec.Struct, frozen=True):
     """Where a layer's index is.
 
     Attributes:
-        format: of the layer; one of `LAZY`, or of `PLAIN`: then the node has made the index.
+        format: of the layer; one of `LAZY`, or of `PLAIN`: then the index is an artifact, or the
+            node has made it.
         offset: of the index's first byte in the layer's blob.
-        length: its bytes in the blob; of eStargz, up to the blob's end. 0: not known yet.
+        length: its bytes in the blob, or as a blob of its own; of eStargz, up to the blob's end.
+            0: not known yet.
         decoded_length: its bytes when decoded; of eStargz: 0.
         digest: of its bytes in the blob, of eStargz when decoded; the manifest commits to it.
         blob: digest of the layer's blob, where `digest` does not cover where the index lies in it.
+        artifact: digest of the blob that is the index, in the image's repository, of `length`
+            bytes; "": it is in the layer's blob, or this node has made it.
     """
 
     format: str
@@ -72,6 +76,7 @@ class IndexLocation(msgspec.Struct, frozen=True):
     decoded_length: int
     digest: str
     blob: str = ""
+    artifact: str = ""
 
     @property
     def name(self) -> str:

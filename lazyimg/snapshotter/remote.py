@@ -26,6 +26,7 @@ from weakref import WeakValueDictionary
 
 from lazyimg.errors import LazyimgError, NotLazyError
 from lazyimg.images.library import LayerClaim
+from lazyimg.images.locating import Sought
 from lazyimg.logs import Repeats
 from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import parse_location, parse_platform
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from lazyimg.images.image import Image
     from lazyimg.images.mounts import Mounts
-    from lazyimg.images.service import Image, Images
-    from lazyimg_formats.oci.digest import Digest
+    from lazyimg.images.service import Images
     from lazyimg_formats.oci.documents import Descriptor
 
 _log = logging.getLogger(__name__)
@@ -67,13 +68,15 @@ ORDER: Final = "its layer does not follow the one below it"
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
-    """An image's layers: canonical reference with digest, descriptors, diff IDs and chain IDs."""
+    """An image's layers (of a canonical reference with digest), its config and its chain IDs."""
 
-    reference: str
+    sought: Sought
     config: Descriptor
-    layers: tuple[Descriptor, ...]
-    diff_ids: tuple[Digest, ...]
     chains: list[str]
+
+    @property
+    def reference(self) -> str:
+        return self.sought.what
 
 
 class RemoteLayers:
@@ -135,8 +138,8 @@ class RemoteLayers:
         if depth != below + 1:
             raise NotLazyError(image.reference, ORDER, reason="order")
         await self._check(image, depth)
-        await self._images.prove(image.reference, NODE, (*image.layers, image.config))
-        await self._images.fetch_index(image.reference, NODE, image.layers[depth - 1])
+        await self._images.prove(image.reference, NODE, (*image.sought.layers, image.config))
+        await self._images.fetch_index(image.sought, NODE, depth - 1)
         layer = RemoteLayer(chain, image.reference, str(parse_platform("")), depth)
         if depth == len(image.chains):
             self.pulled(layer)
@@ -144,11 +147,13 @@ class RemoteLayers:
 
     async def _check(self, image: _Layers, depth: int) -> None:
         """Raise NotLazyError if a layer cannot be loaded lazily, or is known to lie."""
-        layers = image.layers[:depth]
-        locations = await self._images.locate(image.reference, layers, image.diff_ids)
+        sought = image.sought
+        locations = await self._images.locate(sought, NODE, depth)
         claims = [
             LayerClaim(str(layer.digest), str(diff_id), location.name)
-            for layer, diff_id, location in zip(layers, image.diff_ids, locations, strict=False)
+            for layer, diff_id, location in zip(
+                sought.layers, sought.diff_ids, locations, strict=False
+            )
         ]
         for problem in await self._images.problems(claims):
             raise NotLazyError(image.reference, f"{LIE}: {problem}", reason="quarantined")
@@ -158,10 +163,8 @@ class RemoteLayers:
         if known is None:
             resolved = await self._images.resolve(text, NODE)
             known = _Layers(
-                f"{name}@{resolved.descriptor.digest}",
+                Sought.of(f"{name}@{resolved.descriptor.digest}", resolved),
                 resolved.manifest.config,
-                resolved.manifest.layers,
-                tuple(resolved.config.diff_ids),
                 [str(chain) for chain in chain_ids(resolved.config.diff_ids)],
             )
             if "@" in text:  # what a tag stands for may change

@@ -7,8 +7,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import KernelError
+from lazyimg.images.image import Image
 from lazyimg.images.library import ChainRecord, LayerRecord
-from lazyimg.images.service import Image
 from lazyimg_formats.erofs.tree import Node
 from lazyimg_formats.erofs.writer import serialize_image
 

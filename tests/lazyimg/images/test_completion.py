@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from lazyimg.images.service import Image
+    from lazyimg.images.image import Image
 
 NOISE = os.urandom(300_000)
 BASE = {"etc/name": b"lazyimg\n", "bin/tool": NOISE, "lib/x": b"x" * 5000, "lib/empty": b""}

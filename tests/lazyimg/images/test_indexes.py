@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from lazyimg.images.service import Image
+    from lazyimg.images.image import Image
 
 ACCESS = Access()
 FILES = {f"file{number}": pattern(40_000, number) for number in range(300)}

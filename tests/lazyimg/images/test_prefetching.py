@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from lazyimg.images.service import Image
+    from lazyimg.images.image import Image
     from tests.fakes.devices import MemorySink
 
 NOISE = os.urandom(300_000)

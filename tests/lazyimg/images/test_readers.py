@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.images.catalog import Catalog
-    from lazyimg.images.service import Image
+    from lazyimg.images.image import Image
 
 FILES = {"etc/name": b"lazyimg\n", "bin/tool": os.urandom(400_000)}
 ALICE = Access(username="alice", password="a")

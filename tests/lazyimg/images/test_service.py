@@ -19,13 +19,13 @@ from lazyimg.errors import (
     UsageError,
 )
 from lazyimg.fill.engine import Engine
-from lazyimg.images import proofs, service
+from lazyimg.images import fetching, proofs, service
 from lazyimg.images.build import BuildReply, BuildRequest, build
 from lazyimg.images.catalog import Catalog
 from lazyimg.images.library import LayerClaim, Library
-from lazyimg.images.service import Image, Images
+from lazyimg.images.locating import Sought
+from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
-from lazyimg.layers.locate import IndexLocation
 from lazyimg.limits import FillLimits
 from lazyimg.registry.auth import Credential
 from lazyimg.registry.client import RegistryClient
@@ -33,10 +33,8 @@ from lazyimg.registry.ports import Access
 from lazyimg.registry.resolve import local_platform, open_source, parse_location
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg_formats.device_table import BLOCK_SIZE
-from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     REF_NAME,
-    Descriptor,
     Index,
     Manifest,
     parse_document,
@@ -52,8 +50,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from lazyimg.images.image import Image
     from lazyimg.images.library import SourceRecord
     from lazyimg.registry.ports import ImageSource
+    from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
 
 NO_ACCESS = Access()
@@ -336,7 +336,7 @@ async def test_indexes_that_are_too_large_together(
     node: Node, layers: list[LazyLayer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (len(layer.index) for layer in layers)
-    monkeypatch.setattr(service, "MAX_INDEXES", one + two - 1)
+    monkeypatch.setattr(fetching, "MAX_INDEXES", one + two - 1)
     add_lazy_image(node.registry, "app", "1", layers)
     with pytest.raises(CorruptError) as caught:
         await node.open()
@@ -537,39 +537,6 @@ async def test_digest_that_is_known_is_asked_about_again_in_time(
     await node.open(reference)
 
 
-async def test_indexes_share_a_limited_memory(
-    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now: list[int] = []
-    most: list[list[int]] = []
-
-    async def fetch(_: object, layer: object, location: IndexLocation, __: object) -> Path:
-        now.append(location.length)
-        most.append(sorted(now))
-        await asyncio.sleep(0)
-        now.remove(location.length)
-        if location.length == 7:
-            raise NotFoundError("index", "is gone")
-        return tmp_path
-
-    monkeypatch.setattr(service, "fetch_index", fetch)
-    monkeypatch.setattr(service, "INDEX_MEMORY", 100)
-    locations = [
-        IndexLocation("zstd:chunked", 0, size, 1, "") for size in (60, 30, 20, 1000, 40, 50)
-    ]
-    descriptor = Descriptor(media_type="x", digest=Digest.of(b""), size=1)
-    source = await node.open_source(parse_location(node.reference), NO_ACCESS)
-    await node.images._fetch((descriptor,) * 6, locations, source[0])
-    assert [1000] in most
-    assert all(sum(together) <= 100 or together == [1000] for together in most)
-    assert any(len(together) > 1 for together in most)
-    with pytest.raises(NotFoundError):
-        await node.images._fetch(
-            (descriptor,), [IndexLocation("zstd:chunked", 0, 7, 1, "")], source[0]
-        )
-    assert node.images._fetching == 0
-
-
 async def test_lowest_layers_of_an_image(node: Node, layers: list[LazyLayer]) -> None:
     descriptor = add_lazy_image(node.registry, "app", "1", layers)
     fixed = f"{node.registry.host}/app@{descriptor.digest}"
@@ -714,9 +681,11 @@ async def test_index_that_turns_out_not_to_be_there(node: Node, layers: list[Laz
     add_lazy_image(node.registry, "app", "1", [good, elsewhere])
     with pytest.raises(NotLazyError, match="table of contents is in another image"):
         await node.open()
+    add_lazy_image(node.registry, "app", "1", [good, layers[0], elsewhere])
+    sought = Sought.of(node.reference, await node.images.resolve(node.reference, NO_ACCESS))
     with pytest.raises(NotLazyError, match="table of contents is in another image"):
-        await node.images.fetch_index(node.reference, NO_ACCESS, elsewhere.descriptor)
-    for layer in (good, layers[0]):
-        await node.images.fetch_index(node.reference, NO_ACCESS, layer.descriptor)
+        await node.images.fetch_index(sought, NO_ACCESS, 2)
+    for number in (0, 1):
+        await node.images.fetch_index(sought, NO_ACCESS, number)
     kept = [path.read_bytes() for path in (node.root / "content").iterdir()]
     assert [data for data in kept if not data.startswith(b"{")] == [good.blob[good.toc_offset :]]

@@ -89,6 +89,21 @@ async def test_index_of_another_digest_is_not_kept(tmp_path: Path, layer: LazyLa
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_index_that_is_a_blob_of_its_own(tmp_path: Path, layer: LazyLayer) -> None:
+    index, digest = b"an index", str(Digest.of(b"an index"))
+    location = IndexLocation("gzip", 0, len(index), len(index), digest, artifact=digest)
+    async with repository() as (registry, source):
+        with pytest.raises(NotFoundError):
+            await fetch_index(source, layer.descriptor, location, tmp_path)
+        registry.add_blob("app", index)
+        path = await fetch_index(source, layer.descriptor, location, tmp_path)
+        assert (path.name, path.read_bytes()) == (digest.removeprefix("sha256:"), index)
+        path.unlink()
+        registry.blobs["app"][digest] = b"lying it"
+        with pytest.raises(CorruptError, match="its index does not have the digest"):
+            await fetch_index(source, layer.descriptor, location, tmp_path)
+
+
 async def test_blob_that_is_not_there(tmp_path: Path, layer: LazyLayer) -> None:
     location = locate_index(layer.descriptor, "layer")
     async with repository() as (_, source):
