@@ -34,6 +34,7 @@ The same blob gives the same bytes, as long as it is the same zstd library that 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -189,20 +190,56 @@ def parse_stream_index(data: bytes | memoryview) -> LayerIndex:
     Raises:
         FormatError: it is no index, or breaks one of the rules above.
     """
+    header, windows, headers, spans = _split(data)
+    reader = _Reader(header, windows, spans)
+    for member in _replay(header, headers):
+        reader.add(member)
+    return reader.builder.finish()
+
+
+def iterate_members(data: bytes | memoryview) -> Iterator[Member]:
+    """Give the members of the tar that an index is about.
+
+    Args and Raises: as `parse_stream_index`, for the tar's headers.
+    """
+    header, _, headers, _ = _split(data)
+    return _replay(header, headers)
+
+
+def iterate_spans(data: bytes | memoryview) -> Iterator[StreamSpan]:
+    """Give the spans that an index has, all of them, as they stand there: nothing is checked.
+
+    Args and Raises: as `parse_stream_index`, for the lengths of the index's parts.
+    """
+    spans = _split(data)[3]
+    return itertools.starmap(_make_span, _SPAN.iter_unpack(spans))
+
+
+def _make_span(  # noqa: PLR0917 - the order in which they are stored
+    offset: int, stored: int, length: int, window: int, digest: bytes, bit: int
+) -> StreamSpan:
+    return StreamSpan(offset, stored, length, digest, bit, window)
+
+
+def _split(
+    data: bytes | memoryview,
+) -> tuple[StreamHeader, memoryview, memoryview, memoryview]:
+    """Give an index's parts: header, windows, the tar's headers, spans."""
     header = parse_header(data)
     if len(data) != header.size:
         raise FormatError(_WHAT, f"expected {header.size} bytes, got {len(data)}")
     view = memoryview(data)
     headers_at = HEADER_SIZE + header.windows
     spans_at = headers_at + header.headers
-    reader = _Reader(header, view[HEADER_SIZE:headers_at], view[spans_at:])
+    return header, view[HEADER_SIZE:headers_at], view[headers_at:spans_at], view[spans_at:]
+
+
+def _replay(header: StreamHeader, headers: memoryview) -> Iterator[Member]:
     scanner = TarScanner()
-    for piece in _decode_headers(view[headers_at:spans_at]):
-        for member in scanner.replay(piece):
-            reader.add(member)
+    for piece in _decode_headers(headers):
+        yield from scanner.replay(piece)
     scanner.position = header.tar_size
     scanner.finish()
-    return reader.builder.finish()
 
 
 def _decode_headers(stored: memoryview) -> Iterator[bytes]:
@@ -270,16 +307,15 @@ class _Reader:
 
     def _next_span(self) -> None:
         try:
-            offset, stored, length, window, digest, bit = next(self._spans)
+            span = _make_span(*next(self._spans))
         except StopIteration:
             raise FormatError(_WHAT, f"its spans end at byte {self._stop} of the tar") from None
-        span = StreamSpan(offset, stored, length, digest, bit, window)
         self._check(span)
-        end = self._window_at + window
+        end = self._window_at + span.window_length
         self._current = span, self._windows[self._window_at : end]
         self._window_at, self._used = end, False
-        self._start, self._stop = self._stop, self._stop + length
-        self._blob_end = offset + stored
+        self._start, self._stop = self._stop, self._stop + span.length
+        self._blob_end = span.blob_offset + span.blob_length
 
     def _check(self, span: StreamSpan) -> None:
         shared = 1 if span.bit else 0  # the byte in which the one before ends

@@ -21,7 +21,7 @@ except ImportError:  # no wheel for this machine
     import zlib as _inflate  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from lazyimg_formats.device_table import DeviceTable, Span
 
@@ -253,6 +253,22 @@ def decode_spans(
 ) -> tuple[dict[int, bytes], dict[int, CorruptError]]:
     """Give the decoded, checked bytes of each good span, and what is wrong with each bad one.
 
+    Args: as `iterate_spans`.
+    """
+    good, bad = {}, {}
+    for index, decoded in iterate_spans(table, spans, blob_offset, data):
+        if isinstance(decoded, CorruptError):
+            bad[index] = decoded
+        else:
+            good[index] = decoded
+    return good, bad
+
+
+def iterate_spans(
+    table: DeviceTable, spans: Iterable[int], blob_offset: int, data: bytes
+) -> Iterator[tuple[int, bytes | CorruptError]]:
+    """Give the decoded, checked bytes of each span, or what is wrong with it.
+
     Args:
         table: the device.
         spans: those that lie wholly in `data`.
@@ -260,7 +276,6 @@ def decode_spans(
         data: bytes of the blob.
     """
     view = memoryview(data)
-    good, bad = {}, {}
     open_at, parts = -1, None
     for index in spans:
         span = table.span(index)
@@ -270,7 +285,6 @@ def decode_spans(
             open_at, parts = start, _Parts(span.codec, stored)
         try:
             window = partial(table.window, index)
-            good[index] = _decode(table.name, span, stored, window, parts)
+            yield index, _decode(table.name, span, stored, window, parts)
         except CorruptError as error:
-            bad[index] = error
-    return good, bad
+            yield index, error

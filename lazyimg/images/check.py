@@ -7,8 +7,10 @@ pays neither, and the child goes behind everything else that the machine has to 
 
 Checked: the blob has its digest; its tar has the diff ID that the image's config says; and the
 index from which the image's metadata was made, and whose digests every fill is checked against,
-describes this very tar (`lazyimg_formats.tar.comparison`). What is wrong is believed only if the
-blob has its digest: else it is the transfer that was wrong.
+describes this very tar (`lazyimg_formats.tar.comparison`, `lazyimg_formats.stream_comparison`).
+If it is asked for, also that each span decodes, from where the index says that it lies, to bytes
+with its digest: `completion` finds that out when it fills the device. What is wrong is believed
+only if the blob has its digest: else it is the transfer that was wrong.
 """
 
 from __future__ import annotations
@@ -21,18 +23,22 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 
 from lazyimg.errors import CorruptError, LazyimgError, StorageError
+from lazyimg.fill.decode import iterate_spans
 from lazyimg.images.build import lower_limit
 from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
-from lazyimg.layers.locate import STARGZ, IndexLocation
-from lazyimg.layers.parse import parse_index
+from lazyimg.layers.locate import PLAIN, STARGZ, IndexLocation
+from lazyimg.layers.parse import check_index, parse_index
 from lazyimg.limits import MIB, BuildLimits
+from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.layer import ChunkMap
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.stream_comparison import StreamComparison
 from lazyimg_formats.tar.comparison import TarComparison
 
 if TYPE_CHECKING:
@@ -52,21 +58,23 @@ class CheckRequest(msgspec.Struct, frozen=True):
         blob: the blob's digest.
         size: its bytes.
         diff_id: what its tar must have.
-        location: of its index in the blob.
+        location: of its index; None: it has none, and only blob and tar are checked.
         index: path of the index, as it was fetched.
-        device: name of the device that was made from the index.
+        device: name of the device that was made from the index; "": none was.
         memory: as in `lazyimg.limits.BuildLimits`.
         processor_time: likewise; a large blob has more.
+        spans: whether each span is decoded, too.
     """
 
     blob: str
     size: int
     diff_id: str
-    location: IndexLocation
-    index: str
-    device: str
+    location: IndexLocation | None = None
+    index: str = ""
+    device: str = ""
     memory: int = BuildLimits.memory
     processor_time: int = BuildLimits.processor_time
+    spans: bool = False
 
     @property
     def seconds(self) -> int:
@@ -184,13 +192,25 @@ async def open_check(what: str, request: CheckRequest) -> AsyncIterator[LayerChe
             await asyncio.shield(process.communicate())
 
 
+class _Comparison(Protocol):
+    """Compares a tar with its index; raises FormatError at the first difference."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the tar."""
+        ...
+
+    def finish(self) -> None:
+        """Take that there are no more."""
+        ...
+
+
 class _Tar:
     """Compressed bytes to a verdict; raises FormatError as soon as it is known."""
 
-    def __init__(self, diff_id: Digest, index: LayerIndex, *, stargz: bool) -> None:
+    def __init__(self, diff_id: Digest, comparison: _Comparison | None) -> None:
         self._diff_id = diff_id
         self._hasher = diff_id.hasher()
-        self._comparison = TarComparison(index, stargz=stargz)
+        self._comparison = comparison
         self._decompressor: Decompressor | None = None
         self._head = b""
 
@@ -203,16 +223,99 @@ class _Tar:
             data = self._head
         for piece in self._decompressor.feed(data):
             self._hasher.update(piece)
-            self._comparison.feed(piece)
+            if self._comparison is not None:
+                self._comparison.feed(piece)
 
     def finish(self) -> None:
         if self._decompressor is None:
             raise FormatError("layer", f"a blob of {len(self._head)} bytes holds none")
         self._decompressor.finish()
-        self._comparison.finish()
+        if self._comparison is not None:
+            self._comparison.finish()
         if not self._hasher.matches():
             found = self._hasher.digest()
             raise FormatError("diff ID", f"its tar has {found}, its image says {self._diff_id}")
+
+
+class _Spans:
+    """Decodes each span as soon as its bytes are there; raises FormatError for the first bad one.
+
+    Of the blob no more is kept than what spans that have begun need.
+    """
+
+    def __init__(self, index: LayerIndex) -> None:
+        self._index = index
+        self._table = index.table
+        self._next = 0
+        self._held = bytearray()
+        self._start = 0  # where what is held begins in the blob
+
+    def feed(self, data: bytes) -> None:
+        self._held += data
+        end = self._start + len(self._held)
+        while self._next < self._table.span_count:
+            offset, length = self._table.blob_range(self._next)
+            if offset + length > end:
+                break
+            self._check(offset, length)
+        else:
+            offset = end
+        done = min(offset, end) - self._start
+        if done > 0:
+            del self._held[:done]
+            self._start += done
+
+    def finish(self) -> None:
+        if self._next < self._table.span_count:
+            offset, length = self._table.blob_range(self._next)
+            raise self._differs(f"bytes {offset}-{offset + length - 1} are past the blob's end")
+
+    def _check(self, offset: int, length: int) -> None:
+        """Check the next span, and all others that lie in the same bytes."""
+        stop = self._next + 1
+        while stop < self._table.span_count and self._table.blob_range(stop) == (offset, length):
+            stop += 1
+        at = offset - self._start
+        if at < 0:
+            raise self._differs(f"begins at byte {offset}, before the end of the one before")
+        data = bytes(self._held[at : at + length])
+        try:
+            for number, decoded in iterate_spans(
+                self._table, range(self._next, stop), offset, data
+            ):
+                self._next = number
+                if isinstance(decoded, CorruptError):
+                    raise self._differs(decoded.problem)
+        except StorageError as error:  # a window that is none
+            raise self._differs(error.problem) from error
+        self._next = stop
+
+    def _differs(self, problem: str) -> FormatError:
+        number = self._next
+        extents = self._table.extents_of(range(number, number + 1))
+        path = find_file(self._index, self._table.extent(extents[0]).device_offset)
+        return FormatError(
+            "index", f"span {number} of {self._table.span_count}, of {path[:80]!r}: {problem}"
+        )
+
+
+def find_file(index: LayerIndex, offset: int) -> bytes:
+    """Give the path of a file that has a byte of its layer's device.
+
+    Args:
+        index: the layer.
+        offset: of a byte that some file has.
+    """
+    block, path = offset - offset % BLOCK_SIZE, b""
+    for entry in index.entries:
+        if isinstance(entry.data, int) and entry.data <= offset < entry.data + entry.size:
+            return entry.path
+        if isinstance(entry.data, ChunkMap) and any(
+            first * BLOCK_SIZE <= block < (first * BLOCK_SIZE) + (1 << entry.data.bits)
+            for first in entry.data.blocks
+        ):
+            path = entry.path
+    return path
 
 
 def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
@@ -226,21 +329,47 @@ def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
         FormatError: the index is not the one that the request is about.
         OSError: it cannot be read.
     """
-    index = parse_index(request.location, Path(request.index).read_bytes())
-    if index.table.name != request.device:
-        raise FormatError("index", f"makes device {index.table.name}, not {request.device}")
-    stargz = request.location.format in STARGZ
-    tar = _Tar(Digest.parse(request.diff_id), index, stargz=stargz)
-    blob = Digest.parse(request.blob).hasher()
-    problem = ""
+    expected = Digest.parse(request.blob)
+    comparison, spans, problem = _open_index(request)
+    tar = _Tar(Digest.parse(request.diff_id), comparison)
+    steps: list[_Tar | _Spans] = [tar] if spans is None else [tar, spans]
+    blob = expected.hasher()
     for piece in pieces:  # all of them, whatever is found: see above
         blob.update(piece)
-        problem = problem or _problem_of(partial(tar.feed, piece))
+        for step in steps:
+            problem = problem or _problem_of(partial(step.feed, piece))
     if not blob.matches():
         return CheckReply(
             corrupt=f"its blob came as {blob.size} bytes with the digest {blob.digest()}"
         )
-    return CheckReply(problem or _problem_of(tar.finish))
+    for step in steps:
+        problem = problem or _problem_of(step.finish)
+    return CheckReply(problem)
+
+
+def _open_index(request: CheckRequest) -> tuple[_Comparison | None, _Spans | None, str]:
+    """Give what compares tar and blob with the index; or how the index breaks its format."""
+    location = request.location
+    if location is None:
+        return None, None, ""
+    data = Path(request.index).read_bytes()
+    try:
+        index = parse_index(location, data)
+        comparison = _compare_with(request, location, index, data)
+    except FormatError as error:
+        check_index(location, data)  # raises: it is this file that is damaged
+        return None, None, f"index: {error}"
+    if request.device not in {"", index.table.name}:
+        raise FormatError("index", f"makes device {index.table.name}, not {request.device}")
+    return comparison, _Spans(index) if request.spans else None, ""
+
+
+def _compare_with(
+    request: CheckRequest, location: IndexLocation, index: LayerIndex, data: bytes
+) -> _Comparison:
+    if location.format in PLAIN:
+        return StreamComparison(data, Digest.parse(request.blob), Digest.parse(request.diff_id))
+    return TarComparison(index, stargz=location.format in STARGZ)
 
 
 def _problem_of(step: Callable[[], None]) -> str:

@@ -35,6 +35,7 @@ class StargzLayer:
         chunk: bytes of a file after which the next chunk begins.
         joined: how many chunks lie in one member.
         external: the TOC is elsewhere.
+        shifted: the TOC lies: the last chunk is a byte further inside its member.
 
     Attributes:
         blob: the layer, whole.
@@ -51,6 +52,7 @@ class StargzLayer:
         chunk: int = 4 << 20,
         joined: int = 1,
         external: bool = False,
+        shifted: bool = False,
     ) -> None:
         self._zstd = zstd
         self._members = [bytearray()]
@@ -58,6 +60,8 @@ class StargzLayer:
         self._chunk, self._joined, self._chunks = chunk, joined, 0
         for name, content in {LANDMARK: b"\x0f", **files}.items():
             self._add(name, content)
+        if shifted:
+            self._entries[-1][1]["innerOffset"] += 1
         self.annotations: dict[str, str] = {}
         self._finish(external=external)
 

@@ -52,6 +52,7 @@ from lazyimg.setup.edit import edit_configuration, parse_configuration
 from lazyimg.setup.settings import configuration_version, parse_version, settings_for
 from lazyimg.snapshotter.lifecycle import parse_id_maps
 from lazyimg.supervisor.messages import is_name, parse_notification
+from lazyimg_formats import stream_index
 from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
 from lazyimg_formats.containerd.filters import parse_filter
 from lazyimg_formats.containerd.labels import parse_image_labels
@@ -82,6 +83,7 @@ from lazyimg_formats.oci.documents import (
 )
 from lazyimg_formats.oci.platform import Platform, parse_platform
 from lazyimg_formats.oci.reference import parse_location, parse_reference
+from lazyimg_formats.stream_comparison import StreamComparison
 from lazyimg_formats.stream_index import parse_stream_index
 from lazyimg_formats.tar.header import BLOCK, parse_header, parse_number
 from lazyimg_formats.tar.pax import parse_integer, parse_records, parse_time
@@ -500,7 +502,14 @@ def run_stream_index(data: bytes) -> None:
         for number in range(index.table.span_count):
             each(lambda number=number: index.table.window(number))  # type: ignore[misc]
 
+    def compare() -> None:
+        header = stream_index.parse_header(data)
+        comparison = StreamComparison(data, header.blob, header.diff_id)
+        comparison.feed(seeds.tar())
+        comparison.finish()
+
     each(parse)
+    each(compare)
 
 
 def run_indexer(data: bytes) -> None:

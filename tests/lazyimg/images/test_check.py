@@ -6,8 +6,11 @@ import asyncio
 import gzip
 import io
 import os
+import random
+import re
 import signal
 import sys
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -17,20 +20,36 @@ import pytest
 
 from lazyimg.errors import CorruptError, LazyimgError, StorageError
 from lazyimg.images import check as check_module
-from lazyimg.images.check import CheckReply, CheckRequest, Finding, check, open_check
-from lazyimg.layers.locate import locate_index
+from lazyimg.images.check import CheckReply, CheckRequest, Finding, check, find_file, open_check
+from lazyimg.layers.indexer import LayerIndexer
+from lazyimg.layers.locate import ESTARGZ, IndexLocation, locate_index
 from lazyimg.layers.parse import parse_index
+from lazyimg_formats.device_table import Codec, DeviceTable, serialize_device_table
+from lazyimg_formats.layer import Entry, Kind, LayerBuilder, Piece
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.stream_index import (
+    HEADER_SIZE,
+    SPAN_SIZE,
+    iterate_spans,
+    parse_header,
+    serialize_header,
+    serialize_spans,
+)
+from tests.fakes.gzip_layer import make_tar
 from tests.fakes.lazy_image import LazyLayer, lying_layer, make_lazy_layer
 from tests.fakes.stargz_layer import StargzLayer
+from tests.fakes.stream_layers import make_stream_index
 from tests.lazyimg.images.test_build import stand_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 FILES = {"etc/name": b"lazyimg\n", "bin/tool": bytes(range(256)) * 2000}
 OTHER = {"etc/name": b"planted\n", "bin/tool": bytes(range(256)) * 2000}
+CHANCE = random.Random(5)  # noqa: S311 - the same bytes in every run
+TREE = {"etc/name": b"lazyimg\n", "etc/data": bytes(CHANCE.choices(range(40), k=400_000))}
+TAR = make_tar(TREE)
 
 
 @pytest.fixture(scope="module")
@@ -110,28 +129,179 @@ def test_blob_that_is_no_such_layer(
     assert check(request, iter(pieces(blob, 2))) == CheckReply(expected)
 
 
+def stargz_request(layer: StargzLayer, directory: Path, **changes: object) -> CheckRequest:
+    location = locate_index(layer.descriptor, "layer")
+    if location.format == ESTARGZ:
+        place = {"offset": layer.toc_offset, "length": len(layer.blob) - layer.toc_offset}
+        location = msgspec.structs.replace(location, **place)
+    path = directory / "index"
+    path.write_bytes(layer.blob[location.offset :][: location.length])
+    device = parse_index(location, path.read_bytes()).table.name
+    blob = str(layer.descriptor.digest)
+    request = CheckRequest(blob, len(layer.blob), str(layer.diff_id), location, str(path), device)
+    return msgspec.structs.replace(request, **changes)
+
+
 @pytest.mark.parametrize("zstd", [False, True])
 def test_layers_of_stargz_snapshotter(tmp_path: Path, *, zstd: bool) -> None:
     """One that is what its image says, and one whose index describes another tar."""
     honest, planted = (StargzLayer(files, zstd=zstd, joined=2) for files in (FILES, OTHER))
-    for layer in (honest, planted):
-        location = locate_index(layer.descriptor, "layer")
-        if not zstd:
-            length = len(layer.blob) - layer.toc_offset
-            place = {"offset": layer.toc_offset, "length": length}
-            location = msgspec.structs.replace(location, **place)
-        path = tmp_path / "index"
-        path.write_bytes(layer.blob[location.offset :][: location.length])
-        device = parse_index(location, path.read_bytes()).table.name
-        blob = str(honest.descriptor.digest)
-        request = CheckRequest(
-            blob, len(honest.blob), str(honest.diff_id), location, str(path), device
-        )
-        reply = check(request, iter(pieces(honest.blob)))
-        if layer is honest:
-            assert reply == CheckReply()
+    request = stargz_request(honest, tmp_path)
+    assert check(request, iter(pieces(honest.blob))) == CheckReply()
+    request = stargz_request(
+        planted, tmp_path, blob=request.blob, size=request.size, diff_id=request.diff_id
+    )
+    reply = check(request, iter(pieces(honest.blob)))
+    assert reply.problem.startswith("index: b'etc/name', before byte 8: not the bytes")
+
+
+def test_layer_without_an_index(layer: LazyLayer) -> None:
+    """Its blob and its tar are checked."""
+    blob, diff_id = gzip.compress(TAR), Digest.of(TAR)
+    request = CheckRequest(str(Digest.of(blob)), len(blob), str(diff_id))
+    assert check(request, iter(pieces(blob))) == CheckReply()
+    request = msgspec.structs.replace(request, diff_id=str(layer.diff_id))
+    assert check(request, iter(pieces(blob))) == CheckReply(
+        f"diff ID: its tar has {diff_id}, its image says {layer.diff_id}"
+    )
+
+
+def find_lie(
+    directory: Path, blob: bytes, change: Callable[[bytes], bytes] = bytes, size: int = 1000
+) -> str:
+    """Make the index of a layer of `TAR`, as a node does; change it; give what is found."""
+    file = io.BytesIO()
+    with closing(LayerIndexer(Digest.of(blob), Digest.of(TAR), file, 100_000)) as indexer:
+        indexer.feed(blob)
+        indexer.finish()
+    path, index = directory / "own", change(file.getvalue())
+    path.write_bytes(index)
+    location = IndexLocation("gzip", 0, len(index), len(index), str(Digest.of(index)))
+    request = CheckRequest(
+        str(Digest.of(blob)), len(blob), str(Digest.of(TAR)), location, str(path), spans=True
+    )
+    return check(request, iter(pieces(blob, size))).problem
+
+
+@pytest.mark.parametrize("size", [777, 1 << 20])
+def test_indexes_that_nodes_make(tmp_path: Path, size: int) -> None:
+    """Of a gzip stream, whose spans share bytes and need windows, and of several members."""
+    assert find_lie(tmp_path, gzip.compress(TAR), size=size) == ""
+    assert find_lie(tmp_path, gzip.compress(TAR[:9000]) + gzip.compress(TAR[9000:])) == ""
+
+
+def move_span(index: bytes) -> bytes:
+    """Give an index whose last span but one, which has bytes of a file, begins at another bit."""
+    spans = list(iterate_spans(index))
+    spans[-2] = spans[-2]._replace(bit=spans[-2].bit ^ 1)
+    return index[: -SPAN_SIZE * len(spans)] + serialize_spans(spans)
+
+
+def test_span_that_lies_elsewhere(tmp_path: Path) -> None:
+    """Its digest is that of the tar's bytes; the blob holds others where it points to."""
+    found = find_lie(tmp_path, gzip.compress(TAR), move_span)
+    assert re.fullmatch(
+        r"index: span \d of \d, of b'etc/data': bytes .*(does not decode|expected ).*", found
+    )
+
+
+def test_span_past_the_end(tmp_path: Path) -> None:
+    def change(index: bytes) -> bytes:
+        *spans, last = iterate_spans(index)
+        spans.append(last._replace(blob_length=1 << 20))
+        header = serialize_header(parse_header(index)._replace(blob_size=1 << 30))
+        return header + index[HEADER_SIZE : -SPAN_SIZE * len(spans)] + serialize_spans(spans)
+
+    found = find_lie(tmp_path, gzip.compress(TAR), change)
+    assert re.fullmatch(
+        r"index: span \d of \d, of b'etc/data': bytes \d+-\d+ are past the blob's end", found
+    )
+
+
+def test_window_that_is_none(tmp_path: Path) -> None:
+    found = find_lie(
+        tmp_path,
+        gzip.compress(TAR),
+        lambda index: index[:HEADER_SIZE] + bytes(100) + index[HEADER_SIZE + 100 :],
+    )
+    assert re.fullmatch(r"index: span 1 of \d, of b'etc/data': its table cannot be used: .*", found)
+
+
+def test_index_whose_tar_is_another(tmp_path: Path) -> None:
+    other = make_tar({"etc/name": b"planted\n", "etc/data": TREE["etc/data"][::-1]})
+    blob = gzip.compress(TAR)
+    lie = make_stream_index(other, 100_000)
+    header = parse_header(lie)._replace(blob=Digest.of(blob), diff_id=Digest.of(TAR))
+    found = find_lie(tmp_path, blob, lambda _: serialize_header(header) + lie[HEADER_SIZE:])
+    assert found == (
+        "index: span 0, bytes 0 to 100000 of the tar, from b'etc/name' on: not the bytes of its tar"
+    )
+    found = find_lie(tmp_path, blob, lambda _: lie)
+    assert found == (
+        f"index: index: is of blob {Digest.of(other)} with the diff ID {Digest.of(other)}"
+    )
+
+
+def test_spans_of_a_layer_with_its_own_index(layer: LazyLayer, tmp_path: Path) -> None:
+    request = request_of(layer, tmp_path, spans=True)
+    assert check(request, iter(pieces(layer.blob))) == CheckReply()
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+def test_spans_of_layers_of_stargz_snapshotter(tmp_path: Path, *, zstd: bool) -> None:
+    """Several lie in one member; one that is said to lie a byte further has another digest."""
+    for lie in (False, True):
+        layer = StargzLayer(FILES, zstd=zstd, joined=2, chunk=200_000, shifted=lie)
+        request = stargz_request(layer, tmp_path, spans=True)
+        found = check(request, iter(pieces(layer.blob))).problem
+        if lie:
+            assert re.fullmatch(
+                r"index: span \d of \d, of b'bin/tool': .*: expected 112000 bytes .*",
+                found,
+            )
         else:
-            assert reply.problem.startswith("index: b'etc/name', before byte 8: not the bytes")
+            assert found == ""
+
+
+def test_span_before_the_one_before(
+    layer: LazyLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No format allows it; one that did would need more of the blob than is kept."""
+    index = parse_index(locate_index(layer.descriptor, "layer"), layer.index)
+    table = index.table
+    spans = [table.span(number) for number in range(table.span_count)]
+    spans[-1] = replace(spans[-1], blob_offset=0)
+    extents = [table.extent(number) for number in range(table.extent_count)]
+    changed = DeviceTable(serialize_device_table(table.size, extents, spans))
+    lie = msgspec.structs.replace(index, table=changed)
+    monkeypatch.setattr(check_module, "parse_index", lambda *_: lie)
+    request = request_of(layer, tmp_path, device="", spans=True)
+    found = check(request, iter(pieces(layer.blob))).problem
+    assert found.endswith("of b'bin/tool': begins at byte 0, before the end of the one before")
+
+
+def test_index_that_breaks_its_format(layer: LazyLayer, tmp_path: Path) -> None:
+    """Its digest is the promised one: it is not the file that is damaged."""
+    data, request = b"no table", request_of(layer, tmp_path)
+    assert request.location is not None
+    location = msgspec.structs.replace(
+        request.location, length=len(data), digest=str(Digest.of(data))
+    )
+    (tmp_path / "index").write_bytes(data)
+    request = msgspec.structs.replace(request, location=location)
+    assert (
+        check(request, iter(pieces(layer.blob))).problem == "index: zstd frame: no magic at byte 0"
+    )
+
+
+@pytest.mark.parametrize(("offset", "path"), [(0, b"a"), (4100, b"hole"), (1 << 21, b"")])
+def test_files_of_a_device(offset: int, path: bytes) -> None:
+    builder = LayerBuilder()
+    span = builder.add_span(0, 9, 9, bytes(32), Codec.RAW)
+    builder.add(Entry(b"a", Kind.REGULAR, size=9), [Piece(0, 9, span)])
+    span = builder.add_span(9, 9, 9, bytes(32), Codec.RAW)
+    builder.add(Entry(b"hole", Kind.REGULAR, size=1 << 24), [Piece(0, 9, span)])
+    assert find_file(builder.finish(), offset) == path
 
 
 async def ask(request: CheckRequest, blob: Sequence[bytes]) -> Finding:
@@ -153,7 +323,7 @@ async def test_child_finds_the_same(layer: LazyLayer, other: LazyLayer, tmp_path
 async def test_child_without_its_index(layer: LazyLayer, tmp_path: Path) -> None:
     request = request_of(layer, tmp_path)
     (tmp_path / "index").write_bytes(b"nonsense")
-    with pytest.raises(StorageError, match=r"^layer: .*/index: zstd:chunked TOC: "):
+    with pytest.raises(StorageError, match=r"^layer: .*/index: index: expected "):
         await ask(request, [])
     request = request_of(layer, tmp_path, device="0" * 64)
     with pytest.raises(StorageError, match=r"index: makes device .*, not 0000"):
@@ -223,7 +393,9 @@ def test_answers_of_the_child(
     storage = f"{tmp_path}/lost: No such file or directory"
     assert answer(lost, b"", monkeypatch) == CheckReply(storage=storage)
     (tmp_path / "index").write_bytes(b"")
-    assert answer(request, b"", monkeypatch).storage.startswith(f"{tmp_path}/index: zstd:chunked")
+    assert answer(request, b"", monkeypatch).storage.startswith(
+        f"{tmp_path}/index: index: expected"
+    )
 
     def check_much(_request: CheckRequest, _pieces: object) -> CheckReply:
         raise MemoryError
