@@ -10,6 +10,7 @@ A request to a registry goes through
     client       one pool of connections; one `Repository` for each (name, access)
     repository   one name with one access; says who does what:
     manifests    documents, by tag or digest, fetched and pushed
+    referrers    what refers to a manifest, listed by the registry or under a tag
     blob_reads   parts of blobs; blob_streams whole ones, blob_answers one request for either,
                  with the redirects that are still good
     upload       POST, PATCH, PUT; what broke off goes on, what failed is ended at the registry

@@ -131,6 +131,11 @@ def push_scope(repository: str) -> str:
     return f"repository:{repository}:pull,push"
 
 
+def delete_scope(repository: str) -> str:
+    """Name the right to read `repository` and to remove from it."""
+    return f"repository:{repository}:delete,pull"
+
+
 class Authenticator:
     """Gives Authorization headers for one repository with one access."""
 

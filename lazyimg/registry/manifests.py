@@ -23,11 +23,14 @@ from lazyimg_formats.oci.documents import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lazyimg.registry.connection import Connection
     from lazyimg.registry.endpoints import Endpoints
 
 _ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 _DIGEST: Final = "Docker-Content-Digest"
+_SUBJECT: Final = "OCI-Subject"
 
 
 class Manifests:
@@ -38,15 +41,22 @@ class Manifests:
         endpoints: the hosts that serve it.
         pull: scopes to read it.
         push: scopes to write it.
+        delete: scopes to remove something from it.
     """
 
     def __init__(
-        self, name: str, endpoints: Endpoints, pull: tuple[str, ...], push: tuple[str, ...]
+        self,
+        name: str,
+        endpoints: Endpoints,
+        pull: tuple[str, ...],
+        push: tuple[str, ...],
+        delete: tuple[str, ...],
     ) -> None:
         self.name = name
         self._endpoints = endpoints
         self._pull = pull
-        self._push = push
+        self._push_scopes = push
+        self._delete_scopes = delete
 
     async def fetch(self, reference: Digest | str) -> tuple[Descriptor, bytes]:
         """Give a manifest or index; see ImageSource.
@@ -80,26 +90,60 @@ class Manifests:
 
     async def push(self, data: bytes, media_type: str, tag: str | None = None) -> Descriptor:
         """Take in a manifest or index; see ImageTarget."""
+        descriptor, _ = await self._push(data, media_type, tag or "")
+        return descriptor
+
+    async def push_referrer(self, data: bytes, media_type: str) -> tuple[Descriptor, bool]:
+        """Take in a manifest that has a subject; tells whether the registry lists it there."""
+        descriptor, headers = await self._push(data, media_type, "")
+        return descriptor, _SUBJECT in headers
+
+    async def _push(
+        self, data: bytes, media_type: str, tag: str
+    ) -> tuple[Descriptor, Mapping[str, str]]:
         digest = Digest.of(data)
         what = f"{self.name}:{tag}" if tag else f"{self.name}@{digest}"
         connection = await self._endpoints.target()
 
-        async def put() -> str:
+        async def put() -> Mapping[str, str]:
             async with connection.open(
                 "PUT",
                 await connection.url(f"manifests/{tag or digest}"),
                 what=what,
                 expect={200, 201, 202},
-                scopes=self._push,
+                scopes=self._push_scopes,
                 headers={"Content-Type": media_type},
                 data=data,
             ) as response:
-                return response.headers.get(_DIGEST, "")
+                return response.headers
 
-        said = await connection.retry(put)
-        if said:
+        headers = await connection.retry(put)
+        if said := headers.get(_DIGEST, ""):
             check_digest(what, data, parse_digest(what, said))
-        return Descriptor(media_type=media_type, digest=digest, size=len(data))
+        return Descriptor(media_type=media_type, digest=digest, size=len(data)), headers
+
+    async def delete(self, digest: Digest) -> None:
+        """Remove a manifest.
+
+        Raises:
+            NotFoundError: it is not there.
+            AccessDeniedError: this user may not.
+            RegistryError: this registry lets nobody, or does not answer.
+        """
+        what = f"{self.name}@{digest}"
+        connection = await self._endpoints.target()
+
+        async def delete() -> None:
+            async with connection.open(
+                "DELETE",
+                await connection.url(f"manifests/{digest}"),
+                what=what,
+                expect={200, 202, 204},
+                scopes=self._delete_scopes,
+            ):
+                pass
+
+        await connection.retry(delete)
 
 
 def parse_digest(what: str, text: str) -> Digest:

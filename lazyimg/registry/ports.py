@@ -127,6 +127,19 @@ class ProvingSource(ImageSource, Protocol):
 
 
 @runtime_checkable
+class ReferrerSource(ImageSource, Protocol):
+    """A repository that knows what refers to its manifests."""
+
+    async def referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
+        """Give the manifests whose subject has a digest: `artifact_type` says what each is.
+
+        Nobody vouches for this list, nor for what is in it: whoever may write to the repository
+        can add to it.
+        """
+        ...
+
+
+@runtime_checkable
 class ImageTarget(Protocol):
     """One repository, to write to. Every method raises LazyimgError."""
 
@@ -169,5 +182,27 @@ class ImageTarget(Protocol):
             media_type: what it is.
             tag: what to call it from now on. None: an index names it, or is about to. "": an
                 image of its own, without a name.
+        """
+        ...
+
+
+@runtime_checkable
+class ReferrerTarget(ReferrerSource, ImageTarget, Protocol):
+    """A repository that takes manifests which refer to others."""
+
+    async def push_referrer(self, data: bytes, media_type: str) -> Descriptor:
+        """Take in a manifest that has a subject, after all blobs that it names; it is listed then.
+
+        Args:
+            data: its bytes, kept as they are.
+            media_type: what it is.
+        """
+        ...
+
+    async def remove_referrer(self, subject: Digest, referrer: Digest) -> str:
+        """Take a manifest out of the list of what refers to `subject`, and remove it.
+
+        Returns:
+            Why it is still there, though no longer listed; "" if it is gone.
         """
         ...

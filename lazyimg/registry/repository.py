@@ -9,11 +9,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import AccessDeniedError, NotFoundError, RegistryError
-from lazyimg.registry.auth import pull_scope, push_scope
+from lazyimg.registry.auth import delete_scope, pull_scope, push_scope
 from lazyimg.registry.blob_answers import FOUND, BlobAnswers
 from lazyimg.registry.blob_reads import BlobReads
 from lazyimg.registry.blob_streams import BlobStreams
 from lazyimg.registry.manifests import Manifests
+from lazyimg.registry.referrers import Referrers
 from lazyimg.registry.upload import DEFAULT_CHUNK, Uploader
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Repository:
         self._pull = (pull_scope(reference.repository),)
         self._push = (push_scope(reference.repository),)
         answers = BlobAnswers(self.name, self._pull)
-        self._manifests = Manifests(self.name, endpoints, self._pull, self._push)
+        delete = (delete_scope(reference.repository),)
+        self._manifests = Manifests(self.name, endpoints, self._pull, self._push, delete)
+        self._referrers = Referrers(self.name, endpoints, self._manifests, self._pull)
         self._reads = BlobReads(self.name, endpoints, answers, spool)
         self._streams = BlobStreams(self.name, endpoints, answers)
         self._chunk_size = chunk_size
@@ -67,6 +70,10 @@ class Repository:
     async def fetch_manifest(self, reference: Digest | str) -> tuple[Descriptor, bytes]:
         """Give a manifest or index; see ImageSource."""
         return await self._manifests.fetch(reference)
+
+    async def referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
+        """Give what refers to a manifest; see ReferrerSource."""
+        return await self._referrers.fetch(subject)
 
     async def read_blob(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
         """Give a part of a blob; see ImageSource."""
@@ -168,3 +175,11 @@ class Repository:
     ) -> Descriptor:
         """Take in a manifest or index; see ImageTarget."""
         return await self._manifests.push(data, media_type, tag)
+
+    async def push_referrer(self, data: bytes, media_type: str) -> Descriptor:
+        """Take in a manifest that has a subject; see ReferrerTarget."""
+        return await self._referrers.push(data, media_type)
+
+    async def remove_referrer(self, subject: Digest, referrer: Digest) -> str:
+        """Remove one; see ReferrerTarget."""
+        return await self._referrers.remove(subject, referrer)

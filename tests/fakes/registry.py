@@ -26,20 +26,23 @@ from aiohttp import web
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     OCI_CONFIG,
+    OCI_INDEX,
     OCI_LAYER,
     Descriptor,
     Index,
     Manifest,
     describe,
+    parse_document,
     serialize_document,
 )
+from lazyimg_formats.oci.referrers import describe_referrer
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-NAME = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<rest>.+)")
+NAME = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers)/(?P<rest>.+)")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -110,6 +113,8 @@ class FakeRegistry:
         ignore_range: answer 200 with everything.
         min_chunk: announced bytes of an upload's chunk.
         mount: whether blobs can be taken over from other repositories.
+        referrers: how many referrers an answer lists; 0: it does not list them.
+        deletes: whether manifests can be removed.
         faults: what goes wrong next.
         asked: every request so far, of both hosts.
     """
@@ -133,6 +138,8 @@ class FakeRegistry:
         self.ignore_range = False
         self.min_chunk = 0
         self.mount = True
+        self.referrers = 0
+        self.deletes = True
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self._serial = 0
@@ -238,8 +245,9 @@ class FakeRegistry:
             return web.Response(body=b"{}")
         if match is None:
             return _error(404, "NAME_UNKNOWN")
-        if match["kind"] == "manifests":
-            return await self._manifest(request, name, match["rest"])
+        if match["kind"] != "blobs":
+            kind = self._manifest if match["kind"] == "manifests" else self._list_referrers
+            return await kind(request, name, match["rest"])
         if match["rest"].startswith("uploads/"):
             return await self._upload(request, name, match["rest"].removeprefix("uploads/"))
         return self._blob(request, name, match["rest"])
@@ -253,6 +261,8 @@ class FakeRegistry:
         if self.auth == "token":
             scopes, end = self.tokens.get(value, (set[str](), 0.0))
             action = "pull" if request.method in {"GET", "HEAD"} else "push"
+            if request.method == "DELETE" and "/manifests/" in request.path:
+                action = "delete"
             allowed = not name or f"{name}:{action}" in scopes
             return scheme == "Bearer" and time.time() < end and allowed
         return True
@@ -305,7 +315,12 @@ class FakeRegistry:
             data = await request.read()
             kept = self.manifests.setdefault(name, {})
             kept[reference] = kept[str(Digest.of(data))] = (request.content_type, data)
-            return web.Response(status=201, headers={"Docker-Content-Digest": str(Digest.of(data))})
+            headers = {"Docker-Content-Digest": str(Digest.of(data))}
+            if self.referrers and (subject := parse_document(data).subject):
+                headers["OCI-Subject"] = str(subject.digest)
+            return web.Response(status=201, headers=headers)
+        if request.method == "DELETE":
+            return self._delete_manifest(name, reference)
         found = self.manifests.get(name, {}).get(reference)
         if found is None:
             return _error(404, "MANIFEST_UNKNOWN")
@@ -316,6 +331,29 @@ class FakeRegistry:
             body=data,
             headers={"Content-Type": media_type, "Docker-Content-Digest": str(Digest.of(data))},
         )
+
+    def _delete_manifest(self, name: str, reference: str) -> web.Response:
+        if not self.deletes:
+            return _error(405, "UNSUPPORTED", "The operation is unsupported.")
+        found = self.manifests.get(name, {}).pop(reference, None)
+        return web.Response(status=202) if found else _error(404, "MANIFEST_UNKNOWN")
+
+    async def _list_referrers(self, request: web.Request, name: str, subject: str) -> web.Response:
+        if not self.referrers:
+            return web.Response(status=404, text="404 page not found")
+        entries = []
+        for key, (media_type, data) in sorted(self.manifests.get(name, {}).items()):
+            document = parse_document(data, media_type)
+            if ":" in key and document.subject and str(document.subject.digest) == subject:
+                assert isinstance(document, Manifest)
+                entries.append(describe_referrer(describe(data, media_type), document))
+        start = int(request.query.get("from", "0"))
+        end = start + self.referrers
+        headers = {"Content-Type": OCI_INDEX}
+        if end < len(entries):
+            headers["Link"] = f'<{request.path}?from={end}>; rel="next"'
+        page = Index(manifests=tuple(entries[start:end]))
+        return web.Response(body=serialize_document(page), headers=headers)
 
     def _blob(self, request: web.Request, name: str, digest: str) -> web.Response:
         data = self.blobs.get(name, {}).get(digest)

@@ -44,6 +44,13 @@ from lazyimg_formats.erofs.layout import EROFS_SUPER_OFFSET, FileType
 from lazyimg_formats.erofs.tree import Device, FlatData, Node
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.erofs.xattr import serialize_body
+from lazyimg_formats.index_artifact import (
+    ARTIFACT,
+    INDEX_DIGEST,
+    INDEX_SIZE,
+    LAYER_DIGEST,
+    LAYER_INDEX,
+)
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.stream_index import StreamSpan
 from lazyimg_formats.zstd_chunked.location import (
@@ -293,7 +300,16 @@ def documents() -> list[bytes]:
     layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": DIGEST, "size": 5}
     platform = {"architecture": "arm64", "os": "linux", "variant": "v8"}
     rootfs = {"type": "layers", "diff_ids": [DIGEST]}
+    index = {"mediaType": LAYER_INDEX, "digest": DIGEST, "size": 500}
+    artifact = {"artifactType": ARTIFACT, "config": layer, "subject": layer}
+    committed = {INDEX_DIGEST: DIGEST, INDEX_SIZE: "500"}
     texts = (
+        {
+            "schemaVersion": 2,
+            **artifact,
+            "layers": [{**index, "annotations": {LAYER_DIGEST: DIGEST}}],
+        },
+        {"schemaVersion": 2, "config": layer, "layers": [{**layer, "annotations": committed}]},
         {"schemaVersion": 2, "config": layer, "layers": [layer, layer]},
         {"schemaVersion": 2, "manifests": [layer, {**layer, "platform": platform}]},
         {"architecture": "amd64", "os": "linux", "rootfs": rootfs},

@@ -12,6 +12,7 @@ import io
 import os
 import tempfile
 from contextlib import closing, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -71,6 +72,7 @@ from lazyimg_formats.estargz.location import parse_footer as parse_stargz_footer
 from lazyimg_formats.estargz.toc import parse_stargz_toc
 from lazyimg_formats.fanotify.messages import parse_events
 from lazyimg_formats.fuse import messages as fuse
+from lazyimg_formats.index_artifact import parse_artifact, parse_embedded
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
     OCI_LAYER_ZSTD,
@@ -83,6 +85,7 @@ from lazyimg_formats.oci.documents import (
 )
 from lazyimg_formats.oci.platform import Platform, parse_platform
 from lazyimg_formats.oci.reference import parse_location, parse_reference
+from lazyimg_formats.oci.referrers import parse_referrers
 from lazyimg_formats.stream_comparison import StreamComparison
 from lazyimg_formats.stream_index import parse_stream_index
 from lazyimg_formats.tar.header import BLOCK, parse_header, parse_number
@@ -355,8 +358,18 @@ def run_documents(data: bytes) -> None:
         if parse_document(serialize_document(document)) != document:
             raise AssertionError(f"another {kind} when it is parsed again")
 
+    def indexes() -> None:
+        document = parse_document(data)
+        if isinstance(document, Manifest):
+            for layer in document.layers:
+                each(partial(parse_embedded, layer))
+            if document.subject is not None:
+                parse_artifact(document, document.subject.digest)
+
     each(
         again,
+        indexes,
+        lambda: parse_referrers(data),
         lambda: parse_document(data, "application/vnd.oci.image.index.v1+json"),
         lambda: parse_document(data, "application/vnd.oci.image.manifest.v1+json"),
         lambda: parse_config(data),
