@@ -192,6 +192,7 @@ async def start(
     from lazyimg.images.indexes import Indexes  # noqa: PLC0415
     from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
     from lazyimg.images.service import Images  # noqa: PLC0415
+    from lazyimg.images.validation import Validator  # noqa: PLC0415
 
     listener = _bind(Path(config.address), manager, stack)
     await stack.enter_async_context(calls_known_by(root / "calls"))
@@ -222,6 +223,9 @@ async def start(
         config=config,
         images=images,
         indexes=Indexes(root, library, images, config.build.limits()),
+        validator=Validator(
+            root / "content", library, registries.open_image, config.build.limits()
+        ),
         mounts=mounts,
         prefetcher=prefetcher,
         engine=engine,

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -37,13 +39,15 @@ from lazyimg.api.messages import (
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    ValidateEvent,
+    ValidateReply,
 )
 from lazyimg.errors import LazyimgError, UsageError
 from lazyimg.host.own_mounts import refuse_covering
 from lazyimg.registry.ports import Access
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
     from lazyimg.api import messages
     from lazyimg.api.messages import PrefetchRequest
@@ -58,12 +62,15 @@ if TYPE_CHECKING:
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.service import Images
+    from lazyimg.images.validation import Validator
     from lazyimg.registry.client import RegistryClient
     from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
     from lazyimg.transports.ports import Transport
 
 _log = logging.getLogger(__name__)
+
+_Event = TypeVar("_Event")
 
 
 class LazyimgDaemon:
@@ -73,6 +80,7 @@ class LazyimgDaemon:
         config: the effective configuration.
         images: makes images ready.
         indexes: makes those that layers lack.
+        validator: reads images whole, and checks them.
         mounts: mounts them.
         prefetcher: makes them local.
         engine: fills devices; asked for its counters.
@@ -90,6 +98,7 @@ class LazyimgDaemon:
         config: Config,
         images: Images,
         indexes: Indexes,
+        validator: Validator,
         mounts: Mounts,
         prefetcher: Prefetcher,
         engine: Engine,
@@ -103,6 +112,7 @@ class LazyimgDaemon:
         self._config = config
         self._images = images
         self._indexes = indexes
+        self._validator = validator
         self._mounts = mounts
         self._prefetcher = prefetcher
         self._engine = engine
@@ -154,18 +164,11 @@ class LazyimgDaemon:
             one = ImageRequest(
                 reference=reference, platform=request.platform, access=request.access
             )
-            events: asyncio.Queue[PrefetchEvent] = asyncio.Queue()
-            task = asyncio.create_task(self._prefetch(one, request.paths, events.put_nowait))
-            try:
-                while True:
-                    event = await events.get()
+            async with aclosing(
+                _events(partial(self._prefetch, one, request.paths), _ends_prefetch)
+            ) as events:
+                async for event in events:
                     yield event
-                    if event.done or event.error is not None:
-                        break
-                await task
-            finally:
-                task.cancel()
-                await asyncio.wait([task])
 
     async def _prefetch(
         self,
@@ -193,6 +196,31 @@ class LazyimgDaemon:
             report(PrefetchEvent(reference=request.reference, error=ErrorReply.of(failure)))
         else:
             report(event(end, done=True))
+
+    async def validate(self, request: ImageRequest) -> AsyncGenerator[ValidateEvent]:
+        """Read an image whole, and check it; stops when nobody listens any more."""
+        async with aclosing(_events(partial(self._validate, request), _ends_validation)) as events:
+            async for event in events:
+                yield event
+
+    async def _validate(
+        self, request: ImageRequest, report: Callable[[ValidateEvent], None]
+    ) -> None:
+        try:
+            found = await self._validator.validate(
+                request.reference,
+                request.platform,
+                _registry_access(request.access),
+                lambda read, total: report(ValidateEvent(read=read, total=total)),
+            )
+        except LazyimgError as error:
+            report(ValidateEvent(error=ErrorReply.of(error)))
+        except Exception:
+            _log.exception("validation of %s failed", request.reference)
+            failure = LazyimgError("daemon", "an error of its own; its log has the details")
+            report(ValidateEvent(error=ErrorReply.of(failure)))
+        else:
+            report(ValidateEvent(reply=ValidateReply.of(found)))
 
     async def inspect(self, request: InspectRequest) -> InspectReply:
         """Describe an image, and how much of it is local."""
@@ -419,6 +447,33 @@ class LazyimgDaemon:
             _log.warning("what is present of %s is not known: %s", device, error)
             return 0
         return sum(map(len, ranges or []))
+
+
+async def _events(
+    work: Callable[[Callable[[_Event], None]], Coroutine[None, None, None]],
+    is_last: Callable[[_Event], bool],
+) -> AsyncGenerator[_Event]:
+    """Do work, and give the events that it reports, up to the last one; ends it when closed."""
+    events: asyncio.Queue[_Event] = asyncio.Queue()
+    task = asyncio.create_task(work(events.put_nowait))
+    try:
+        while True:
+            event = await events.get()
+            yield event
+            if is_last(event):
+                break
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _ends_prefetch(event: PrefetchEvent) -> bool:
+    return event.done or event.error is not None
+
+
+def _ends_validation(event: ValidateEvent) -> bool:
+    return event.reply is not None or event.error is not None
 
 
 def _report_indexes(indexes: list[OwnIndex]) -> list[IndexReport]:

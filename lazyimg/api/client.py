@@ -31,11 +31,13 @@ from lazyimg.api.messages import (
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    ValidateEvent,
+    ValidateReply,
 )
 from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotRootError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 MAX_LINE: Final = 1 << 20
 """Bytes of one line of a reply."""
@@ -113,6 +115,25 @@ class Client:
                 yield event
         if missing > 0:
             raise self._cut_off()
+
+    def validate(
+        self, request: ImageRequest, progress: Callable[[int, int], None]
+    ) -> ValidateReply:
+        """Read an image whole, and check it.
+
+        Args:
+            request: which.
+            progress: called with the bytes of blobs that were read, and those of all.
+        """
+        with self._open("POST /v1/validate", request) as reply:
+            while line := self._read_line(reply):
+                event = self._decode(line, ValidateEvent)
+                if event.error is not None:
+                    raise rebuild_error(event.error)
+                if event.reply is not None:
+                    return event.reply
+                progress(event.read, event.total)
+        raise self._cut_off()
 
     def _ask(self, method: str, request: msgspec.Struct | None, kind: type[ReplyT]) -> ReplyT:
         with self._open(method, request) as reply:

@@ -6,6 +6,7 @@
 | POST /v1/unmount | UnmountRequest | UnmountReply |
 | POST /v1/fsid | ImageRequest | FsidReply |
 | POST /v1/prefetch | PrefetchRequest | lines of JSON: PrefetchEvent, ... |
+| POST /v1/validate | ImageRequest | lines of JSON: ValidateEvent, ... |
 | POST /v1/inspect | InspectRequest | InspectReply |
 | POST /v1/index | ImageRequest | IndexReply |
 | POST /v1/index/remove | ImageRequest | IndexReply |
@@ -15,7 +16,7 @@
 | GET /v1/status | - | StatusReply |
 
 A failure is a status of 400 or above with an ErrorReply; inside a stream of lines, a last line
-PrefetchEvent with `error` set.
+with `error` set.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from lazyimg.errors import LazyimgError
+    from lazyimg.images.validation import Validated
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -149,6 +151,68 @@ class PrefetchEvent(msgspec.Struct, frozen=True, kw_only=True):
     total: int = 0
     fetched: int = 0
     done: bool = False
+    error: ErrorReply | None = None
+
+
+class LayerVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found of a layer that was read whole.
+
+    Attributes:
+        digest: of its blob.
+        format: in one word.
+        size: bytes of the blob.
+        index: digest of the index that was checked; "": it has none.
+        problem: how it is not what its image says; "": it is.
+    """
+
+    digest: str
+    format: str
+    size: int
+    index: str = ""
+    problem: str = ""
+
+
+class ValidateReply(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that was read whole; its layers, lowest first."""
+
+    reference: str
+    digest: str
+    platform: str
+    layers: list[LayerVerdict]
+
+    @classmethod
+    def of(cls, validated: Validated) -> ValidateReply:
+        """Give what was found as it goes over the socket."""
+        return cls(
+            reference=validated.reference,
+            digest=validated.digest,
+            platform=validated.platform,
+            layers=[
+                LayerVerdict(
+                    digest=layer.digest,
+                    format=layer.format,
+                    size=layer.size,
+                    index=layer.index,
+                    problem=layer.problem,
+                )
+                for layer in validated.layers
+            ],
+        )
+
+
+class ValidateEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of an image was read and checked; the last event has `reply` or `error`.
+
+    Attributes:
+        read: bytes of its layers' blobs.
+        total: bytes of all of them.
+        reply: what was found.
+        error: why it could not be read or checked.
+    """
+
+    read: int = 0
+    total: int = 0
+    reply: ValidateReply | None = None
     error: ErrorReply | None = None
 
 

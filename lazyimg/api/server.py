@@ -33,6 +33,7 @@ from lazyimg.api.messages import (
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    ValidateEvent,
 )
 from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotFoundError, UsageError
 
@@ -67,6 +68,10 @@ class Daemon(Protocol):
 
     def prefetch(self, request: PrefetchRequest) -> AsyncGenerator[PrefetchEvent]:
         """Make images local; each image ends in an event with `done` or `error`."""
+        ...
+
+    def validate(self, request: ImageRequest) -> AsyncGenerator[ValidateEvent]:
+        """Read an image whole, and check it; ends in an event with `reply` or `error`."""
         ...
 
     async def inspect(self, request: InspectRequest) -> InspectReply:
@@ -116,7 +121,8 @@ def make_application(daemon: Daemon, *, grace: float = GRACE) -> web.Application
             web.post("/v1/unmount", _handler(UnmountRequest, daemon.unmount, begun)),
             web.post("/v1/fsid", _handler(ImageRequest, daemon.fsid, begun)),
             web.post("/v1/inspect", _handler(InspectRequest, daemon.inspect, begun)),
-            web.post("/v1/prefetch", _prefetch_handler(daemon, streams)),
+            web.post("/v1/prefetch", _stream_handler(PrefetchRequest, daemon.prefetch, streams)),
+            web.post("/v1/validate", _stream_handler(ImageRequest, daemon.validate, streams)),
             web.post("/v1/index", _handler(ImageRequest, daemon.create_index, begun)),
             web.post("/v1/index/remove", _handler(ImageRequest, daemon.remove_index, begun)),
             web.get("/v1/index", _question(daemon.indexes)),
@@ -189,16 +195,18 @@ def _question(
     return handle
 
 
-def _prefetch_handler(
-    daemon: Daemon, streams: set[asyncio.Task[Any]]
+def _stream_handler(
+    kind: type[_Request],
+    call: Callable[[_Request], AsyncGenerator[msgspec.Struct]],
+    streams: set[asyncio.Task[Any]],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def send(message: PrefetchRequest, response: web.StreamResponse) -> None:
-        async with aclosing(daemon.prefetch(message)) as events:  # ends with its caller
+    async def send(message: _Request, response: web.StreamResponse) -> None:
+        async with aclosing(call(message)) as events:  # ends with its caller
             async for event in events:
                 await response.write(msgspec.json.encode(event) + b"\n")
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        message = await read_request(request, PrefetchRequest)
+        message = await read_request(request, kind)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         task = asyncio.current_task()

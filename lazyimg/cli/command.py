@@ -42,6 +42,7 @@ VERBS: Final = {
     "prefetch": Verb("prefetch", "Make images local, whole or in part."),
     "index": Verb("index", "Have images loaded lazily as they are."),
     "cache": Verb("cache", "Check what was fetched, and repair it."),
+    "validate": Verb("validate", "Read an image whole, and check every digest in it."),
     "inspect": Verb("inspect", "Show what an image, a mount or a file is."),
     "status": Verb("status", "Show the daemon, its mounts and containerd's images."),
     "doctor": Verb("doctor", "Check what this machine has and lacks."),

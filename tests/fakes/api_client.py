@@ -25,11 +25,13 @@ from lazyimg.api.messages import (
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    ValidateEvent,
+    ValidateReply,
 )
 from lazyimg.errors import DaemonUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 
@@ -80,6 +82,18 @@ class ApiClient:
             yield event
         if missing > 0:
             raise self._cut_off()
+
+    async def validate(
+        self, request: ImageRequest, progress: Callable[[int, int], None]
+    ) -> ValidateReply:
+        async for line in self._lines("POST", "validate", request):
+            event = msgspec.json.decode(line, type=ValidateEvent)
+            if event.error is not None:
+                raise rebuild_error(event.error)
+            if event.reply is not None:
+                return event.reply
+            progress(event.read, event.total)
+        raise self._cut_off()
 
     async def _ask(
         self, method: str, call: str, request: msgspec.Struct | None, kind: type[ReplyT]

@@ -23,6 +23,7 @@ from lazyimg.api.messages import (
     InspectReply,
     InspectRequest,
     LayerReport,
+    LayerVerdict,
     MountReply,
     MountReport,
     MountRequest,
@@ -33,6 +34,8 @@ from lazyimg.api.messages import (
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    ValidateEvent,
+    ValidateReply,
 )
 from lazyimg.api.server import make_application
 from lazyimg.errors import InUseError, NotFoundError
@@ -147,6 +150,26 @@ class FakeDaemon:
         for reference in request.references:
             for event in _prefetch_events(reference):
                 yield event
+
+    async def validate(self, request: ImageRequest) -> AsyncGenerator[ValidateEvent]:
+        """Read IMAGE: its lower layer is what it says, its upper one is not; PLAIN has one."""
+        self.requests.append(request)
+        right = LayerVerdict(digest=DIGEST, format="zstd:chunked", size=MIB, index=DIGEST)
+        wrong = LayerVerdict(digest="sha256:" + "b" * 64, format="gzip", size=MIB, problem="lies")
+        known = {IMAGE: [right, wrong], PLAIN: [right]}
+        yield ValidateEvent(read=MIB, total=2 * MIB)
+        if request.reference not in known:
+            error = NotFoundError(request.reference, "the registry has no such image")
+            yield ValidateEvent(error=ErrorReply.of(error))
+            return
+        yield ValidateEvent(
+            reply=ValidateReply(
+                reference=request.reference,
+                digest=DIGEST,
+                platform="linux/amd64",
+                layers=known[request.reference],
+            )
+        )
 
     async def create_index(self, request: ImageRequest) -> IndexReply:
         """Make the index of the lower layer; the upper one has its own."""

@@ -27,6 +27,7 @@ from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
+from lazyimg.images.validation import Validator
 from lazyimg.limits import BuildLimits, FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
@@ -144,6 +145,9 @@ class Node:
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
         self.indexes = Indexes(self.root, self.library, self.images, BuildLimits())
+        self.validator = Validator(
+            self.root / "content", self.library, self.open_source, BuildLimits()
+        )
         way = CacheMounts(self.root, "lazyimg", 1 << 20, self.transport)
         own = OwnMounts(self.root, "lazyimg")
         self.mounts = Mounts(own, way, self.library, readers=self.catalog.readers)

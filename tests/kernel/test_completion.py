@@ -17,11 +17,11 @@ import grpc
 import pytest
 
 from tests.contracts.snapshots import mounted
-from tests.fakes.lazy_image import LazyLayer, lying_layer, make_lazy_layer
+from tests.fakes.lazy_image import lying_layer, make_lazy_layer
 from tests.real.docker_registry import Registry, running_registry
+from tests.real.lazy_layers import write_layout
 from tests.real.lazy_node import LAZY, Node, running_node
 from tests.real.lazyimg_process import Lazyimg, mounts_below, worker_of
-from tests.real.oci_layout import LayoutWriter, StoredLayer
 from tests.real.snapshot_client import LEASE, NAMESPACE, SnapshotClient
 
 if TYPE_CHECKING:
@@ -58,24 +58,6 @@ def registry(disk: Path) -> Iterator[Registry]:
             target = f"{running.address}/{name}:1"
             Lazyimg(disk / "nowhere").verb("convert", f"oci:{layout}:{name}", target)
         yield running
-
-
-def write_layout(directory: Path, images: dict[str, list[LazyLayer]]) -> Path:
-    writer = LayoutWriter(directory)
-    for name, layers in images.items():
-        stored = []
-        for layer in layers:
-            descriptor = layer.descriptor
-            (directory / "blobs/sha256" / descriptor.digest.hex).write_bytes(layer.blob)
-            described: dict[str, Any] = {
-                "mediaType": descriptor.media_type,
-                "digest": str(descriptor.digest),
-                "size": descriptor.size,
-                "annotations": dict(descriptor.annotations),
-            }
-            stored.append(StoredLayer(described, str(layer.diff_id)))
-        writer.add_image(name, stored, ["/none"])
-    return directory
 
 
 class Host:

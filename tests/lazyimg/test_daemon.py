@@ -25,6 +25,7 @@ from lazyimg.api.messages import (
     QuarantineReport,
     SnapshotterReport,
     UnmountRequest,
+    ValidateEvent,
 )
 from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.config import Config, ImageServiceSettings, SnapshotterSettings
@@ -102,6 +103,7 @@ def make_daemon(
         ),
         images=node.images,
         indexes=node.indexes,
+        validator=node.validator,
         mounts=node.mounts,
         prefetcher=node.prefetcher,
         engine=node.engine,
@@ -120,6 +122,39 @@ async def collect(
     request = PrefetchRequest(references=list(references), paths=list(paths))
     async with aclosing(daemon.prefetch(request)) as events:
         return [event async for event in events]
+
+
+async def validate(daemon: LazyimgDaemon, reference: str) -> list[ValidateEvent]:
+    async with aclosing(daemon.validate(ImageRequest(reference=reference))) as events:
+        return [event async for event in events]
+
+
+async def test_validation(node: Node, daemon: LazyimgDaemon, layers: list[LazyLayer]) -> None:
+    *events, last = await validate(daemon, node.reference)
+    total = sum(len(layer.blob) for layer in layers)
+    assert [(event.read, event.total) for event in (events[0], events[-1])] == [
+        (0, total),
+        (total, total),
+    ]
+    assert last.reply is not None
+    assert last.reply.reference == node.reference
+    assert [layer.problem for layer in last.reply.layers] == ["", ""]
+
+
+async def test_validation_that_fails(
+    node: Node,
+    daemon: LazyimgDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (event,) = await validate(daemon, f"{node.registry.host}/app:2")
+    assert event.error is not None
+    assert event.error.kind == "not-found"
+    monkeypatch.setattr(node.validator, "validate", None)
+    (event,) = await validate(daemon, node.reference)
+    assert event.error is not None
+    assert event.error.problem == "an error of its own; its log has the details"
+    assert f"validation of {node.reference} failed" in caplog.text
 
 
 async def test_mount_on_what_the_daemon_needs(node: Node, daemon: LazyimgDaemon) -> None:

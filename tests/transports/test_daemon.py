@@ -108,3 +108,23 @@ def test_both_killed_and_started_with_another_transport(
         assert lazyimg.status()["transport"] == then
         assert_equal(net, image, target)
         lazyimg.unmount(target)
+
+
+def test_validation_of_an_image_that_this_node_has_indexed(
+    tmp_path: Path, lazyimg: Lazyimg
+) -> None:
+    image = make_plain_image(tmp_path, "plain", seed=6, size=4 << 20)
+    lazyimg.settings["LAZYIMG_TRANSPORT"] = "fuse"
+    with lazyimg.serving():
+        found = json.loads(lazyimg.verb("validate", image.reference, "--json", "-q"))["layers"]
+        assert [(layer["format"], layer["index"]) for layer in found] == [("gzip", "")] * 2
+        lazyimg.verb("index", "create", "--local", image.reference)
+        found = json.loads(lazyimg.verb("validate", image.reference, "--json", "-q"))["layers"]
+        indexes = {layer.layer: layer.index for layer in lazyimg.client.indexes().layers}
+        assert {layer["digest"]: layer["index"] for layer in found} == indexes
+        assert [layer["problem"] for layer in found] == [""] * 2
+        path = lazyimg.root / "content" / found[0]["index"].partition(":")[2]
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        found = lazyimg.verb("validate", image.reference, "--json", "-q", status=68)
+        problems = [layer["problem"] for layer in json.loads(found)["layers"]]
+    assert problems == ["the index that this node made of it is gone", ""]

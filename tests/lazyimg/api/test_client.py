@@ -118,6 +118,17 @@ def test_cache(daemon: FakeDaemon, address: Path) -> None:
 
 
 @pytest.mark.usefixtures("daemon")
+def test_validation(address: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    request = ImageRequest(reference=IMAGE)
+    reply = Client(str(address)).validate(request, lambda *step: seen.append(step))
+    assert [layer.problem for layer in reply.layers] == ["", "lies"]
+    assert seen == [(MIB, 2 * MIB)]
+    with pytest.raises(NotFoundError, match="the registry has no such image"):
+        Client(str(address)).validate(ImageRequest(reference="none"), lambda *_: None)
+
+
+@pytest.mark.usefixtures("daemon")
 def test_prefetch_gives_events_as_they_come(address: Path) -> None:
     request = PrefetchRequest(references=[IMAGE, "registry.test/none"])
     events = list(Client(str(address)).prefetch(request))
@@ -247,6 +258,15 @@ def test_prefetch_cut_off(address: Path, lines: bytes) -> None:
         pytest.raises(DaemonUnavailableError, match="in the middle of its answer"),
     ):
         list(client.prefetch(PrefetchRequest(references=["a"])))
+
+
+@pytest.mark.parametrize("lines", [b"", b'{"read": 1, "total": 2}\n', b'{"rea'])
+def test_validation_cut_off(address: Path, lines: bytes) -> None:
+    with (
+        raw_server(address, OK + lines) as client,
+        pytest.raises(DaemonUnavailableError, match="in the middle of its answer"),
+    ):
+        client.validate(ImageRequest(reference="a"), lambda _read, _total: None)
 
 
 def test_every_family_is_rebuilt() -> None:

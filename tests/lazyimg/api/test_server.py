@@ -29,6 +29,8 @@ from lazyimg.api.messages import (
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    ValidateEvent,
+    ValidateReply,
 )
 from lazyimg.api.server import MAX_REQUEST, make_application
 from lazyimg.errors import (
@@ -60,6 +62,9 @@ EVENTS = [
         error=ErrorReply(kind="not-found", what="b", problem="none", remedy="", exit_code=2),
     ),
 ]
+
+
+VALIDATED = ValidateReply(reference="r", digest="d", platform="p", layers=[])
 
 
 class ScriptedDaemon:
@@ -158,6 +163,11 @@ class ScriptedDaemon:
         finally:
             self.ended.append("prefetch")
 
+    async def validate(self, request: ImageRequest) -> AsyncGenerator[ValidateEvent]:
+        self.asked.append(request)
+        yield ValidateEvent(read=1, total=2)
+        yield ValidateEvent(reply=VALIDATED)
+
 
 @asynccontextmanager
 async def serve(
@@ -224,10 +234,11 @@ async def test_every_call_reaches_the_daemon_whole(
     check = CacheCheckRequest(device="d", repair=True)
     assert await client.check_cache(check) == CHECKED
     assert await client.cache() == CacheReply(devices=[])
+    assert await client.validate(image, lambda *_: None) == VALIDATED
     assert await client.create_index(image) == INDEXED
     assert await client.remove_index(image) == await client.indexes() == IndexReply(layers=[])
     assert daemon.asked == [
-        mount, image, inspect, unmount, None, check, "cache", image, image, "indexes",
+        mount, image, inspect, unmount, None, check, "cache", image, image, image, "indexes",
     ]  # fmt: skip
     assert daemon.asked[0].access.password == "p"
 
