@@ -44,10 +44,11 @@ from lazyimg.api.messages import (
 )
 from lazyimg.errors import LazyimgError, UsageError
 from lazyimg.host.own_mounts import refuse_covering
+from lazyimg.layers.locate import PLAIN
 from lazyimg.registry.ports import Access
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from lazyimg.api import messages
     from lazyimg.api.messages import PrefetchRequest
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from lazyimg.images.cached import CachedDevices
     from lazyimg.images.image import Image
     from lazyimg.images.indexes import Indexes
-    from lazyimg.images.library import ChainRecord, OwnIndex
+    from lazyimg.images.library import ChainRecord, LayerRecord, OwnIndex
     from lazyimg.images.mounted import Mounted
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
@@ -230,7 +231,9 @@ class LazyimgDaemon:
         access = _registry_access(request.access)
         known = await self._images.describe(request.reference, request.platform, access)
         if known.chain is not None:
-            return await self._inspect(known.reference, known.digest, known.platform, known.chain)
+            return await self._inspect(
+                known.reference, known.digest, known.platform, known.chain, known.indexes
+            )
         return InspectReply(
             reference=known.reference,
             digest=known.digest,
@@ -243,8 +246,11 @@ class LazyimgDaemon:
                     media_type=layer.media_type,
                     format=kind,
                     size=layer.size,
+                    index=place,
                 )
-                for layer, kind in zip(known.layers, known.formats, strict=True)
+                for layer, kind, place in zip(
+                    known.layers, known.formats, known.indexes, strict=True
+                )
             ],
         )
 
@@ -412,15 +418,27 @@ class LazyimgDaemon:
         )
 
     async def _inspect(
-        self, reference: str, digest: str, platform: str, chain: ChainRecord
+        self,
+        reference: str,
+        digest: str,
+        platform: str,
+        chain: ChainRecord,
+        places: Sequence[str] = (),
     ) -> InspectReply:
+        if not places:  # the registry was not asked
+            own = {one.digest.partition(":")[2] for one in await self._indexes.kept()}
+            places = [_place_of(layer, own) for layer in chain.layers]
+        layers = await asyncio.to_thread(self._layers, chain)
         return InspectReply(
             reference=reference,
             digest=digest,
             platform=platform,
             fsid=chain.fsid,
             bootstrap_size=chain.size,
-            layers=await asyncio.to_thread(self._layers, chain),
+            layers=[
+                msgspec.structs.replace(layer, index=place)
+                for layer, place in zip(layers, places, strict=True)
+            ],
         )
 
     def _layers(self, chain: ChainRecord) -> list[LayerReport]:
@@ -474,6 +492,13 @@ def _ends_prefetch(event: PrefetchEvent) -> bool:
 
 def _ends_validation(event: ValidateEvent) -> bool:
     return event.reply is not None or event.error is not None
+
+
+def _place_of(layer: LayerRecord, own: set[str]) -> str:
+    """Say where the index is that a layer was made ready with, as far as this node knows."""
+    if layer.format in PLAIN:
+        return "node" if layer.table in own else ""
+    return "layer"
 
 
 def _report_indexes(indexes: list[OwnIndex]) -> list[IndexReport]:

@@ -226,7 +226,12 @@ class InspectRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer: sizes in bytes. `device`, `device_size` and `present` are 0 or "" if not lazy."""
+    """One layer: sizes in bytes. `device`, `device_size` and `present` are 0 or "" if not lazy.
+
+    Attributes:
+        index: where its index is: in the "layer", in the "repository", on the "node"; "": none is
+            known, or it is not known where.
+    """
 
     digest: str
     media_type: str
@@ -235,6 +240,7 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     device_size: int = 0
     present: int = 0
+    index: str = ""
 
 
 class InspectReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from lazyimg.cli.invocation import Invocation
 
 _LOCAL_FIELDS = ("fsid", "bootstrap_size")
-_LOCAL_LAYER_FIELDS = ("device", "device_size", "present")
+_LOCAL_LAYER_FIELDS = ("device", "device_size", "present", "index")
+_PLACES = {"": "none", "layer": "in the layer", "node": "this node's", "repository": "beside it"}
 
 
 @click.command("inspect")
@@ -55,10 +56,11 @@ def command(
 ) -> None:
     """Show what an image, a mount or a file is.
 
-    REF: layers, formats, sizes, and how much is local; without a daemon, the registry is asked, and
-    what is local is not known. DIR: what is mounted there, or an OCI layout. FILE: an EROFS image,
-    a device table, a zstd:chunked or eStargz layer, a manifest. What exists as a file is not taken
-    for a REF: write docker://REF.
+    REF: layers, formats, sizes, where the index of each is by which it is loaded lazily, and how
+    much is local; without a daemon, the registry is asked, and what is local is not known.
+    DIR: what is mounted there, or an OCI layout. FILE: an EROFS image, a device table, a
+    zstd:chunked or eStargz layer, a manifest. What exists as a file is not taken for a REF: write
+    docker://REF.
     """
     path = Path(target)
     if path.is_dir() and (path / "oci-layout").is_file():
@@ -134,14 +136,15 @@ def _print_image(reply: InspectReply, output: str, *, knows_local: bool = True) 
         facts.append(("local", "not known: no daemon was asked"))
     print_facts(facts)
     print_line("")
-    head = ("LAYER", "FORMAT", "SIZE", "FILES", "LOCAL")
-    print_table(head, [_row(layer) for layer in reply.layers])
+    head = ("LAYER", "FORMAT", "SIZE", "INDEX", "FILES", "LOCAL")
+    print_table(head, [_row(layer, knows_local=knows_local) for layer in reply.layers])
 
 
-def _row(layer: LayerReport) -> tuple[str, ...]:
+def _row(layer: LayerReport, *, knows_local: bool) -> tuple[str, ...]:
+    index = _PLACES.get(layer.index, layer.index) if knows_local or layer.index else "-"
     files = format_size(layer.device_size) if layer.device else "-"
     local = format_part(layer.present, layer.device_size) if layer.device else "-"
-    return short_digest(layer.digest), layer.format, format_size(layer.size), files, local
+    return short_digest(layer.digest), layer.format, format_size(layer.size), index, files, local
 
 
 def _without_local(reply: InspectReply) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lazyimg.api.messages import InspectReply, LayerReport
 from lazyimg.cli.reference import registry_access
-from lazyimg.layers.locate import name_format
+from lazyimg.layers.locate import LAZY, name_format
 from lazyimg.registry.resolve import open_source, parse_platform, resolve_image
 from lazyimg.registry.settings import apply_settings, make_client
 
@@ -40,6 +40,7 @@ async def fetch_description(
                 media_type=layer.media_type,
                 format=name_format(layer),
                 size=layer.size,
+                index="layer" if name_format(layer) in LAZY else "",
             )
             for layer in resolved.manifest.layers
         ],

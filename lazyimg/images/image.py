@@ -43,6 +43,7 @@ class Description:
         platform: os/arch[/variant].
         layers: their descriptors, lowest first.
         formats: of each layer, in the words of `lazyimg.layers`.
+        indexes: where the index of each layer is: an `IndexLocation.place`, or "".
         chain: its bootstrap and devices, if it was made ready on this node.
     """
 
@@ -51,6 +52,7 @@ class Description:
     platform: str
     layers: tuple[Descriptor, ...]
     formats: tuple[str, ...]
+    indexes: tuple[str, ...]
     chain: ChainRecord | None
 
 

@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import logging
 from collections import defaultdict
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lazyimg.errors import (
@@ -186,18 +185,19 @@ class Images:
         resolved = await _resolve(source, wanted, platform, known)
         if isinstance(resolved, Image):
             return Description(
-                resolved.reference, resolved.digest, resolved.platform, (), (), resolved.chain
+                resolved.reference, resolved.digest, resolved.platform, (), (), (), resolved.chain
             )
         layers = resolved.manifest.layers
         formats = tuple(name_format(layer) for layer in layers)
         chain = None
-        with suppress(NotLazyError):
-            sought = Sought.of(str(location), resolved)
-            found = await self._locator.locate(sought, opened, range(len(layers)))
-            key = _chain_key(layers, found)
+        sought = Sought.of(str(location), resolved)
+        found = await self._locator.find(sought, opened, range(len(layers)))
+        indexes = tuple("" if one is None else one.place for one in found)
+        if all(indexes):
+            key = _chain_key(layers, [one for one in found if one is not None])
             chain = await asyncio.to_thread(self._library.find_chain, key)
         digest = str(resolved.descriptor.digest)
-        return Description(str(location), digest, str(platform), layers, formats, chain)
+        return Description(str(location), digest, str(platform), layers, formats, indexes, chain)
 
     async def _known(
         self,

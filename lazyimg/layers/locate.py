@@ -79,6 +79,13 @@ class IndexLocation(msgspec.Struct, frozen=True):
     artifact: str = ""
 
     @property
+    def place(self) -> str:
+        """Where it is, in one word: in the "layer", in the "repository", on the "node"."""
+        if self.artifact:
+            return "repository"
+        return "node" if self.format in PLAIN else "layer"
+
+    @property
     def name(self) -> str:
         """What files made from this index are called."""
         if self.blob:

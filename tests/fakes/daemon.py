@@ -134,6 +134,7 @@ class FakeDaemon:
             device="e" * 64,
             device_size=100 * MIB,
             present=25 * MIB,
+            index="layer",
         )
         return InspectReply(
             reference=IMAGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 from contextlib import aclosing
@@ -52,7 +53,7 @@ from lazyimg.snapshotter.service import Snapshotter
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.oci.digest import Digest
 from tests.fakes.devices import MemorySink
-from tests.fakes.gzip_layer import make_layer
+from tests.fakes.gzip_layer import make_layer, make_tar
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
 from tests.fakes.lazy_images import FakeLazyImages
 from tests.fakes.node import Node, run_node
@@ -313,6 +314,28 @@ async def test_inspect_of_what_is_not_lazy(node: Node, daemon: LazyimgDaemon) ->
     node.registry.add_image("app", "1", make_layer(), local_platform().architecture)
     reply = await daemon.inspect(InspectRequest(reference=node.reference))
     assert [one.format for one in reply.layers] == ["tar"]
+
+
+async def test_inspect_says_where_indexes_are(
+    node: Node, daemon: LazyimgDaemon, layers: list[LazyLayer]
+) -> None:
+    tar = make_tar({"name": b"text"})
+    node.registry.add_image("app", "1", {gzip.compress(tar): tar})
+    request = InspectRequest(reference=node.reference)
+    assert [layer.index for layer in (await daemon.inspect(request)).layers] == [""]
+    await daemon.create_index(ImageRequest(reference=node.reference))
+    assert [layer.index for layer in (await daemon.inspect(request)).layers] == ["node"]
+    await daemon.mount(MountRequest(reference=node.reference, directory="/one"))
+    mounted = InspectRequest(directory="/one")
+    for each in (request, mounted):
+        assert [layer.index for layer in (await daemon.inspect(each)).layers] == ["node"]
+    node.library.remove_own_index(node.library.own_indexes()[0])
+    assert [layer.index for layer in (await daemon.inspect(mounted)).layers] == [""]
+    add_lazy_image(node.registry, "app", "1", layers)
+    assert [layer.index for layer in (await daemon.inspect(request)).layers] == ["layer"] * 2
+    await daemon.mount(MountRequest(reference=node.reference, directory="/two"))
+    mounted = InspectRequest(directory="/two")
+    assert [layer.index for layer in (await daemon.inspect(mounted)).layers] == ["layer"] * 2
 
 
 async def test_inspect_by_reference_and_by_directory(node: Node, daemon: LazyimgDaemon) -> None:

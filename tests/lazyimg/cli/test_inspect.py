@@ -32,8 +32,8 @@ def test_image_with_a_daemon(run: Callable[..., Result]) -> None:
         "metadata 1.0 MB",
         "files    104.9 MB, 25 % local",
         "",
-        "LAYER                FORMAT           SIZE     FILES  LOCAL",
-        "sha256:dddddddddddd  zstd:chunked  41.9 MB  104.9 MB   25 %",
+        "LAYER                FORMAT           SIZE  INDEX            FILES  LOCAL",
+        "sha256:dddddddddddd  zstd:chunked  41.9 MB  in the layer  104.9 MB   25 %",
     ]
     reply = json.loads(run("inspect", IMAGE, "--json").out)
     assert reply["layers"][0]["present"] == 25 * MIB
@@ -47,8 +47,8 @@ def test_image_that_is_not_lazy(run: Callable[..., Result]) -> None:
         "platform linux/amd64",
         "layers   1, 1.0 MB compressed",
         "",
-        "LAYER                FORMAT    SIZE  FILES  LOCAL",
-        "sha256:dddddddddddd  gzip    1.0 MB      -      -",
+        "LAYER                FORMAT    SIZE  INDEX  FILES  LOCAL",
+        "sha256:dddddddddddd  gzip    1.0 MB  none       -      -",
     ]
 
 

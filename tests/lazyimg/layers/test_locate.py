@@ -132,3 +132,16 @@ def test_index_at_the_very_end_of_the_blob(size: int, *, good: bool) -> None:
     else:
         with pytest.raises(CorruptError, match="the TOC lies behind the blob's 1049 bytes"):
             locate_index(blob, "image")
+
+
+@pytest.mark.parametrize(
+    ("kind", "artifact", "place"),
+    [
+        ("zstd:chunked", "", "layer"),
+        ("estargz", "", "layer"),
+        ("gzip", "", "node"),
+        ("gzip", "sha256:1", "repository"),
+    ],
+)
+def test_places_of_indexes(kind: str, artifact: str, place: str) -> None:
+    assert IndexLocation(kind, 0, 1, 1, "sha256:0", artifact=artifact).place == place
