@@ -197,7 +197,14 @@ async def start(
     listener = _bind(Path(config.address), manager, stack)
     await stack.enter_async_context(calls_known_by(root / "calls"))
     mounts = _make_mounts(config, own, transport, library, catalog)
-    images = Images(root, library, catalog, registries.open_image, config.build.limits())
+    images = Images(
+        root,
+        library,
+        catalog,
+        registries.open_image,
+        config.build.limits(),
+        referrers=config.indexes.referrers,
+    )
     snapshots = _Snapshots(config, images, mounts)
     await mounts.recover(served=started.took_over, kept=await snapshots.open(stack))
     stack.push_async_callback(mounts.close)

@@ -336,6 +336,24 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True):
         return BuildLimits(memory=self.memory, processor_time=math.ceil(self.processor_time))
 
 
+class IndexesSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the indexes of layers that have none themselves may come from.
+
+    What an image's manifest commits to, and what this node has made, is used always.
+    """
+
+    referrers: Annotated[
+        str,
+        Meta(
+            pattern="^(off|same-repository)$",
+            description="Indexes that refer to an image, as `lazyimg index push` leaves them. "
+            "Nothing commits to them: whoever may write to the image's repository decides what its "
+            "containers see, until the background check of the layers finds a lie. "
+            "same-repository: those in the image's own repository are used.",
+        ),
+    ] = "off"
+
+
 class SnapshotterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The snapshotter that containerd calls."""
 
@@ -444,6 +462,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     fuse: FuseSettings = FuseSettings()
     mount: MountSettings = MountSettings()
     build: BuildSettings = BuildSettings()
+    indexes: IndexesSettings = IndexesSettings()
     snapshotter: SnapshotterSettings = SnapshotterSettings()
     completion: CompletionSettings = CompletionSettings()
     image_service: ImageServiceSettings = ImageServiceSettings()

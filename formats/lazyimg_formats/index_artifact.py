@@ -25,6 +25,8 @@ from lazyimg_formats.stream_index import HEADER_SIZE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lazyimg_formats.oci.documents import Index
+
 ARTIFACT: Final = "application/vnd.lazyimg.index.v1"
 """What the artifact is."""
 
@@ -78,22 +80,22 @@ def make_artifact(subject: Descriptor, indexes: Mapping[Digest, StoredIndex]) ->
     return Manifest(config=config, layers=tuple(layers), artifact_type=ARTIFACT, subject=plain)
 
 
-def parse_artifact(manifest: Manifest, subject: Digest) -> dict[Digest, StoredIndex]:
+def parse_artifact(document: Manifest | Index, subject: Digest) -> dict[Digest, StoredIndex]:
     """Give the indexes in an artifact, by the digest of the layer's blob.
 
     Args:
-        manifest: as a registry gave it.
+        document: as a registry gave it.
         subject: the image's manifest.
 
     Raises:
         FormatError: it is no such artifact, or of another image.
     """
-    if manifest.artifact_type != ARTIFACT:
-        raise FormatError(_WHAT, f"is {manifest.artifact_type[:80]!r}")
-    if manifest.subject is None or manifest.subject.digest != subject:
+    if not isinstance(document, Manifest) or document.artifact_type != ARTIFACT:
+        raise FormatError(_WHAT, f"is {document.artifact_type[:80]!r}")
+    if document.subject is None or document.subject.digest != subject:
         raise FormatError(_WHAT, "refers to another image")
     found: dict[Digest, StoredIndex] = {}
-    for layer in manifest.layers:
+    for layer in document.layers:
         if layer.media_type != LAYER_INDEX:
             continue
         of = Digest.parse(layer.annotations.get(LAYER_DIGEST, ""))

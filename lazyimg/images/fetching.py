@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from lazyimg.errors import CorruptError
+from lazyimg.errors import CorruptError, NotFoundError
 from lazyimg.layers.fetch import fetch_index, find_index
 from lazyimg.limits import MIB
 
@@ -24,6 +24,14 @@ INDEX_MEMORY: Final = 32 * MIB
 
 MAX_INDEXES: Final = 512 * MIB
 """Bytes of all indexes of an image: they are kept on the disk, and decoded to build it."""
+
+
+class MissingIndexError(NotFoundError):
+    """An index is not where it was said to be; `loose` as in its `IndexLocation`."""
+
+    def __init__(self, error: NotFoundError, *, loose: bool) -> None:
+        super().__init__(error.what, error.problem, error.remedy)
+        self.loose = loose
 
 
 class IndexFetcher:
@@ -76,7 +84,8 @@ class IndexFetcher:
     ) -> list[Path]:
         """Give the files that hold indexes; see `lazyimg.layers.fetch.fetch_index`.
 
-        Args and Raises: as `complete`; the locations in full.
+        Args and Raises: as `complete`, the locations in full; and
+            MissingIndexError: one is not where it was said to be.
         """
         return await _gather(
             self._fetch_one(source, layer, location)
@@ -94,6 +103,10 @@ class IndexFetcher:
             self._fetching += size
         try:
             return await fetch_index(source, layer, location, self._directory)
+        except NotFoundError as error:
+            if location.artifact:
+                raise MissingIndexError(error, loose=location.loose) from error
+            raise
         finally:
             async with self._fetched:
                 self._fetching -= size

@@ -330,13 +330,18 @@ class Library(Database):
         """Record the chain of the lowest layers of an image, and sources found through it.
 
         Args:
-            digest: of the platform's manifest.
+            digest: of the platform's manifest, and what else tells the chain from others.
             depth: how many layers.
             chain: the chain's key.
             sources: (device, source) pairs.
         """
         with self._transaction(write=True) as db:
             db.execute("INSERT OR REPLACE INTO part VALUES (?, ?, ?)", (digest, depth, chain))
+            _add_sources(db, sources)
+
+    def add_sources(self, sources: list[tuple[str, SourceRecord]]) -> None:
+        """Record (device, source) pairs."""
+        with self._transaction(write=True) as db:
             _add_sources(db, sources)
 
     def find_part(self, digest: str, depth: int) -> str | None:

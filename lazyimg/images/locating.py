@@ -1,8 +1,9 @@
 """Where the indexes of an image's layers are: places that are asked one after the other.
 
-The first place that knows an index of a layer gives it, so they are in the order of how far each
-may be trusted: the layer itself (the manifest has the digest of the index in it), then what this
-node made of the very blob. A new place is a class with one method, and a line in `Locator`.
+The first place that knows an index of a layer gives it: the layer itself (the manifest has the
+digest of the index in it), what else the manifest commits to, what this node made of the very blob,
+and, only if the configuration allows it, what refers to the image (`artifacts`). A new place is a
+class with one method, and a line in `Locator`.
 
 No place reads an index, nor vouches for what is in it: `lazyimg.layers.fetch` checks its digest,
 and the check of the layer finds an index that lies.
@@ -14,11 +15,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from lazyimg.images.artifacts import Committed, Gone, Referring
 from lazyimg.layers.locate import LAZY, PLAIN, IndexLocation, locate_index, name_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lazyimg.images.fetching import MissingIndexError
     from lazyimg.images.library import Library
     from lazyimg.registry.ports import ImageSource
     from lazyimg.registry.resolve import ResolvedImage
@@ -126,10 +129,22 @@ class Locator:
 
     Args:
         library: the records.
+        referrers: whether what refers to an image is used: ``off`` or ``same-repository``.
+
+    Attributes:
+        loose: whether an index may come from where the platform's manifest does not commit to it.
     """
 
-    def __init__(self, library: Library) -> None:
-        self._places: list[Place] = [InLayers(), OnNode(library)]
+    def __init__(self, library: Library, referrers: str = "off") -> None:
+        self.loose = referrers != "off"
+        self._gone = Gone()
+        self._places: list[Place] = [InLayers(), Committed(self._gone), OnNode(library)]
+        if self.loose:
+            self._places.append(Referring(self._gone))
+
+    def miss(self, image: Sought, source: ImageSource, error: MissingIndexError) -> None:
+        """Take note that an index is not where it was said to be; it is not said so again."""
+        self._gone.note(image, source, error)
 
     async def find(
         self, image: Sought, source: ImageSource, numbers: Sequence[int]

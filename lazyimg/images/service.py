@@ -23,7 +23,7 @@ from lazyimg.errors import (
 )
 from lazyimg.images.access import serialize_access
 from lazyimg.images.build import BuildRequest, LayerSource, build_image
-from lazyimg.images.fetching import IndexFetcher
+from lazyimg.images.fetching import IndexFetcher, MissingIndexError
 from lazyimg.images.image import Description, Image, ImageLayer
 from lazyimg.images.kept import KeptConfigs
 from lazyimg.images.library import (
@@ -86,6 +86,7 @@ class Images:
         catalog: told of each new name before anybody can ask for it.
         open_source: gives what to read an image from, and what to ask there for.
         limits: of building a bootstrap.
+        referrers: as `Locator` takes it.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class Images:
         catalog: Catalog,
         open_source: OpenSource,
         limits: BuildLimits | None = None,
+        *,
+        referrers: str = "off",
     ) -> None:
         self._root = root
         self._limits = limits or BuildLimits()
@@ -103,7 +106,7 @@ class Images:
         self._open_source = open_source
         self._proofs = Proofs(library)
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._locator = Locator(library)
+        self._locator = Locator(library, referrers)
         self._fetcher = IndexFetcher(root / "content")
 
     async def open(
@@ -147,21 +150,20 @@ class Images:
         if isinstance(source, ProvingSource):
             needed = (*resolved.manifest.layers, resolved.manifest.config)
             await self._proofs.prove(source, needed)
-        return await self._open_resolved(part, resolved, kept, access)
+        return await self._open_resolved(part, resolved, source, access)
 
     async def _as_known(self, part: _Part, image: Image, access: Access) -> Image:
         """Give an image that was made ready already; lowest layers perhaps in another repository.
 
         Then they are filled from this one, too.
         """
-        place, _, depth, comparable = part
+        place, _, depth, _ = part
         if depth is not None:
             sources = _sources(place, image.chain, access)
             devices = [device for device, _ in sources]
             repository = repository_of(place)
             if not await asyncio.to_thread(self._library.has_sources, repository, devices):
-                name, chain = _part_name(image.digest, comparable=comparable), image.chain.key
-                await asyncio.to_thread(self._library.add_part, name, depth, chain, sources)
+                await asyncio.to_thread(self._library.add_sources, sources)
                 for device, one in sources:
                     await self._catalog.add_source(device, one, access)
         return image
@@ -221,19 +223,32 @@ class Images:
     async def _known_part(
         self, location: Location, platform: Platform, depth: int, *, comparable: bool
     ) -> Image | None:
-        image = await self._recorded_part(location, platform, depth, comparable=comparable)
+        image = await self._recorded_part(
+            location, platform, depth, comparable=comparable, loose=self._locator.loose
+        )
         if image is None or not await asyncio.to_thread(self._is_whole, image.chain):
             return None
         return image
 
     async def _recorded_part(
-        self, location: Location, platform: Platform, depth: int, *, comparable: bool = False
+        self,
+        location: Location,
+        platform: Platform,
+        depth: int,
+        *,
+        comparable: bool = False,
+        loose: bool = True,
     ) -> Image | None:
-        if not isinstance(location, RegistryLocation) or location.reference.digest is None:
-            raise UsageError(str(location), "parts of an image are known by its digest only")
-        digest = str(location.reference.digest)
-        chain = await self.find_part(digest, depth, comparable=comparable)
-        return None if chain is None else Image(str(location), digest, str(platform), chain)
+        digest = _digest_of(location)
+        for only in ("", repository_of(location)) if loose else ("",):
+            name = _part_name(digest, only, comparable=comparable)
+            key = await asyncio.to_thread(self._library.find_part, name, depth)
+            if key is None:
+                continue
+            chain = await asyncio.to_thread(self._library.find_chain, key)
+            if chain is not None:
+                return Image(str(location), digest, str(platform), chain)
+        return None
 
     async def is_ready(self, text: str, platform_text: str, depth: int) -> bool:
         """Whether the lowest layers of an image were made ready, and all files are there.
@@ -260,19 +275,15 @@ class Images:
             raise NotFoundError(text, f"its lowest {depth} layers are not known here")
         return image
 
-    async def find_part(
-        self, digest: str, depth: int, *, comparable: bool = False
-    ) -> ChainRecord | None:
+    async def find_part(self, text: str, depth: int) -> ChainRecord | None:
         """Give what was made of the lowest layers of an image, if it was.
 
         Args:
-            digest: of the platform's manifest.
+            text: a reference with the digest of a platform's manifest.
             depth: how many layers.
-            comparable: as `open` takes it.
         """
-        name = _part_name(digest, comparable=comparable)
-        key = await asyncio.to_thread(self._library.find_part, name, depth)
-        return None if key is None else await asyncio.to_thread(self._library.find_chain, key)
+        image = await self._recorded_part(_locate(text), parse_platform(""), depth)
+        return None if image is None else image.chain
 
     async def locate(self, image: Sought, access: Access, depth: int) -> list[IndexLocation]:
         """Give where the indexes of the lowest layers of an image are.
@@ -341,9 +352,8 @@ class Images:
         kept = KeptConfigs(source, self._root / "content")
         resolved = await resolve_image(kept, wanted, parse_platform(platform_text))
         layers = resolved.manifest.layers[:depth]
-        locations = await self._locator.locate(Sought.of(text, resolved), kept, range(len(layers)))
-        locations = await self._fetcher.complete(text, kept, layers, locations)
-        indexes = await self._fetcher.fetch(kept, layers, locations)
+        sought = Sought.of(text, resolved)
+        locations, indexes = await self._find_indexes(sought, source, range(len(layers)))
         return [
             ImageLayer(source, layer, str(diff_id), location, path)
             for layer, diff_id, location, path in zip(
@@ -359,26 +369,59 @@ class Images:
         access: Access,
     ) -> Image:
         place, platform, depth, comparable = part
-        layers = resolved.manifest.layers[:depth]
         sought = Sought.of(str(place), resolved)
-        locations = await self._locator.locate(sought, source, range(len(layers)))
+        numbers = range(len(resolved.manifest.layers[:depth]))
+        while True:
+            locations = await self._locator.locate(sought, source, numbers)
+            try:
+                chain = await self._make_chain(sought, source, locations, comparable=comparable)
+                break
+            except MissingIndexError as error:
+                self._locator.miss(sought, source, error)
+        sources = _sources(place, chain, access)
+        image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
+        if depth is None:
+            await asyncio.to_thread(self._library.add_image, image, sources)
+        else:
+            loose = any(location.loose for location in locations)
+            only = repository_of(place) if loose else ""
+            name = _part_name(image.digest, only, comparable=comparable)
+            await asyncio.to_thread(self._library.add_part, name, depth, chain.key, sources)
+        self._catalog.add(chain)
+        for device, one in sources:
+            await self._catalog.add_source(device, one, access)
+        return Image(image.reference, image.digest, image.platform, chain)
+
+    async def _make_chain(
+        self,
+        sought: Sought,
+        source: ImageSource,
+        locations: list[IndexLocation],
+        *,
+        comparable: bool,
+    ) -> ChainRecord:
+        """Give what is made of the lowest layers of an image, as many as there are locations."""
+        layers = sought.layers[: len(locations)]
         key = _chain_key(layers, locations, comparable=comparable)
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
             if chain is None or not await asyncio.to_thread(self._is_whole, chain):
                 locations = await self._fetcher.complete(sought.what, source, layers, locations)
                 chain = await self._build(key, layers, locations, source, comparable=comparable)
-        sources = _sources(place, chain, access)
-        image = ImageRecord(str(place), str(platform), str(resolved.descriptor.digest), chain.key)
-        if depth is None:
-            await asyncio.to_thread(self._library.add_image, image, sources)
-        else:
-            name = _part_name(image.digest, comparable=comparable)
-            await asyncio.to_thread(self._library.add_part, name, depth, chain.key, sources)
-        self._catalog.add(chain)
-        for device, one in sources:
-            await self._catalog.add_source(device, one, access)
-        return Image(image.reference, image.digest, image.platform, chain)
+        return chain
+
+    async def _find_indexes(
+        self, sought: Sought, source: ImageSource, numbers: Sequence[int]
+    ) -> tuple[list[IndexLocation], list[Path]]:
+        """Give where indexes of layers are, in full, and their files."""
+        layers = [sought.layers[number] for number in numbers]
+        while True:
+            locations = await self._locator.locate(sought, source, numbers)
+            locations = await self._fetcher.complete(sought.what, source, layers, locations)
+            try:
+                return locations, await self._fetcher.fetch(source, layers, locations)
+            except MissingIndexError as error:
+                self._locator.miss(sought, source, error)
 
     def _is_whole(self, chain: ChainRecord) -> bool:
         files = [self._root / "bootstraps" / chain.fsid]
@@ -443,9 +486,7 @@ class Images:
         locations = await self._locator.locate(image, source, [number])
         if locations[0].format not in STARGZ and not locations[0].artifact:
             return
-        layers = [image.layers[number]]
-        locations = await self._fetcher.complete(image.what, source, layers, locations)
-        [path] = await self._fetcher.fetch(source, layers, locations)
+        locations, [path] = await self._find_indexes(image, source, [number])
         try:
             await asyncio.to_thread(_check_names, locations[0], path)
         except FormatError as error:
@@ -502,8 +543,15 @@ def _is_fixed(location: Location) -> bool:
     return isinstance(location, RegistryLocation) and location.reference.digest is not None
 
 
-def _part_name(digest: str, *, comparable: bool) -> str:
-    return f"{digest} comparable" if comparable else digest
+def _digest_of(location: Location) -> str:
+    if not isinstance(location, RegistryLocation) or location.reference.digest is None:
+        raise UsageError(str(location), "parts of an image are known by its digest only")
+    return str(location.reference.digest)
+
+
+def _part_name(digest: str, only: str, *, comparable: bool) -> str:
+    """Give what lowest layers are recorded under; for one repository `only`, if it is not ""."""
+    return f"{digest}{' comparable' if comparable else ''}{f' in {only}' if only else ''}"
 
 
 def _chain_key(

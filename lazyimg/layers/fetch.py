@@ -15,6 +15,7 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.estargz.location import FOOTER_SIZE, parse_footer
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import Descriptor
+from lazyimg_formats.stream_index import HEADER_SIZE, parse_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +82,8 @@ async def fetch_index(
     """
     path = directory / location.name
     if await asyncio.to_thread(_is_good, path, location):
+        if location.artifact:
+            await asyncio.to_thread(_check_subject, source, layer, location, path)
         return path
     if location.format in PLAIN and not location.artifact:
         raise NotLazyError(
@@ -105,7 +108,27 @@ async def fetch_index(
         await asyncio.to_thread(write_file, path, data)
     except OSError as error:
         raise StorageError(str(path), f"cannot be written: {error.strerror}") from error
+    if location.artifact:
+        await asyncio.to_thread(_check_subject, source, layer, location, path)
     return path
+
+
+def _check_subject(
+    source: ImageSource, layer: Descriptor, location: IndexLocation, path: Path
+) -> None:
+    """Raise CorruptError if an index says that it is of another layer."""
+    if location.format not in PLAIN:
+        return
+    what = f"{source.name}: index {location.digest}"
+    try:
+        with path.open("rb") as file:
+            header = parse_header(file.read(HEADER_SIZE))
+    except FormatError as error:
+        raise CorruptError(what, str(error)) from error
+    if header.blob != layer.digest or header.blob_size != layer.size:
+        raise CorruptError(
+            what, f"is of {header.blob}, {header.blob_size} bytes, not of the layer {layer.digest}"
+        )
 
 
 def _blob_of(layer: Descriptor, location: IndexLocation) -> tuple[Descriptor, int]:

@@ -68,6 +68,8 @@ class IndexLocation(msgspec.Struct, frozen=True):
         blob: digest of the layer's blob, where `digest` does not cover where the index lies in it.
         artifact: digest of the blob that is the index, in the image's repository, of `length`
             bytes; "": it is in the layer's blob, or this node has made it.
+        loose: the manifest of the platform's image does not commit to `digest`: it is what the
+            image's repository says, and good for no other one.
     """
 
     format: str
@@ -77,6 +79,7 @@ class IndexLocation(msgspec.Struct, frozen=True):
     digest: str
     blob: str = ""
     artifact: str = ""
+    loose: bool = False
 
     @property
     def place(self) -> str:

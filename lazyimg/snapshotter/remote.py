@@ -227,8 +227,7 @@ class RemoteLayers:
         """Give the names of the images that show layers, as far as they were made."""
         found = set()
         for layer in set(layers):
-            _, _, digest = layer.reference.rpartition("@")
-            chain = await self._images.find_part(digest, layer.depth)
+            chain = await self._images.find_part(layer.reference, layer.depth)
             if chain is not None:
                 found.add(chain.fsid)
         return found

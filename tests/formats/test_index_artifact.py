@@ -27,6 +27,7 @@ from lazyimg_formats.oci.documents import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
     Descriptor,
+    Index,
     Manifest,
     describe,
     parse_document,
@@ -96,6 +97,11 @@ def test_layer_of_an_artifact_that_lies(changes: dict[str, object], problem: str
     lying = replace(artifact, layers=(first, *artifact.layers[1:]))
     with pytest.raises(FormatError, match=problem):
         parse_artifact(lying, SUBJECT.digest)
+
+
+def test_image_index_is_no_artifact() -> None:
+    with pytest.raises(FormatError, match="index artifact: is ''"):
+        parse_artifact(Index(manifests=()), SUBJECT.digest)
 
 
 def test_layer_that_commits_to_its_index() -> None:

@@ -363,8 +363,8 @@ def run_documents(data: bytes) -> None:
         if isinstance(document, Manifest):
             for layer in document.layers:
                 each(partial(parse_embedded, layer))
-            if document.subject is not None:
-                parse_artifact(document, document.subject.digest)
+        if document.subject is not None:
+            parse_artifact(document, document.subject.digest)
 
     each(
         again,

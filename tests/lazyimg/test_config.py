@@ -57,6 +57,7 @@ def test_sections_are_described() -> None:
         "fuse",
         "mount",
         "build",
+        "indexes",
         "snapshotter",
         "completion",
         "image_service",

@@ -19,6 +19,7 @@ from lazyimg_formats.oci.reference import parse_reference
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
 from tests.fakes.registry import run_registry
 from tests.fakes.stargz_layer import StargzLayer
+from tests.fakes.stored_index import PlainLayer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -89,19 +90,48 @@ async def test_index_of_another_digest_is_not_kept(tmp_path: Path, layer: LazyLa
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_index_that_is_a_blob_of_its_own(tmp_path: Path, layer: LazyLayer) -> None:
-    index, digest = b"an index", str(Digest.of(b"an index"))
+async def test_index_that_is_a_blob_of_its_own(tmp_path: Path) -> None:
+    layer = PlainLayer({"a": b"b"})
+    index, digest = layer.index, str(layer.stored.digest)
     location = IndexLocation("gzip", 0, len(index), len(index), digest, artifact=digest)
     async with repository() as (registry, source):
         with pytest.raises(NotFoundError):
             await fetch_index(source, layer.descriptor, location, tmp_path)
         registry.add_blob("app", index)
-        path = await fetch_index(source, layer.descriptor, location, tmp_path)
-        assert (path.name, path.read_bytes()) == (digest.removeprefix("sha256:"), index)
+        for _ in range(2):
+            path = await fetch_index(source, layer.descriptor, location, tmp_path)
+            assert (path.name, path.read_bytes()) == (digest.removeprefix("sha256:"), index)
+        assert registry.count(path="/blobs/") == 2  # it was not there, then it was
         path.unlink()
-        registry.blobs["app"][digest] = b"lying it"
+        registry.blobs["app"][digest] = index[:-1] + b"x"
         with pytest.raises(CorruptError, match="its index does not have the digest"):
             await fetch_index(source, layer.descriptor, location, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        (PlainLayer({"c": b"d"}).index, "bytes, not of the layer sha256:"),
+        (b"an index", "stream index: 8 bytes are less than a header"),
+    ],
+)
+async def test_index_that_is_not_the_layer_s(tmp_path: Path, index: bytes, problem: str) -> None:
+    layer, digest = PlainLayer({"a": b"b"}), str(Digest.of(index))
+    location = IndexLocation("gzip", 0, len(index), len(index), digest, artifact=digest)
+    async with repository() as (registry, source):
+        registry.add_blob("app", index)
+        for _ in range(2):  # as it comes, and as it is kept
+            with pytest.raises(CorruptError, match=problem):
+                await fetch_index(source, layer.descriptor, location, tmp_path)
+
+
+async def test_index_of_a_format_that_says_not_of_what_it_is(tmp_path: Path) -> None:
+    layer, digest = PlainLayer({"a": b"b"}), str(Digest.of(b"an index"))
+    location = IndexLocation("another", 0, 8, 8, digest, artifact=digest)
+    async with repository() as (registry, source):
+        registry.add_blob("app", b"an index")
+        path = await fetch_index(source, layer.descriptor, location, tmp_path)
+    assert path.read_bytes() == b"an index"
 
 
 async def test_blob_that_is_not_there(tmp_path: Path, layer: LazyLayer) -> None:

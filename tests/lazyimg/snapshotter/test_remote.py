@@ -237,7 +237,7 @@ async def test_image_is_read_with_what_came_with_its_pull(
     layer = await remote.find(image.chains[0], image.labels[0], None)
     assert isinstance(layer, RemoteLayer)
     path = await remote.mount(layer, 1)
-    chain = await node.images.find_part(str(image.digest), 1)
+    chain = await node.images.find_part(layer.reference, 1)
     assert chain is not None
     assert path == node.root / "mnt" / chain.fsid
     sources = node.library.sources(chain.layers[0].device)
