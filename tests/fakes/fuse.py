@@ -63,9 +63,14 @@ class FakeKernel:
         return self._socket.recv(1 << 21)
 
     def answer(self) -> tuple[int, int, bytes]:
-        """Wait for the next answer; give its number, its errno, and what it says."""
+        """Wait for the next answer; give its number, its errno, and what it says.
+
+        The socket parts what is spliced into messages of 16 pages: such answers come one by one.
+        """
         message = self.receive()
         length, error, unique = struct.unpack_from("=IiQ", message)
+        while len(message) < length:
+            message += self.receive()
         assert length == len(message)
         return unique, -error, message[16:]
 

@@ -7,6 +7,7 @@ cannot be told apart. Answers are the bytes of one write(2).
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EDQUOT, EIO, ENOSPC, EPERM, ETXTBSY
 from functools import lru_cache
@@ -21,7 +22,6 @@ from lazyimg_formats.fanotify.layout import (
     FAN_PRE_ACCESS,
     FAN_Q_OVERFLOW,
     FANOTIFY_METADATA_VERSION,
-    fanotify_access_event,
     fanotify_event_info_header,
     fanotify_event_info_range,
     fanotify_event_metadata,
@@ -30,6 +30,19 @@ from lazyimg_formats.fanotify.layout import (
 
 _DENIALS: Final = frozenset({EPERM, EIO, EBUSY, ETXTBSY, EAGAIN, ENOSPC, EDQUOT})
 _MAX_FD: Final = 2**31 - 1
+_USUAL: Final = struct.Struct("=IBxHQiiBxH4xQQ")
+"""fanotify_event_metadata and one fanotify_event_info_range."""
+
+_USUAL_FIELDS: Final = (
+    fanotify_event_metadata.size + fanotify_event_info_range.size,
+    FANOTIFY_METADATA_VERSION,
+    fanotify_event_metadata.size,
+    FAN_PRE_ACCESS,
+    FAN_EVENT_INFO_TYPE_RANGE,
+    fanotify_event_info_range.size,
+)
+"""Of such an event: both lengths' sum, version, the first one's length, mask, the record's type and
+length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +93,26 @@ def parse_events(data: bytes) -> list[Event]:
     events: list[Event] = []
     at = 0
     while at < len(data):
-        usual = _parse_usual(data[at : at + fanotify_access_event.size])
-        if usual is not None:
-            events.append(usual)
-            at += fanotify_access_event.size
+        event = _parse_usual(data, at)
+        if event is not None:
+            events.append(event)
+            at += _USUAL.size
             continue
-        event, at = _parse_any(data, at)
-        events.append(event)
+        other, at = _parse_any(data, at)
+        events.append(other)
     return events
 
 
-def _parse_usual(data: bytes) -> AccessEvent | None:
-    """Give an event that is nothing but a range; None if it may be something else."""
-    if len(data) != fanotify_access_event.size:
+def _parse_usual(data: bytes, at: int) -> AccessEvent | None:
+    """Give an event that is nothing but a range, as nearly all are; None if it may not be.
+
+    In a tenth of the time that the declarations take.
+    """
+    if len(data) - at < _USUAL.size:
         return None
-    event = fanotify_access_event.decode(data)
-    usual = (
-        event.event_len == fanotify_access_event.size
-        and event.vers == FANOTIFY_METADATA_VERSION
-        and event.metadata_len == fanotify_event_metadata.size
-        and event.mask == FAN_PRE_ACCESS
-        and event.fd >= 0
-        and event.info_type == FAN_EVENT_INFO_TYPE_RANGE
-        and event.len == fanotify_event_info_range.size
-    )
-    return AccessEvent(event.fd, event.pid, event.offset, event.count) if usual else None
+    length, version, head, mask, fd, pid, kind, record, offset, count = _USUAL.unpack_from(data, at)
+    usual = (length, version, head, mask, kind, record) == _USUAL_FIELDS and fd >= 0
+    return AccessEvent(fd, pid, offset, count) if usual else None
 
 
 def _parse_any(data: bytes, at: int) -> tuple[Event, int]:

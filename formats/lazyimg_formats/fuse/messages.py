@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.fuse import layout
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_ERRNO: Final = 511  # the kernel refuses an answer beyond it with EINVAL
 _FOREVER: Final = 1 << 32  # seconds that attributes hold: they never change
-_READ: Final = struct.Struct("=IIQQIIIHHQQIIQII")  # fuse_in_header and fuse_read_in
+_READ: Final = struct.Struct("=IIQQ16xQQI20x")  # fuse_in_header and fuse_read_in
+_READ_OPCODE: Final = int(Opcode.READ)
 _OUT: Final = struct.Struct("=IiQ")  # fuse_out_header
 _UNANSWERED: Final = frozenset(
     {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY}
@@ -72,9 +73,10 @@ class OpenRequest:
     directory: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReadRequest:
+class ReadRequest(NamedTuple):
     """A range of a file is wanted.
+
+    There are thousands a second: a tuple is made in a third of the time.
 
     Attributes:
         offset, size: bytes; the range may reach past the file's end.
@@ -169,9 +171,10 @@ def parse_request(message: bytes | memoryview) -> Request:
         FormatError: truncated, trailing bytes, or a name that is none.
     """
     if len(message) == _READ.size:
-        fields = _READ.unpack(message)  # a tenth of the time that the declarations take
-        if fields[1] == Opcode.READ and fields[0] == _READ.size:
-            return ReadRequest(fields[2], fields[3], fields[9], fields[10], fields[11])
+        # a tenth of the time that the declarations take
+        length, opcode, unique, node, handle, offset, size = _READ.unpack(message)
+        if opcode == _READ_OPCODE and length == _READ.size:
+            return ReadRequest(unique, node, handle, offset, size)
     header, body = _split(message)
     parse = _PARSERS.get(header.opcode)
     if parse is None:

@@ -24,16 +24,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 from errno import EIO
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class IllegalStepError(RuntimeError):
     """A call that the state does not allow; nothing was changed."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PendingRead:
-    """A read that waits for an absent range. Compared by identity: fds are used again.
+class PendingRead(NamedTuple):
+    """A read of a device. Told from another by identity: fds are used again.
 
     Attributes:
         fd: of the event.

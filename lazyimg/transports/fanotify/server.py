@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from lazyimg.errors import LazyimgError
 from lazyimg.host.mutex import Mutex
 from lazyimg.transports.counters import Counters
+from lazyimg.transports.fanotify.device import READ_SIZE
 from lazyimg.transports.fanotify.journal import Journal, Place
 from lazyimg.transports.fanotify.protocol import (
     Action,
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 LOCAL_WINDOW: Final = 1 << 20
 """Bytes of local data to write at most for one event: more than it asks for, where that is free."""
+
+BATCH: Final = READ_SIZE // 2
+"""Bytes of events in one read(2), up to which no more were waiting."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +89,7 @@ class Server:
         self._process = os.getpid()
         self._buffer = memoryview(bytearray(LOCAL_WINDOW))  # of the thread
         self._protocol = Protocol()
-        self._lock = Mutex()  # protocol, counters
+        self._lock = Mutex()  # protocol
         self._devices: dict[int, CachedDevice] = {}
         self._owning: dict[int, int] = {}
         self._looking: dict[int, Place] = {}
@@ -209,6 +213,8 @@ class Server:
                 return
             for event in events:
                 self._receive(event)
+            if len(data) <= BATCH:  # those were all
+                return
             self._hand_over()
 
     def _receive(self, event: Event) -> None:
@@ -326,13 +332,12 @@ class Server:
                 known = self._answer(action.fd, allow(action.fd))
             else:
                 known = self._answer(action.fd, deny(action.fd, action.errno))
-            with self._lock:
-                if not known:
-                    self.counters.reads_lost += 1
-                elif isinstance(action, Allow):
-                    self.counters.reads += 1
-                else:
-                    self.counters.reads_failed += 1
+            if not known:  # threads may lose one: it is only shown
+                self.counters.reads_lost += 1
+            elif isinstance(action, Allow):
+                self.counters.reads += 1
+            else:
+                self.counters.reads_failed += 1
 
     def _refuse(self, fd: int) -> None:
         with self._lock:

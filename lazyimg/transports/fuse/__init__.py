@@ -21,6 +21,8 @@ Rules:
     would take three times its size of memory. So FUSE keeps none, and what is read from the cache's
     file is dropped there (`DeviceFile.read_into`). One read of EROFS is one READ: it fails as a
     whole, and a reader that is killed takes nothing of it along.
+  - What is not small goes from the pages of the cache's file into the answer through a pipe, and is
+    not copied here (`desk`).
   - What is asked is filled, no more: EROFS's read-ahead is enough for what is local; `following`
     and the filler see to those who read in order.
   - A node's number is the inode number of the cache's file, a READ names nothing else, and nothing

@@ -81,6 +81,15 @@ class Device:
             raise
         return True
 
+    def splice(self, pipe: int, length: int) -> bool:
+        """Give the kernel an answer that is in a pipe, whole; as `write`."""
+        try:
+            return os.splice(pipe, self.fd, length) == length
+        except OSError as error:
+            if error.errno in _ENDED or error.errno == ENOENT:
+                return False
+            raise
+
     def has_ended(self) -> bool:
         """Tell whether the kernel has ended the connection; it takes notifications all the same."""
         poll = select.poll()

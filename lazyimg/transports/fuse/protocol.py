@@ -33,7 +33,7 @@ import zlib
 from dataclasses import dataclass
 from enum import Enum, auto
 from errno import EINTR, EIO, ENOENT, ENOSYS, ENOTDIR, EPROTO, ESTALE
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from lazyimg_formats.fuse.layout import (
     KERNEL_MINOR_VERSION,
@@ -116,9 +116,8 @@ class Leaf:
         return Attributes(self.node, self.size, generation=generation)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PendingRead:
-    """A READ to be answered. Compared by identity: its number may come again.
+class PendingRead(NamedTuple):
+    """A READ to be answered. Told from another by identity: its number may come again.
 
     Attributes:
         offset: first byte.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
+import os
 from contextlib import suppress
 from errno import EIO
 from functools import partial
@@ -21,6 +21,7 @@ from lazyimg.host.workers import Workers
 from lazyimg.logs import Repeats
 from lazyimg.transports.filling import Filling, Wish
 from lazyimg.transports.following import NEAR, Following
+from lazyimg.transports.fuse.desk import Desk
 from lazyimg.transports.fuse.device import READ_SIZE
 from lazyimg.transports.fuse.protocol import (
     MAX_PAGES,
@@ -60,6 +61,9 @@ ANSWERS: Final = 2
 
 LOCAL_WINDOW: Final = 1 << 18
 """Bytes of local data to store at least for one READ."""
+
+SPLICED: Final = 1 << 15
+"""Bytes from which on an answer goes through a pipe: where that begins to cost less than a copy."""
 
 JOIN_TIMEOUT: Final = 5.0
 """Seconds that a thread may take to notice that the connection has ended."""
@@ -105,8 +109,8 @@ class Server:
         self._files: dict[int, DeviceFile] = {}
         self._filling = Filling(filler, counters)
         self._answers = Workers(ANSWERS, "fuse-answer")
-        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
-        self._loop_buffer = _new_buffer()
+        self._desks: SimpleQueue[Desk] = SimpleQueue()
+        self._loop_desk = Desk(_BUFFER, pipe=False)
         self._following = Following(filler, ahead)
         self._lost = lost
         self._failures = Repeats()
@@ -123,7 +127,7 @@ class Server:
         self._filling.start()
         self._following.start()
         for _ in range(ANSWERS):
-            self._buffers.put(_new_buffer())
+            self._desks.put(Desk(_BUFFER))
         for thread in self._threads:
             thread.start()
 
@@ -168,7 +172,7 @@ class Server:
     def _run(self) -> None:
         message = bytearray(READ_SIZE)
         view = memoryview(message)
-        buffer = _new_buffer()
+        desk = Desk(_BUFFER)
         while True:
             try:
                 length = self._device.read(message)
@@ -177,7 +181,7 @@ class Server:
                 break
             if not length:
                 break
-            self._take(view[:length], buffer)
+            self._take(view[:length], desk)
         self._note_end()
         self._tell(started=False)
 
@@ -199,11 +203,11 @@ class Server:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(note)
 
-    def _take(self, message: memoryview, buffer: memoryview) -> None:
+    def _take(self, message: memoryview, desk: Desk) -> None:
         try:
             request = parse_request(message)
             if type(request) is ReadRequest:
-                self._read(request, buffer)
+                self._read(request, desk)
             else:
                 self._receive(request)
         except FormatError as error:
@@ -272,7 +276,7 @@ class Server:
 
     # READs, in the threads.
 
-    def _read(self, request: ReadRequest, buffer: memoryview) -> None:
+    def _read(self, request: ReadRequest, desk: Desk) -> None:
         file = self._files.get(request.node)
         if file is None:
             self._learn(request.node)
@@ -283,13 +287,13 @@ class Server:
         elif file is None:  # it was removed this moment
             self._fail(read)
         else:
-            self._find(read, file, buffer)
+            self._find(read, file, desk)
 
-    def _find(self, read: PendingRead, file: DeviceFile, buffer: memoryview) -> None:
+    def _find(self, read: PendingRead, file: DeviceFile, desk: Desk) -> None:
         """Answer with what is present or at hand, or have it filled."""
         if not file.absent(read.offset, read.length):
-            self._answer(read, file, buffer)
-        elif not self._answer_locally(read, file, buffer):
+            self._answer(read, file, desk)
+        elif not self._answer_locally(read, file, desk.buffer):
             self._fill(read, file)
         self._following.note(file, read.offset, read.length)
 
@@ -302,9 +306,11 @@ class Server:
             wish = Wish(file, read.offset, read.length, partial(self._filled, read, file))
             self._filling.submit(wish)
 
-    def _answer(self, read: PendingRead, file: DeviceFile, buffer: memoryview) -> None:
+    def _answer(self, read: PendingRead, file: DeviceFile, desk: Desk) -> None:
         """Answer with what is in the cache."""
-        view = _room(buffer, read.length)
+        if SPLICED <= read.length <= desk.pipe_room and self._splice(read, file, desk):
+            return
+        view = desk.room(read.length)
         try:
             size = file.read_into(read.offset, view)
         except LazyimgError as error:
@@ -316,6 +322,16 @@ class Server:
         else:
             _log.error("%s: the cache gave %d of %d bytes", file.name, size, read.length)
             self._fail(read)
+
+    def _splice(self, read: PendingRead, file: DeviceFile, desk: Desk) -> bool:
+        """Answer through the pipe; gives False if the data did not get into it."""
+        size = os.write(desk.entry, reply_header(read.unique, read.length)) + read.length
+        if not file.splice_into(desk.entry, read.offset, read.length):
+            desk.empty_pipe()
+            return False
+        if not self._send(read, partial(self._device.splice, desk.exit, size)):
+            desk.empty_pipe()
+        return True
 
     def _answer_locally(self, read: PendingRead, file: DeviceFile, buffer: memoryview) -> bool:
         """Answer with what needs no fetching, and store it; gives whether that could be done."""
@@ -339,16 +355,21 @@ class Server:
     # Answers, in any thread.
 
     def _reply(self, read: PendingRead, data: memoryview) -> None:
+        self._send(read, partial(self._device.write, reply_header(read.unique, len(data)), data))
+
+    def _send(self, read: PendingRead, send: Callable[[], bool]) -> bool:
+        """Give the kernel an answer; gives whether it took it."""
         try:
-            taken = self._device.write(reply_header(read.unique, len(data)), data)
+            taken = send()
         except OSError as error:
-            _log.error("the kernel does not take %d bytes: %s", len(data), error)
+            _log.error("the kernel does not take %d bytes: %s", read.length, error)
             self._fail(read)
-            return
+            return False
         if taken:
             self._counters.reads += 1  # threads may lose one: it is only shown
         else:
             self._counters.reads_lost += 1
+        return taken
 
     def _fail(self, read: PendingRead) -> None:
         self._counters.reads_failed += 1
@@ -370,27 +391,16 @@ class Server:
             return
         if not present:
             self._fail(read)
-        elif file.read_cached(read.offset, view := _room(self._loop_buffer, read.length)):
+        elif file.read_cached(read.offset, view := self._loop_desk.room(read.length)):
             self._reply(read, view)
         else:
             self._answers.submit(self._answer_from_disk, read, file)
 
     def _answer_from_disk(self, read: PendingRead, file: DeviceFile) -> None:
-        buffer = self._buffers.get()
+        desk = self._desks.get()
         try:
-            self._answer(read, file, buffer)
+            self._answer(read, file, desk)
         except Exception:
             _log.exception("a read of %s could not be answered", file.name)
         finally:
-            self._buffers.put(buffer)
-
-
-def _new_buffer() -> memoryview:
-    """Give a page-aligned buffer for one READ."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return memoryview(mmap.mmap(-1, _BUFFER, flags))
-
-
-def _room(buffer: memoryview, length: int) -> memoryview:
-    """Give `length` bytes to write to; kernels with larger limits than ours may want more."""
-    return buffer[:length] if length <= len(buffer) else memoryview(bytearray(length))
+            self._desks.put(desk)

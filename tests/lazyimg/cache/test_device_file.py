@@ -59,7 +59,7 @@ def present_after(directory: Path, boot: str) -> list[range]:
 
 
 def fail(number: int) -> Callable[..., None]:
-    def call(*_arguments: object) -> None:
+    def call(*_arguments: object, **_options: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return call
@@ -427,6 +427,40 @@ def test_pages_are_dropped_after_so_much_was_read(
         assert file.read_into(number * BLOCK, buffer) == BLOCK
         assert buffer == piece(number, number + 1)
     assert dropped == [(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)] * 2
+
+
+def spliced(file: DeviceFile, offset: int, length: int) -> tuple[bool, bytes]:
+    """Give what comes out of a pipe."""
+    exit_, entry = os.pipe()
+    try:
+        whole = file.splice_into(entry, offset, length)
+        os.set_blocking(exit_, False)
+        with suppress(BlockingIOError):
+            return whole, os.read(exit_, 10 * BLOCK)
+        return whole, b""
+    finally:
+        os.close(exit_)
+        os.close(entry)
+
+
+def test_range_by_a_pipe(file: DeviceFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[tuple[int, int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: dropped.append(arguments))
+    monkeypatch.setattr(device_file, "KEPT", 4 * BLOCK)
+    file.write_now(0, [piece(0, 20)])
+    assert spliced(file, BLOCK + 3, 2 * BLOCK) == (True, bytes(REFERENCE[BLOCK + 3 :][: 2 * BLOCK]))
+    assert dropped == []
+    assert spliced(file, 0, 2 * BLOCK) == (True, bytes(piece(0, 2)))
+    assert dropped == [(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)]
+    assert spliced(file, SIZE - BLOCK, 2 * BLOCK) == (False, bytes(piece(19, 20)))
+
+
+def test_range_that_does_not_get_into_a_pipe(
+    file: DeviceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_now(0, [piece(0, 20)])
+    monkeypatch.setattr(os, "splice", fail(EIO))
+    assert spliced(file, 0, BLOCK) == (False, b"")
 
 
 def test_range_that_the_kernel_has_in_memory(

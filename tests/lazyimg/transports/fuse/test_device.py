@@ -92,6 +92,22 @@ def test_answer_that_nobody_waits_for(device: Device, monkeypatch: pytest.Monkey
         device.write(b"")
 
 
+def test_answer_in_a_pipe(
+    kernel: FakeKernel, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exit_, entry = os.pipe()
+    os.write(entry, reply(8, b"data"))
+    assert device.splice(exit_, 20)
+    assert kernel.answer() == (8, 0, b"data")
+    os.close(exit_)
+    os.close(entry)
+    monkeypatch.setattr(os, "splice", fail(ENOENT, ENODEV, EINVAL))
+    assert not device.splice(0, 5)
+    assert not device.splice(0, 5)
+    with pytest.raises(OSError, match="Invalid argument"):
+        device.splice(0, 5)
+
+
 def test_backing_files(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, bytes]] = []
 

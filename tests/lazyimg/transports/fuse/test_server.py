@@ -16,10 +16,11 @@ from lazyimg.cache.device_file import DeviceFile, make_device
 from lazyimg.errors import RegistryError, StorageError
 from lazyimg.transports import following
 from lazyimg.transports.counters import Counters
+from lazyimg.transports.fuse import desk
 from lazyimg.transports.fuse import server as module
 from lazyimg.transports.fuse.device import Device
 from lazyimg.transports.fuse.protocol import IllegalStepError, Protocol
-from lazyimg.transports.fuse.server import LOCAL_WINDOW, Server
+from lazyimg.transports.fuse.server import LOCAL_WINDOW, SPLICED, Server
 from lazyimg_formats.fuse.layout import Opcode, OpenFlag
 from tests.fakes.fuse import WAIT, FakeKernel, PatternFiller
 from tests.fakes.keeper import NotingKeeper
@@ -125,6 +126,60 @@ async def test_present_range_comes_from_the_cache(bench: Bench) -> None:
     assert bench.filler.fills == []
     await bench.stop()  # what was answered is counted then
     assert bench.counters.reads == 2
+
+
+async def test_large_answers_take_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    read_into = DeviceFile.read_into
+
+    def note(file: DeviceFile, offset: int, buffer: memoryview) -> int:
+        copied.append(len(buffer))
+        return read_into(file, offset, buffer)
+
+    monkeypatch.setattr(DeviceFile, "read_into", note)
+    monkeypatch.setattr(desk, "PIPE_SIZE", 2 * SPLICED)
+    async with serving(tmp_path) as bench:
+        bench.store(0, SIZE)
+        for length in (SPLICED - 1, SPLICED, SPLICED + 1):
+            assert await bench.read(7, length) == (0, bench.content[7 : 7 + length])
+    assert copied == [SPLICED - 1, SPLICED + 1]  # too small, and too large for the pipe
+
+
+async def test_pipe_that_the_data_does_not_get_into(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it by then reaches nobody."""
+    bench.store(0, SIZE)
+    splice = os.splice
+
+    def end_early(source: int, target: int, count: int, **options: int) -> int:
+        if source != bench.file.fd:
+            return splice(source, target, count, **options)
+        return splice(source, target, min(count, BLOCK), **options) if count == SPLICED else 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "splice", end_early)
+        for offset in (0, BLOCK, 2 * BLOCK, 3 * BLOCK, 4 * BLOCK):  # every thread
+            expected = bench.content[offset : offset + SPLICED]
+            assert await bench.read(offset, SPLICED) == (0, expected)
+    assert await bench.read(0, 2 * SPLICED) == (0, bench.content[: 2 * SPLICED])
+
+
+async def test_answer_in_a_pipe_that_the_kernel_does_not_take(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.store(0, SIZE)
+
+    def refuse(_device: Device, _pipe: int, _length: int) -> bool:
+        raise OSError(EIO, os.strerror(EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Device, "splice", refuse)
+        for _ in range(5):
+            assert await bench.read(0, SPLICED) == (EIO, b"")
+    assert "the kernel does not take 32768 bytes: [Errno 5]" in caplog.text
+    for _ in range(5):  # nothing is left in a pipe
+        assert await bench.read(BLOCK, SPLICED) == (0, bench.content[BLOCK : BLOCK + SPLICED])
 
 
 async def test_range_behind_the_end_is_empty(bench: Bench) -> None:
