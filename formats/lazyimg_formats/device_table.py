@@ -14,7 +14,9 @@ Rules, checked by every constructor and by `parse_device_table`:
 
 Name: `DeviceTable.name` is the sha256, as 64 hex characters, of the canonical bytes: a heading,
 the size, the extents' columns and each span's decoded length and digest. Where in a blob a span
-lies, and how it is compressed, is not in it: it does not change a byte of the device.
+lies, and how it is compressed, is not in it: it does not change a byte of the device. But if the
+digest of a span is of what it is decoded from (`INPUTS`), all columns up to the codecs are in it,
+codecs and bits, too: else equal names might have other bytes.
 
 On disk (`serialize_device_table`): little-endian, a header of 64 bytes, then the columns one after
 the other, each starting on 8 bytes, so that a file of it can be mapped and used as it is. The last
@@ -88,10 +90,18 @@ class Codec(IntEnum):
     GZIP = 2  # a part of one gzip member
     ZSTD_PART = 3  # a part of one zstd frame
     DEFLATE = 4  # a stretch of a deflate stream: `Span.bit`, `DeviceTable.window`
+    GZIP_STRETCH = 5  # the same, but it may go on into further gzip members; one of `INPUTS`
 
 
 PARTS: Final = frozenset({Codec.GZIP, Codec.ZSTD_PART})
 """Codecs whose span is a part of what is decoded: bytes before and behind it are passed over."""
+
+STRETCHES: Final = frozenset({Codec.DEFLATE, Codec.GZIP_STRETCH})
+"""Codecs whose span may begin at any bit, and has a window."""
+
+INPUTS: Final = frozenset({Codec.GZIP_STRETCH})
+"""Codecs whose span's digest is not of its decoded bytes, but of what it is decoded from:
+`lazyimg_formats.gzip_spans.digest_input`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,7 @@ class Span:
         blob_offset: first byte in the compressed blob.
         blob_length: bytes in the compressed blob.
         length: bytes when decoded.
-        digest: sha256 of the decoded bytes, 32 bytes.
+        digest: sha256 of the decoded bytes, 32 bytes; of a codec in `INPUTS`, see there.
         codec: how to decode it.
         skip: decoded bytes before it; several spans may be parts of the same range of the blob.
         bit: bits of its first byte that belong to the span before: 0 to 7, 0 unless it is a
@@ -178,10 +188,11 @@ class DeviceTable:
         self._extent_inner = view[ends[2] : ends[2] + 4 * extents].cast("I")
         self._span_length = view[ends[3] : ends[3] + 4 * spans].cast("I")
         self._span_digest = view[ends[4] : ends[4] + 32 * spans]
-        canonical = ends[5]
+        self._span_codec = view[ends[7] : ends[8]]
+        has_inputs = any(how & _CODEC_MASK in INPUTS for how in set(self._span_codec))
+        canonical = ends[8] if has_inputs else ends[5]
         self._span_blob_offset = view[ends[5] : ends[5] + 8 * spans].cast("Q")
         self._span_blob_length = view[ends[6] : ends[6] + 4 * spans].cast("I")
-        self._span_codec = view[ends[7] : ends[8]]
         skip = ends[9] - 4 * spans
         self._span_skip = view[skip : skip + 4 * spans if self.has_parts else skip].cast("I")
         self._window_starts = array("Q")
@@ -228,7 +239,7 @@ class DeviceTable:
             codec, bit = how & _CODEC_MASK, how >> _CODEC_BITS
             if codec > max(Codec):
                 raise FormatError("device table", f"unknown codec {codec}")
-            if bit > (_MAX_BIT if codec == Codec.DEFLATE else 0):
+            if bit > (_MAX_BIT if codec in STRETCHES else 0):
                 raise FormatError("device table", f"a span of codec {codec} at bit {bit}")
         if self.has_parts:
             self._check_skips()

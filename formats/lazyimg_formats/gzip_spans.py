@@ -15,6 +15,7 @@ Source: RFC 1951, "DEFLATE Compressed Data Format Specification", sections 3.2.3
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 _CODE_LENGTHS: Final = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
@@ -67,3 +68,16 @@ def serialize_entry(first: int, skip: int) -> bytes:
     """
     packed, size = _ENTRIES[skip]
     return (packed | first >> skip << size).to_bytes((size + 8 - skip) // 8, "little")
+
+
+def digest_input(stored: bytes, window: bytes) -> bytes:
+    """Give a digest that commits to what a stretch is decoded from.
+
+    It is no digest of what it decodes to: for that, the bit where it begins and how many bytes are
+    wanted count, too.
+
+    Args:
+        stored: sha256 of its bytes in the blob.
+        window: sha256 of its window, decoded.
+    """
+    return hashlib.sha256(stored + window).digest()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import zstandard
 
 from lazyimg.errors import CorruptError, StorageError
-from lazyimg_formats.device_table import PARTS, Codec
+from lazyimg_formats.device_table import INPUTS, PARTS, Codec
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.gzip_spans import serialize_entry
+from lazyimg_formats.gzip_spans import digest_input, serialize_entry
 
 try:
     from isal import isal_zlib as _inflate  # twice as fast as zlib
@@ -31,6 +31,8 @@ MAX_WINDOW: Final = 64 << 20
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _RAW_DEFLATE: Final = -zlib.MAX_WBITS
 _ERRORS: Final[Any] = (zstandard.ZstdError, zlib.error, _inflate.error, ValueError)
+_TRAILER: Final = 8  # bytes of a gzip member behind its deflate stream
+_MEMBER_PIECE: Final = 32 << 10  # bytes: what is left of them at a member's end is copied
 _PIECE: Final = 256 << 10  # bytes of what is passed over that are decoded at a time
 
 
@@ -76,13 +78,18 @@ def _decode(
             decoded = (parts or _Parts(span.codec, data)).take(span.skip, span.length)
         elif span.codec is Codec.DEFLATE:
             decoded = _decode_stretch(data, span.length, span.bit, _read_window(device, window))
+        elif span.codec is Codec.GZIP_STRETCH:
+            before = _read_window(device, window)
+            _check_input(device, span, data, before)
+            decoded = _decode_members(data, span.length, span.bit, before)
         else:
             decoded = _WHOLE[span.codec](data, span.length)
     except _ERRORS as error:
         raise _corrupt(device, span, f"does not decode as {span.codec.name}: {error}") from error
     if len(decoded) != span.length:
         raise _corrupt(device, span, f"expected {span.length} bytes decoded, got {len(decoded)}")
-    _check_digest(device, span, decoded)
+    if span.codec not in INPUTS:
+        _check_digest(device, span, decoded)
     return decoded
 
 
@@ -122,6 +129,14 @@ def _check_digest(device: str, span: Span, decoded: bytes | memoryview) -> None:
     if digest != span.digest:
         raise _corrupt(
             device, span, f"expected digest sha256:{span.digest.hex()}, got sha256:{digest.hex()}"
+        )
+
+
+def _check_input(device: str, span: Span, data: memoryview, window: bytes) -> None:
+    stored = hashlib.sha256(data).digest()
+    if digest_input(stored, hashlib.sha256(window).digest()) != span.digest:
+        raise _corrupt(
+            device, span, f"not the bytes that its index is about: sha256:{stored.hex()}"
         )
 
 
@@ -180,6 +195,25 @@ def _decode_stretch(data: memoryview, length: int, bit: int, window: bytes) -> b
         return head
     rest: bytes = decoder.decompress(data[1:], length - len(head))
     return head + rest if head else rest
+
+
+def _decode_members(data: memoryview, length: int, bit: int, window: bytes) -> bytes:
+    """Decode a stretch that may go on into further members; what follows `length` is left."""
+    if not data:
+        raise ValueError("no bytes")
+    decoder = _inflate.decompressobj(_RAW_DEFLATE, zdict=window)
+    parts: list[bytes] = [decoder.decompress(serialize_entry(data[0], bit), length)]
+    left, at = length - len(parts[0]), 1
+    trailer = _TRAILER  # which the first decoder knows nothing of
+    while left > 0 and at < len(data):
+        piece = data[at : at + _MEMBER_PIECE]
+        parts.append(decoder.decompress(piece, left))
+        left -= len(parts[-1])
+        at += len(piece)
+        if decoder.eof:
+            at += trailer - len(decoder.unused_data)
+            decoder, trailer = _inflate.decompressobj(_GZIP), 0
+    return b"".join(parts)
 
 
 _WHOLE: Final = {Codec.RAW: _decode_raw, Codec.ZSTD: _decode_zstd}

@@ -24,7 +24,7 @@ from lazyimg_formats.index_artifact import ARTIFACT, parse_artifact, parse_embed
 from lazyimg_formats.oci.documents import parse_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lazyimg.images.fetching import MissingIndexError
     from lazyimg.images.locating import Sought
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lazyimg_formats.index_artifact import StoredIndex
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.documents import Descriptor
+
+    ReadIndexes = Callable[[ReferrerSource, Digest], Awaitable[dict[Digest, StoredIndex]]]
 
 MAX_ARTIFACTS: Final = 8
 """Artifacts of one image that are looked at, the first of its list."""
@@ -87,12 +89,36 @@ class Committed:
         return found
 
 
-class Referring:
-    """What refers to the image, in its own repository."""
+async def list_indexes(source: ReferrerSource, subject: Digest) -> dict[Digest, StoredIndex]:
+    """Give the indexes that refer to an image, by the layer's digest; see `list_artifacts`."""
+    indexes: dict[Digest, StoredIndex] = {}
+    for entries in (await list_artifacts(source, subject)).values():
+        indexes = entries | indexes
+    return indexes
 
-    def __init__(self, gone: Gone, clock: Callable[[], float] = time.monotonic) -> None:
+
+class Referring:
+    """What refers to the image, in its own repository.
+
+    Args:
+        gone: what the registry lacks.
+        clock: seconds.
+        read: gives the indexes that refer to an image, by the layer's digest.
+        form: of the indexes, as `IndexLocation` has it; "": the layer's.
+    """
+
+    def __init__(
+        self,
+        gone: Gone,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        read: ReadIndexes = list_indexes,
+        form: str = "",
+    ) -> None:
         self._gone = gone
         self._clock = clock
+        self._read = read
+        self._form = form
         self._known: OrderedDict[tuple[str, Digest], tuple[float, dict[Digest, StoredIndex]]] = (
             OrderedDict()
         )
@@ -111,7 +137,7 @@ class Referring:
         for number in plain:
             index = indexes.get(image.layers[number].digest)
             if index is not None:
-                found |= _locate(image, number, index, loose=True)
+                found |= _locate(image, number, index, self._form, loose=True)
         return found
 
     async def _indexes(self, image: Sought, source: ReferrerSource) -> dict[Digest, StoredIndex]:
@@ -120,13 +146,10 @@ class Referring:
         if self._clock() - when < LIFETIME:
             return known
         try:
-            artifacts = await list_artifacts(source, image.manifest.digest)
+            indexes = await self._read(source, image.manifest.digest)
         except LazyimgError as error:  # an image that nothing refers to is used all the same
             _log.warning("%s: what refers to it cannot be used: %s", image.what, error)
-            artifacts = {}
-        indexes: dict[Digest, StoredIndex] = {}
-        for entries in artifacts.values():
-            indexes = entries | indexes
+            indexes = {}
         self._known[key] = (self._clock(), indexes)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
@@ -163,12 +186,13 @@ async def _read_artifact(
 
 
 def _locate(
-    image: Sought, number: int, index: StoredIndex, *, loose: bool = False
+    image: Sought, number: int, index: StoredIndex, form: str = "", *, loose: bool = False
 ) -> dict[int, IndexLocation]:
     """Give where the index of a layer is, if layers of its format have such indexes."""
     kind, digest = name_format(image.layers[number]), str(index.digest)
     if kind not in PLAIN:
         return {}
+    size = index.size
     return {
-        number: IndexLocation(kind, 0, index.size, index.size, digest, artifact=digest, loose=loose)
+        number: IndexLocation(form or kind, 0, size, size, digest, artifact=digest, loose=loose)
     }

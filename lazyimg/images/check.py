@@ -30,14 +30,16 @@ import msgspec
 from lazyimg.errors import CorruptError, LazyimgError, StorageError
 from lazyimg.fill.decode import iterate_spans
 from lazyimg.images.build import lower_limit
+from lazyimg.images.ztoc_check import ZtocCheck
 from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompressor
-from lazyimg.layers.locate import PLAIN, STARGZ, IndexLocation
+from lazyimg.layers.locate import PLAIN, SOCI, STARGZ, IndexLocation
 from lazyimg.layers.parse import check_index, parse_index
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import ChunkMap
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.soci.toc import parse_ztoc
 from lazyimg_formats.stream_comparison import StreamComparison
 from lazyimg_formats.tar.comparison import TarComparison
 
@@ -192,11 +194,11 @@ async def open_check(what: str, request: CheckRequest) -> AsyncIterator[LayerChe
             await asyncio.shield(process.communicate())
 
 
-class _Comparison(Protocol):
-    """Compares a tar with its index; raises FormatError at the first difference."""
+class _Step(Protocol):
+    """Compares a tar, or a blob, with its index; raises FormatError at the first difference."""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the tar."""
+        """Take the next bytes."""
         ...
 
     def finish(self) -> None:
@@ -207,7 +209,7 @@ class _Comparison(Protocol):
 class _Tar:
     """Compressed bytes to a verdict; raises FormatError as soon as it is known."""
 
-    def __init__(self, diff_id: Digest, comparison: _Comparison | None) -> None:
+    def __init__(self, diff_id: Digest, comparison: _Step | None) -> None:
         self._diff_id = diff_id
         self._hasher = diff_id.hasher()
         self._comparison = comparison
@@ -332,7 +334,7 @@ def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
     expected = Digest.parse(request.blob)
     comparison, spans, problem = _open_index(request)
     tar = _Tar(Digest.parse(request.diff_id), comparison)
-    steps: list[_Tar | _Spans] = [tar] if spans is None else [tar, spans]
+    steps: list[_Step] = [tar] if spans is None else [tar, spans]
     blob = expected.hasher()
     for piece in pieces:  # all of them, whatever is found: see above
         blob.update(piece)
@@ -347,26 +349,36 @@ def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
     return CheckReply(problem)
 
 
-def _open_index(request: CheckRequest) -> tuple[_Comparison | None, _Spans | None, str]:
+def _open_index(request: CheckRequest) -> tuple[_Step | None, _Step | None, str]:
     """Give what compares tar and blob with the index; or how the index breaks its format."""
     location = request.location
     if location is None:
         return None, None, ""
     data = Path(request.index).read_bytes()
+    comparison: _Step
+    spans: _Step | None = None
     try:
-        index = parse_index(location, data)
-        comparison = _compare_with(request, location, index, data)
+        if location.format == SOCI:
+            check_index(location, data)
+            ztoc = parse_ztoc(data)
+            both = ZtocCheck(ztoc)
+            index, comparison, spans = ztoc.layer, both.tar, both
+        else:
+            index = parse_index(location, data)
+            comparison = _compare_with(request, location, index, data)
     except FormatError as error:
         check_index(location, data)  # raises: it is this file that is damaged
         return None, None, f"index: {error}"
     if request.device not in {"", index.table.name}:
         raise FormatError("index", f"makes device {index.table.name}, not {request.device}")
-    return comparison, _Spans(index) if request.spans else None, ""
+    if spans is None and request.spans:
+        spans = _Spans(index)
+    return comparison, spans, ""
 
 
 def _compare_with(
     request: CheckRequest, location: IndexLocation, index: LayerIndex, data: bytes
-) -> _Comparison:
+) -> _Step:
     if location.format in PLAIN:
         return StreamComparison(data, Digest.parse(request.blob), Digest.parse(request.diff_id))
     return TarComparison(index, stargz=location.format in STARGZ)

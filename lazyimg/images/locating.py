@@ -12,11 +12,12 @@ and the check of the layer finds an index that lies.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from lazyimg.images.artifacts import Committed, Gone, Referring
-from lazyimg.layers.locate import LAZY, PLAIN, IndexLocation, locate_index, name_format
+from lazyimg.images.soci_places import NamedSoci, list_ztocs
+from lazyimg.layers.locate import LAZY, PLAIN, SOCI, IndexLocation, locate_index, name_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ class Sought:
         layers: all of them.
         diff_ids: of all of them.
         indexes: what leads from the reference to the manifest, the outermost first.
+        annotations: the manifest's own.
     """
 
     what: str
@@ -46,6 +48,7 @@ class Sought:
     layers: tuple[Descriptor, ...]
     diff_ids: tuple[Digest, ...]
     indexes: tuple[tuple[Descriptor, bytes], ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, what: str, resolved: ResolvedImage) -> Sought:
@@ -56,6 +59,7 @@ class Sought:
             resolved.manifest.layers,
             resolved.config.diff_ids,
             resolved.indexes,
+            resolved.manifest.annotations,
         )
 
     def name_layer(self, number: int) -> str:
@@ -138,9 +142,12 @@ class Locator:
     def __init__(self, library: Library, referrers: str = "off") -> None:
         self.loose = referrers != "off"
         self._gone = Gone()
-        self._places: list[Place] = [InLayers(), Committed(self._gone), OnNode(library)]
+        self._places: list[Place] = [
+            InLayers(), Committed(self._gone), NamedSoci(self._gone), OnNode(library)
+        ]  # fmt: skip
         if self.loose:
             self._places.append(Referring(self._gone))
+            self._places.append(Referring(self._gone, read=list_ztocs, form=SOCI))
 
     def miss(self, image: Sought, source: ImageSource, error: MissingIndexError) -> None:
         """Take note that an index is not where it was said to be; it is not said so again."""

@@ -40,6 +40,9 @@ STARGZ: Final = frozenset({ESTARGZ, ZSTD_STARGZ})
 LAZY: Final = frozenset({ZSTD_CHUNKED}) | STARGZ
 """The formats that can be loaded lazily."""
 
+SOCI: Final = "soci"
+"""A plain layer with a zTOC: an artifact. No layer's descriptor says so."""
+
 PLAIN: Final = frozenset({"gzip", "zstd", "tar"})
 """The formats that have no index, and of which a node can make its own."""
 
@@ -59,7 +62,7 @@ class IndexLocation(msgspec.Struct, frozen=True):
 
     Attributes:
         format: of the layer; one of `LAZY`, or of `PLAIN`: then the index is an artifact, or the
-            node has made it.
+            node has made it; or `SOCI`.
         offset: of the index's first byte in the layer's blob.
         length: its bytes in the blob, or as a blob of its own; of eStargz, up to the blob's end.
             0: not known yet.

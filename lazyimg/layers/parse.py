@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lazyimg.layers.locate import ESTARGZ, PLAIN, ZSTD_STARGZ
+from lazyimg.layers.locate import ESTARGZ, PLAIN, SOCI, ZSTD_STARGZ
 from lazyimg_formats.device_table import Codec
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.estargz import toc as estargz
 from lazyimg_formats.estargz.location import check_toc, decode_toc, iterate_toc
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.soci.toc import parse_ztoc
 from lazyimg_formats.stream_index import parse_stream_index
 from lazyimg_formats.zstd_chunked.location import TocLocation
 from lazyimg_formats.zstd_chunked.toc import parse_toc
@@ -71,6 +72,9 @@ def parse_index(location: IndexLocation, data: bytes) -> LayerIndex:
     if location.format in PLAIN:
         check_index(location, data)
         return parse_stream_index(data)
+    if location.format == SOCI:
+        check_index(location, data)
+        return parse_ztoc(data).layer
     toc = _toc_of(location)
     decoded = toc.decode(data)
     if location.format == ZSTD_STARGZ and estargz.is_stargz_toc(decoded):

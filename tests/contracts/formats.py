@@ -1,6 +1,7 @@
 """Images as others make them, mounted: equal to what they were made of.
 
-Those of stargz-snapshotter, and ordinary ones, of gzip layers, of which the node makes indexes.
+Those of stargz-snapshotter, those with SOCI's indexes, and ordinary ones, of gzip layers, of which
+the node makes indexes.
 
 Over any transport: `tests/kernel` and `tests/transports` run these.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.real.debian_images import debian_images
 from tests.real.debian_trees import expected_tree
 from tests.real.nasty_tree import nasty_tree
+from tests.real.soci_images import soci_images
 from tests.real.stargz_images import FORMS, StargzImages
 from tests.real.tree_manifest import Tree, differences, read_tree
 
@@ -93,4 +95,15 @@ def _mount_as_it_is(lazyimg: Lazyimg, image: str, target: Path, expected: Tree) 
         lazyimg.verb("mount", image, target)
         assert differences(expected, read_tree(target)) == []
         assert {layer["format"] for layer in layers(lazyimg, image)} == {"gzip"}
+        lazyimg.verb("umount", target)
+
+
+def check_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
+    """Mount an image of gzip layers with soci's own index of them."""
+    expected = nasty_tree().expected() if tag == "nasty" else expected_tree(debian_images(), tag)
+    image = f"oci:{soci_images().layout(tag)}:{tag}"
+    with lazyimg.serving():
+        lazyimg.verb("mount", image, target)
+        assert differences(expected, read_tree(target)) == []
+        assert json.loads(lazyimg.verb("index", "ls", "--json")) == []
         lazyimg.verb("umount", target)

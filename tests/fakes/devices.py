@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 
 from lazyimg_formats.device_table import (
     BLOCK_SIZE,
+    INPUTS,
     PARTS,
+    STRETCHES,
     Codec,
     DeviceTable,
     Extent,
     Span,
     serialize_device_table,
 )
+from lazyimg_formats.gzip_spans import digest_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,7 +82,7 @@ def encode(content: bytes, codec: Codec) -> bytes:
         return zstandard.ZstdCompressor(level=1).compress(content)
     if codec is Codec.GZIP:
         return gzip.compress(content, compresslevel=1, mtime=0)
-    if codec is Codec.DEFLATE:
+    if codec in STRETCHES:
         return zlib.compress(content, level=1, wbits=-zlib.MAX_WBITS)
     return content
 
@@ -97,6 +100,8 @@ def make_device(plans: Sequence[SpanPlan], tail: int = 0, shift: int = 0) -> Dev
             blob += (stored := _encode_group(plans, number))
         skip += plan.skip
         length, digest = len(plan.content), hashlib.sha256(plan.content).digest()
+        if plan.codec in INPUTS:
+            digest = digest_input(hashlib.sha256(stored).digest(), hashlib.sha256().digest())
         spans.append(Span(offset, len(stored), length, digest, plan.codec, skip))
         skip += length if plan.codec in PARTS else 0
         for zeros, inner, length in plan.extents or [(0, 0, len(plan.content))]:

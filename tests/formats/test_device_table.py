@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -167,7 +168,7 @@ def test_expected_name() -> None:
             patched(BLOB_LENGTH, "<I", MAX_STORED_SPAN_SIZE + 1),
             "a span lies where no blob can have it",
         ),
-        (patched(CODEC, "<B", 5), "unknown codec 5"),
+        (patched(CODEC, "<B", 6), "unknown codec 6"),
         (patched(SKIP - 1, "<B", 1, data=PARTS), "padding is not zero"),
         (patched(SKIP, "<I", 9, data=PARTS), "bytes before a whole span of codec 1"),
         (patched(SKIP + 4, "<I", 0, data=PARTS), "0 bytes before a span, at most 67108864"),
@@ -397,3 +398,36 @@ def test_impossible_entry(bit: int, window: bytes) -> None:
     columns = DeviceColumns()
     with pytest.raises(FormatError, match=f"at bit {bit}, with a window of {len(window)} by"):
         columns.add_span(0, 1, 1, DIGEST, Codec.DEFLATE, bit=bit, window=window)
+
+
+def test_name_covers_everything_where_digests_are_of_what_is_decoded() -> None:
+    """Else the same compressed bytes, entered elsewhere, would have the same name."""
+    spans = [replace(span, codec=Codec.GZIP_STRETCH, bit=3) for span in SPANS]
+    changes: list[dict[str, object]] = [
+        {}, {"bit": 4}, {"bit": 0}, {"blob_offset": 8}, {"blob_length": 51}, {"digest": bytes(32)},
+        {"codec": Codec.DEFLATE},
+    ]  # fmt: skip
+    names = {
+        DeviceTable(
+            serialize_device_table(
+                SIZE,
+                EXTENTS,
+                [replace(spans[0], **change), spans[1]],  # type: ignore[arg-type]
+            )
+        ).name
+        for change in changes
+    }
+    assert len(names) == len(changes)
+    plain = [replace(span, codec=Codec.DEFLATE, bit=3) for span in SPANS]
+    table = DeviceTable(serialize_device_table(SIZE, EXTENTS, plain))
+    assert table.name == DeviceTable(DATA).name
+    assert table.name not in names
+
+
+def test_name_of_inputs_is_expected_when_it_is_read_again() -> None:
+    spans = [replace(span, codec=Codec.GZIP_STRETCH, bit=3) for span in SPANS]
+    data = serialize_device_table(SIZE, EXTENTS, spans)
+    name = DeviceTable(data).name
+    assert DeviceTable(data, expected_name=name).name == name
+    with pytest.raises(FormatError, match="its name is "):
+        DeviceTable(DATA, expected_name=name)

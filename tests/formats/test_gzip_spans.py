@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isal import isal_zlib
 
-from lazyimg_formats.gzip_spans import serialize_entry
+from lazyimg_formats.gzip_spans import digest_input, serialize_entry
 
 DECODERS: list[Any] = [zlib, isal_zlib]
 DECODER_NAMES = ["zlib", "isal"]
@@ -97,3 +98,9 @@ def test_each_bit_of_a_byte_with_a_window(library: Any, before: int) -> None:
 def test_bytes_of_an_entry() -> None:
     assert serialize_entry(0xAB, 0) == b"\xab"
     assert [len(serialize_entry(0xFF, skip)) for skip in range(8)] == [1, 15, 2, 16, 3, 12, 4, 13]
+
+
+def test_digest_of_what_is_decoded() -> None:
+    stored, window = hashlib.sha256(b"stored").digest(), hashlib.sha256(b"window").digest()
+    assert digest_input(stored, window) == hashlib.sha256(stored + window).digest()
+    assert digest_input(window, stored) != digest_input(stored, window)

@@ -52,6 +52,7 @@ from lazyimg_formats.index_artifact import (
     LAYER_INDEX,
 )
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.oci.documents import serialize_document
 from lazyimg_formats.stream_index import StreamSpan
 from lazyimg_formats.zstd_chunked.location import (
     TocLocation,
@@ -59,6 +60,7 @@ from lazyimg_formats.zstd_chunked.location import (
     serialize_footer,
 )
 from lazyimg_formats.zstd_frames import serialize_skippable
+from tests.fakes.soci_layer import SociLayer, make_soci_index
 from tests.fakes.stream_layers import make_stream_index
 
 if TYPE_CHECKING:
@@ -200,7 +202,7 @@ def spans() -> list[bytes]:
         Codec.ZSTD_PART: frames()[1],
     }
     whole = [bytes([codec]) + length + data for codec, data in stored.items()]
-    return [*whole, *(bytes([codec + 8]) + b"\7\0" + stored[codec] for codec in PARTS)]
+    return [*whole, *(bytes([codec + 2 * len(Codec)]) + b"\7\0" + stored[codec] for codec in PARTS)]
 
 
 def compressed() -> list[bytes]:
@@ -280,6 +282,11 @@ def device_tables() -> list[bytes]:
         Span(100, 200, 200, bytes(32), Codec.RAW),
     ]
     return [serialize_device_table(3 * BLOCK_SIZE, parts, stored)]
+
+
+def ztocs() -> list[bytes]:
+    layer = SociLayer()
+    return [layer.ztoc, serialize_document(make_soci_index([layer]))]
 
 
 def stream_indexes() -> list[bytes]:

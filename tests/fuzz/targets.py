@@ -57,7 +57,7 @@ from lazyimg_formats import stream_index
 from lazyimg_formats.cachefiles.messages import parse_request, refuse_unreadable
 from lazyimg_formats.containerd.filters import parse_filter
 from lazyimg_formats.containerd.labels import parse_image_labels
-from lazyimg_formats.device_table import BLOCK_SIZE, PARTS, Codec, DeviceTable, Span
+from lazyimg_formats.device_table import BLOCK_SIZE, INPUTS, PARTS, Codec, DeviceTable, Span
 from lazyimg_formats.erofs.chunk import ChunkFormat, parse_chunk_format, parse_chunks
 from lazyimg_formats.erofs.dirent import parse_block, serialize_block
 from lazyimg_formats.erofs.inode import parse_inode
@@ -72,6 +72,7 @@ from lazyimg_formats.estargz.location import parse_footer as parse_stargz_footer
 from lazyimg_formats.estargz.toc import parse_stargz_toc
 from lazyimg_formats.fanotify.messages import parse_events
 from lazyimg_formats.fuse import messages as fuse
+from lazyimg_formats.gzip_spans import digest_input
 from lazyimg_formats.index_artifact import parse_artifact, parse_embedded
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import (
@@ -86,6 +87,8 @@ from lazyimg_formats.oci.documents import (
 from lazyimg_formats.oci.platform import Platform, parse_platform
 from lazyimg_formats.oci.reference import parse_location, parse_reference
 from lazyimg_formats.oci.referrers import parse_referrers
+from lazyimg_formats.soci.manifest import parse_soci_index
+from lazyimg_formats.soci.toc import parse_ztoc
 from lazyimg_formats.stream_comparison import StreamComparison
 from lazyimg_formats.stream_index import parse_stream_index
 from lazyimg_formats.tar.header import BLOCK, parse_header, parse_number
@@ -258,7 +261,10 @@ def run_spans(data: bytes) -> None:
     codec = Codec(data[0] % len(Codec)) if data else Codec.RAW
     skip = data[0] // len(Codec) if data and codec in PARTS else 0
     length = int.from_bytes(data[1:3], "little") + 1
-    span = Span(0, max(1, len(data) - 3), length, hashlib.sha256(b"").digest(), codec, skip)
+    digest = hashlib.sha256(b"").digest()
+    if codec in INPUTS:  # it has to be right, or nothing is decoded
+        digest = digest_input(hashlib.sha256(data[3:]).digest(), digest)
+    span = Span(0, max(1, len(data) - 3), length, digest, codec, skip)
     each(lambda: decode_span("d", span, memoryview(data)[3:]), allowed=CorruptError)
 
 
@@ -505,6 +511,11 @@ def run_records(data: bytes) -> None:
         os.close(descriptor)
 
 
+def run_soci(data: bytes) -> None:
+    """A zTOC goes all the way to a bootstrap; an index of them only says where they are."""
+    each(lambda: write_bootstrap([parse_ztoc(data).layer]), lambda: parse_soci_index(data))
+
+
 def run_stream_index(data: bytes) -> None:
     """An index of our own that came from elsewhere, and the bytes before a stretch."""
 
@@ -573,6 +584,7 @@ TARGETS: Final = {
     "spans": Target(run_spans, seeds.spans),
     "stargz-location": Target(run_stargz_location, seeds.stargz_locations),
     "stargz-toc": Target(run_stargz_toc, seeds.stargz_tocs),
+    "soci": Target(run_soci, seeds.ztocs),
     "stream-index": Target(run_stream_index, seeds.stream_indexes),
     "tar": Target(run_tar, seeds.tars),
     "tar-parts": Target(run_tar_parts, seeds.tar_parts),

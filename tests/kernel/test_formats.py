@@ -10,6 +10,7 @@ from tests.contracts.formats import (
     check_debian,
     check_debian_as_it_is,
     check_one_image_in_every_form,
+    check_soci,
 )
 from tests.real.scale import scaled
 from tests.real.stargz_images import StargzImages, stargz_images
@@ -39,3 +40,8 @@ def test_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str)
 @pytest.mark.parametrize("tag", ["nginx", "python"][: scaled(2)])
 def test_debian_as_it_is(lazyimg: Lazyimg, target: Path, tag: str) -> None:
     check_debian_as_it_is(lazyimg, target, tag)
+
+
+@pytest.mark.parametrize("tag", ["nginx", "nasty"][: scaled(2)])
+def test_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
+    check_soci(lazyimg, target, tag)

@@ -11,6 +11,7 @@ from tests.contracts.formats import (
     check_debian_as_it_is,
     check_nasty_tree_as_it_is,
     check_one_image_in_every_form,
+    check_soci,
 )
 from tests.real.scale import scaled
 from tests.real.stargz_images import StargzImages, stargz_images
@@ -50,3 +51,8 @@ def test_debian_as_it_is(lazyimg: Lazyimg, target: Path, tag: str) -> None:
 
 def test_nasty_tree_as_it_is(lazyimg: Lazyimg, target: Path) -> None:
     check_nasty_tree_as_it_is(lazyimg, target)
+
+
+@pytest.mark.parametrize("tag", ["nginx", "nasty"][: scaled(2)])
+def test_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
+    check_soci(lazyimg, target, tag)

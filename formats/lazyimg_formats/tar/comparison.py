@@ -7,6 +7,8 @@ zero. What an index does not have, because it means nothing to anybody who unpac
 compared either: see `lazyimg_formats.layer`.
 
 A span may belong to one file only. That is so where each chunk of a file has a digest of its own.
+Where spans are stretches of the tar, it is enough that each file is said to lie where it does: what
+they decode to is checked elsewhere.
 
 stargz-snapshotter's indexes do not list the files that are there for its own sake, and know times
 to the second only, rounded.
@@ -28,7 +30,7 @@ from lazyimg_formats.layer import ChunkMap, Entry, Kind, LayerBuilder, normalize
 from lazyimg_formats.tar.scanner import TarScanner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from lazyimg_formats.device_table import DeviceTable
     from lazyimg_formats.layer import LayerIndex
@@ -58,10 +60,15 @@ class TarComparison:
     Args:
         index: what is said of the tar.
         stargz: it was made by stargz-snapshotter.
+        starts: where in the tar each span of the index's device begins; None: spans are no
+            stretches of the tar.
     """
 
-    def __init__(self, index: LayerIndex, *, stargz: bool = False) -> None:
+    def __init__(
+        self, index: LayerIndex, *, stargz: bool = False, starts: Sequence[int] | None = None
+    ) -> None:
         self._stargz = stargz
+        self._starts = starts
         self._table = index.table
         self._entries = iter(index.entries)
         self._number = 0
@@ -98,8 +105,12 @@ class TarComparison:
             if expected is None:
                 raise FormatError(_WHAT, f"does not have {cleaned.path[:80]!r} of its tar")
             self._compare(cleaned, expected)
-            if expected.size:
+            if not expected.size:
+                continue
+            if self._starts is None:
                 self._file = _File(self._table, expected, member)
+            else:
+                self._check_place(self._starts, expected, member)
 
     def _clean(self, entry: Entry) -> list[Entry]:
         """Give what an index has for a tar's entry: at most one, without data."""
@@ -119,6 +130,17 @@ class TarComparison:
                     f"entry {self._number}, {expected.path[:80]!r}: {name} {_show(theirs)},"
                     f" in its tar {_show(ours)}",
                 )
+
+    def _check_place(self, starts: Sequence[int], entry: Entry, member: Member) -> None:
+        """Check that a file's bytes are said to be where the tar has them."""
+        stretches = _list_stretches(self._table, entry)
+        at = member.data_offset
+        for length, span, inner in stretches:
+            if span == _NO_SPAN or starts[span] + inner != at or member.regions is not None:
+                raise FormatError(
+                    _WHAT, f"{entry.path[:80]!r} is not at byte {at} of its tar, or is sparse"
+                )
+            at += length
 
     def _take_payload(self, view: memoryview) -> None:
         if self._file is not None:

@@ -243,3 +243,65 @@ def test_times_that_stargz_snapshotter_knows(time: tuple[int, int], known: int) 
     compare_stargz(make_index([(replace(entry, mtime=known, mtime_ns=0), b"")]), tar)
     with pytest.raises(FormatError, match="mtime"):
         compare_stargz(make_index([(replace(entry, mtime=known + 1, mtime_ns=0), b"")]), tar)
+
+
+def stretched(*entries: tuple[Entry, int], span: int = 3000) -> tuple[LayerIndex, list[int]]:
+    """Describe a tar by its places: spans of so many bytes of it, digests of nothing."""
+    builder = LayerBuilder()
+    starts: list[int] = []
+    for entry, offset in entries:
+        pieces = []
+        at = 0
+        while at < entry.size:
+            number, inner = divmod(offset + at, span)
+            if not starts or starts[-1] != number * span:
+                starts.append(number * span)
+                builder.add_span(len(starts), 1, span, bytes(32), Codec.GZIP_STRETCH)
+            length = min(span - inner, entry.size - at)
+            pieces.append(Piece(at, length, len(starts) - 1, inner))
+            at += length
+        builder.add(entry, pieces)
+    return builder.finish(), starts
+
+
+def compare_places(tar: bytes, index: LayerIndex, starts: list[int]) -> None:
+    comparison = TarComparison(index, starts=starts)
+    comparison.feed(tar)
+    comparison.finish()
+
+
+PLACED = [
+    (Entry(b"a", Kind.REGULAR, 0o600, size=5000), b"a" * 5000),
+    (Entry(b"b", Kind.DIRECTORY, 0o700), b""),
+    (Entry(b"c", Kind.REGULAR, 0o600, size=9), b"c" * 9),
+]
+
+
+def test_places_in_the_tar() -> None:
+    entries = [(PLACED[0][0], 512), (PLACED[1][0], 6144), (PLACED[2][0], 6656)]
+    compare_places(make_tar(PLACED), *stretched(*entries))
+
+
+@pytest.mark.parametrize("offset", [1024, 511])
+def test_another_place_in_the_tar(offset: int) -> None:
+    entries = [(PLACED[0][0], offset), (PLACED[1][0], 6144), (PLACED[2][0], 6656)]
+    with pytest.raises(FormatError) as caught:
+        compare_places(make_tar(PLACED), *stretched(*entries))
+    assert str(caught.value) == "index: b'a' is not at byte 512 of its tar, or is sparse"
+
+
+def test_place_of_which_an_index_has_only_zeros() -> None:
+    index, starts = stretched((PLACED[0][0], 512))
+    builder = LayerBuilder()
+    builder.add(PLACED[0][0])
+    for one in (builder.finish(),):
+        with pytest.raises(FormatError, match="is not at byte 512 of its tar, or is sparse"):
+            compare_places(make_tar(PLACED), one, starts)
+    assert index.table.span_count == 2
+
+
+def test_place_of_a_sparse_file() -> None:
+    tar = old_sparse([(0, 512)], 512, b"x" * 512) + END
+    member = scan_one(tar)
+    with pytest.raises(FormatError, match="is not at byte 512 of its tar, or is sparse"):
+        compare_places(tar, *stretched((member.entry, member.data_offset)))

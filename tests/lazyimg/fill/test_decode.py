@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import struct
 import tracemalloc
@@ -25,6 +26,7 @@ from lazyimg_formats.device_table import (
     serialize_device_table,
 )
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.gzip_spans import digest_input
 from tests.fakes.devices import SpanPlan, aligned_device, encode, make_device, pattern
 
 CONTENT = pattern(5000, 1)
@@ -303,3 +305,52 @@ def test_stretch_whose_window_is_damaged() -> None:
     assert str(caught.value) == (
         "device dev: its table cannot be used: zstd frame: cut short; mount the image again"
     )
+
+
+def input_span(stored: bytes, length: int, window: bytes = b"", bit: int = 0) -> Span:
+    digest = digest_input(hashlib.sha256(stored).digest(), hashlib.sha256(window).digest())
+    return Span(0, len(stored), length, digest, Codec.GZIP_STRETCH, bit=bit)
+
+
+def test_stretch_that_goes_on_into_other_members() -> None:
+    content = WINDOW[100:20_000]
+    first = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=WINDOW)
+    stored = first.compress(content) + first.flush() + b"trailer."
+    stored += gzip.compress(b"") + gzip.compress(CONTENT * 20) + gzip.compress(b"last")
+    whole = content + CONTENT * 20 + b"last"
+    for length in (1, len(content), len(content) + 1, len(whole) - 4, len(whole)):
+        span = input_span(stored, length, WINDOW)
+        assert decode_span("dev", span, memoryview(stored), lambda: WINDOW) == whole[:length]
+    span = input_span(stored, len(whole) + 1, WINDOW)
+    with pytest.raises(CorruptError, match=f"expected {len(whole) + 1} bytes decoded, got"):
+        decode_span("dev", span, memoryview(stored), lambda: WINDOW)
+
+
+def test_stretch_of_inputs_at_every_bit() -> None:
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stored = stream.compress(b"x") + stream.flush()
+    value = int.from_bytes(stored, "little")
+    for skip in range(8):
+        shifted = (value << skip | (1 << skip) - 1).to_bytes(len(stored) + 1, "little")
+        assert decode_span("dev", input_span(shifted, 1, bit=skip), memoryview(shifted)) == b"x"
+
+
+@pytest.mark.parametrize("wrong", ["stored", "window"])
+def test_stretch_of_other_inputs(wrong: str) -> None:
+    """It is not even decoded: what it decodes to has no digest."""
+    stored = stretch_of(WINDOW[100:20_000], WINDOW)
+    given = stored[:-1] + b"!" if wrong == "stored" else stored
+    window = WINDOW[::-1] if wrong == "window" else WINDOW
+    with pytest.raises(CorruptError) as caught:
+        decode_span("dev", input_span(stored, 19_900, WINDOW), memoryview(given), lambda: window)
+    assert str(caught.value) == (
+        f"device dev: bytes 0-{len(stored) - 1} of its blob: not the bytes that its index is"
+        f" about: sha256:{hashlib.sha256(given).hexdigest()}"
+    )
+
+
+@pytest.mark.parametrize("stored", [b"", b"\x07", b"\3\0trailer.no gzip member", b"\3\0trailer"])
+def test_stretch_of_inputs_that_decode_to_nothing(stored: bytes) -> None:
+    """A lie of the index: its digests are right."""
+    with pytest.raises(CorruptError, match=r"does not decode as GZIP_STRETCH|bytes decoded, got 0"):
+        decode_span("dev", input_span(stored, 5), memoryview(stored))

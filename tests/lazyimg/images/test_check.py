@@ -25,6 +25,7 @@ from lazyimg.layers.indexer import LayerIndexer
 from lazyimg.layers.locate import ESTARGZ, IndexLocation, locate_index
 from lazyimg.layers.parse import parse_index
 from lazyimg_formats.device_table import Codec, DeviceTable, serialize_device_table
+from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind, LayerBuilder, Piece
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.stream_index import (
@@ -37,6 +38,7 @@ from lazyimg_formats.stream_index import (
 )
 from tests.fakes.gzip_layer import make_tar
 from tests.fakes.lazy_image import LazyLayer, lying_layer, make_lazy_layer
+from tests.fakes.soci_layer import SociLayer
 from tests.fakes.stargz_layer import StargzLayer
 from tests.fakes.stream_layers import make_stream_index
 from tests.lazyimg.images.test_build import stand_in
@@ -425,3 +427,23 @@ def test_lying_layers_differ_in_nothing_that_a_manifest_says(
     lie = lying_layer(layer, other)
     assert lie.diff_id == layer.diff_id
     assert replace(lie.descriptor, annotations={}).size == len(lie.blob)
+
+
+@pytest.mark.parametrize("lie", [False, True])
+def test_ztoc(tmp_path: Path, *, lie: bool) -> None:
+    layer = SociLayer()
+    ztoc = bytearray(layer.ztoc)
+    for at in range(layer.point(1) + 17, layer.point(2)) if lie else ():  # a window
+        ztoc[at] ^= 1
+    path = tmp_path / "ztoc"
+    path.write_bytes(ztoc)
+    location = IndexLocation("soci", 0, len(ztoc), len(ztoc), str(Digest.of(bytes(ztoc))))
+    device = parse_index(location, bytes(ztoc)).table.name
+    request = CheckRequest(
+        str(Digest.of(layer.blob)), len(layer.blob), str(layer.diff_id), location, str(path), device
+    )
+    found = check(request, iter(pieces(layer.blob)))
+    assert found == CheckReply("index: span 1 decodes to other bytes than its tar has" * lie)
+    path.write_bytes(ztoc[:-1])
+    with pytest.raises(FormatError, match="index: expected sha256:"):
+        check(request, iter([]))

@@ -15,6 +15,7 @@ from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.stream_index import parse_stream_index
 from tests.fakes.gzip_layer import make_tar
 from tests.fakes.lazy_image import LazyLayer, make_lazy_layer
+from tests.fakes.soci_layer import SociLayer
 from tests.fakes.stargz_layer import StargzLayer
 from tests.fakes.stream_layers import make_stream_index
 
@@ -127,3 +128,13 @@ def test_index_that_the_node_made(kind: str) -> None:
     assert parse_index(location, data).table.name == parse_stream_index(data).table.name
     with pytest.raises(FormatError, match="index: expected sha256:"):
         parse_index(location, data + b"x")
+
+
+def test_ztoc() -> None:
+    ztoc = SociLayer().ztoc
+    location = IndexLocation("soci", 0, len(ztoc), len(ztoc), str(Digest.of(ztoc)))
+    assert [entry.path for entry in parse_index(location, ztoc).entries] == [
+        b"etc/name", b"bin/tool", b"bin/other",
+    ]  # fmt: skip
+    with pytest.raises(FormatError, match=r"^index: expected sha256:"):
+        parse_index(location, ztoc + b"x")
