@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.ports import Way
+    from lazyimg.images.prefetching import Prefetcher
     from lazyimg.images.service import Images
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
@@ -209,7 +210,9 @@ async def start(
     await mounts.recover(served=started.took_over, kept=await snapshots.open(stack))
     stack.push_async_callback(mounts.close)
     cached = _look_after(started.cache, catalog, library)
-    prefetcher = Prefetcher(root, mounts, catalog, engine, transport)
+    prefetcher = _follow_hints(
+        config, mounts, Prefetcher(root, mounts, catalog, engine, transport), stack
+    )
     if config.completion.bytes_per_second:
         from lazyimg.images.completion import Completer  # noqa: PLC0415  readers come first
 
@@ -263,6 +266,18 @@ def _make_mounts(
     else:
         way = FileMounts(own.root, transport)
     return Mounts(own, way, library, readers=catalog.readers)
+
+
+def _follow_hints(
+    config: Config, mounts: Mounts, prefetcher: Prefetcher, stack: AsyncExitStack
+) -> Prefetcher:
+    """Have what images want first fetched when they are mounted; gives the same prefetcher."""
+    from lazyimg.images.hints import Hints  # noqa: PLC0415  readers come first
+
+    hints = Hints(prefetcher, config.fill.first)
+    mounts.used, mounts.unused = hints.begin, hints.end
+    stack.push_async_callback(hints.close)
+    return prefetcher
 
 
 def _look_after(

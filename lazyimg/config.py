@@ -153,6 +153,16 @@ class FillSettings(msgspec.Struct, frozen=True, kw_only=True):
             extra=_SIZE,
         ),
     ] = _FILL.recent
+    first: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 40,
+            description="What is fetched of an image when it is mounted, before it is read, where "
+            "its layers say what is wanted first (eStargz). 0: nothing.",
+            extra=_SIZE,
+        ),
+    ] = _FILL.first
     prefetch_piece: Annotated[
         int,
         Meta(ge=1 << 12, le=1 << 40, description="What a prefetch fills at a time.", extra=_SIZE),

@@ -41,6 +41,8 @@ class FillLimits:
         ahead_after: requests in order after which that begins.
         decode_workers: threads that decompress and compute digests.
         recent: bytes of decoded spans that are kept for the next fill.
+        first: bytes of an image's devices that are fetched when it is mounted, before anybody asks,
+            of what whoever made the image says is wanted first; 0: none.
         prefetch_piece: bytes of a device that a prefetch fills at a time.
         prefetch_pieces: pieces of one prefetch that are filled side by side.
     """
@@ -58,6 +60,7 @@ class FillLimits:
     ahead_after: int = 3
     decode_workers: int = 4
     recent: int = 8 * MIB
+    first: int = 64 * MIB
     prefetch_piece: int = 4 * MIB
     prefetch_pieces: int = 4
 
@@ -73,7 +76,7 @@ class FillLimits:
             raise ValueError(f"read_deadline is {self.read_deadline}, expected more than 0 seconds")
 
 
-_NOT_NEGATIVE: Final = ("merge_gap", "min_fetch", "ahead", "ahead_after", "recent")
+_NOT_NEGATIVE: Final = ("merge_gap", "min_fetch", "ahead", "ahead_after", "recent", "first")
 _POSITIVE: Final = (
     "memory",
     "background_memory",

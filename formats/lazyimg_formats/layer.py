@@ -156,10 +156,12 @@ class LayerIndex(msgspec.Struct, frozen=True):
     Attributes:
         entries: in the layer's order; a later entry of a path replaces an earlier one.
         table: the device that holds the regular files' bytes.
+        first: bytes at the device's start that whoever made the layer says are wanted first.
     """
 
     entries: list[Entry]
     table: DeviceTable
+    first: int = 0
 
 
 def normalize_path(raw: bytes) -> bytes:
@@ -217,6 +219,7 @@ class LayerBuilder:
         self._entries: list[Entry] = []
         self._columns = DeviceColumns()
         self._end = 0  # of the device so far
+        self._first = 0  # bytes of it that are wanted first
         self._zero_bits = 0  # 2**bits bytes of zeros are needed at the end; 0: none
         self._maps: list[ChunkMap] = []
         self._chunks = 0
@@ -377,6 +380,10 @@ class LayerBuilder:
             self._columns.add_extent(device_offset, length, piece.span, inner)
             offset, left, inner = offset + length, left - length, inner + length
 
+    def mark_first(self) -> None:
+        """Say that the files so far are wanted before those that follow."""
+        self._first = self._end
+
     def take(self) -> list[Entry]:
         """Give the entries that were added since the last call; they are not kept."""
         entries, self._entries = self._entries, []
@@ -391,7 +398,8 @@ class LayerBuilder:
                 for number, block in enumerate(chunks.blocks):
                     if block == _ZERO:
                         chunks.blocks[number] = zero_block
-        return LayerIndex(self._entries, DeviceTable(self._columns.serialize(self._end)))
+        table = DeviceTable(self._columns.serialize(self._end))
+        return LayerIndex(self._entries, table, self._first)
 
 
 def _check_numbers(path: bytes, entry: Entry) -> None:

@@ -73,10 +73,17 @@ class BuildRequest(msgspec.Struct, frozen=True):
 
 
 class BuiltLayer(msgspec.Struct, frozen=True):
-    """A layer's device: its name, and its size in bytes (0: the layer holds no file data)."""
+    """A layer's device.
+
+    Attributes:
+        device: its name.
+        size: its bytes (0: the layer holds no file data).
+        first: bytes at its start that are wanted first.
+    """
 
     device: str
     size: int
+    first: int = 0
 
 
 class BuildReply(msgspec.Struct, frozen=True):
@@ -169,7 +176,7 @@ def build(request: BuildRequest) -> BuildReply:
             number = numbers.setdefault(table.name, len(numbers))
             if number == len(devices):
                 devices.append(Device(table.name, table.size // BLOCK_SIZE))
-            built.append(BuiltLayer(table.name, table.size))
+            built.append(BuiltLayer(table.name, table.size, index.first))
             write_file(Path(layer.table), table.data)
             yield index, number
 

@@ -148,6 +148,7 @@ class LayerRecord(msgspec.Struct, frozen=True):
         table: name of its device table's file.
         device: the device's name.
         device_size: its bytes; 0 for a layer without file data.
+        first: bytes at the device's start that whoever made the layer says are wanted first.
     """
 
     blob: str
@@ -157,6 +158,7 @@ class LayerRecord(msgspec.Struct, frozen=True):
     table: str
     device: str
     device_size: int
+    first: int = 0
 
 
 class OwnIndex(NamedTuple):

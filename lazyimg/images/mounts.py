@@ -31,7 +31,7 @@ from lazyimg.images.recovery import Recovery
 from lazyimg.images.scratch import prepare_scratch, remove_scratch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
     from lazyimg.host.own_mounts import OwnMounts
     from lazyimg.images.image import Image
@@ -51,12 +51,18 @@ class Mounts:
         way: how the kernel comes by an image.
         library: keeps the records.
         readers: are told what is mounted.
+
+    Attributes:
+        used: is called with an image that has a user more, be it a directory or a snapshot.
+        unused: is called with one that has a user less.
     """
 
     def __init__(self, own: OwnMounts, way: Way, library: Library, *, readers: Readers) -> None:
         self._own = own
         self._root = own.root
         self._library = library
+        self.used: Callable[[Image], object] = lambda _: None
+        self.unused: Callable[[Image], object] = lambda _: None
         self._readers = readers
         self._kernel = KernelMounts(self._root, way)
         self._mounted: dict[str, Mounted] = {}
@@ -231,11 +237,11 @@ class Mounts:
     @asynccontextmanager
     async def held(self, image: Image) -> AsyncIterator[Path]:
         """Keep an image mounted, out of users' sight, while the block runs."""
-        path = await self.hold(image)
+        path = await self._hold(image, 1)
         try:
             yield path
         finally:
-            await asyncio.shield(self.release(image))
+            await asyncio.shield(self._release(image))
 
     async def close(self) -> None:
         """Unmount everything; what is busy is detached, and what cannot be is said."""
@@ -320,6 +326,12 @@ class Mounts:
         Raises:
             LazyimgError: the kernel refuses; nothing is left.
         """
+        path = await self._hold(image, users)
+        for _ in range(users):
+            self.used(image)
+        return path
+
+    async def _hold(self, image: Image, users: int) -> Path:
         for _ in range(users):
             self._readers.begin(image.reference, image.chain)
         try:
@@ -335,6 +347,10 @@ class Mounts:
 
     async def release(self, image: Image) -> None:
         """Take one `hold` back, also if this is cancelled."""
+        self.unused(image)
+        await self._release(image)
+
+    async def _release(self, image: Image) -> None:
         try:
             await asyncio.shield(self._kernel.release(image.chain.fsid))
         finally:

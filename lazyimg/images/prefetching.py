@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import CorruptError, NotFoundError, StorageError
+from lazyimg.fill.budget import Priority
 from lazyimg.fill.prefetch import prefetch, subtract, union_blocks
 from lazyimg.host.mounts import read_byte
 from lazyimg_formats.erofs.reader import Image as ErofsImage
@@ -90,12 +91,37 @@ class Prefetcher:
             LazyimgError: the first failure; what was filled stays.
         """
         async with self._mounts.held(image) as top:
-            return await self._fill(image, top, paths, progress)
+            wanted = await self._wanted(image, paths)
+            return await self._fill(image, top, wanted, progress, Priority.BACKGROUND)
+
+    async def prefetch_first(self, image: Image, most: int) -> None:
+        """Make local what whoever made the image says is wanted first.
+
+        Args:
+            image: ready to be mounted.
+            most: bytes; of the lowest layers first.
+
+        Raises:
+            LazyimgError: the first failure; what was filled stays.
+        """
+        wanted: dict[str, list[range]] = {}
+        for layer in image.chain.layers:
+            length = min(layer.first, most)
+            if length and layer.device not in wanted:
+                wanted[layer.device] = [range(length)]
+                most -= length
+        if wanted:
+            async with self._mounts.held(image) as top:
+                await self._fill(image, top, wanted, lambda _: None, Priority.TRACED)
 
     async def _fill(
-        self, image: Image, top: Path, paths: list[str], report: Callable[[Progress], None]
+        self,
+        image: Image,
+        top: Path,
+        wanted: dict[str, list[range]],
+        report: Callable[[Progress], None],
+        priority: Priority,
     ) -> Progress:
-        wanted = await self._wanted(image, paths)
         tables = {device: await self._catalog.device(device) for device in wanted}
         fetched_before = self._fetched(wanted)
         done = dict.fromkeys(wanted, 0)
@@ -125,6 +151,7 @@ class Prefetcher:
                 partial(list, present or []),
                 ranges,
                 progress=progress,
+                priority=priority,
             )
         return now()
 

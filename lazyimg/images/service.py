@@ -461,7 +461,7 @@ class Images:
             [
                 LayerRecord(
                     str(layer.digest), layer.size, layer.media_type, location.format,
-                    location.name, one.device, one.size,
+                    location.name, one.device, one.size, one.first,
                 )
                 for layer, location, one in zip(layers, locations, built.layers, strict=True)
             ],

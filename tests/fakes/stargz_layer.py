@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LANDMARK: Final = ".no.prefetch.landmark"
+WANTED: Final = ".prefetch.landmark"
 TIME: Final = 1_700_000_000
 TIME_TEXT: Final = "2023-11-14T22:13:20Z"
 
@@ -35,6 +36,7 @@ class StargzLayer:
         chunk: bytes of a file after which the next chunk begins.
         joined: how many chunks lie in one member.
         external: the TOC is elsewhere.
+        wanted: how many of the files are wanted first.
         shifted: the TOC lies: the last chunk is a byte further inside its member.
 
     Attributes:
@@ -53,12 +55,15 @@ class StargzLayer:
         joined: int = 1,
         external: bool = False,
         shifted: bool = False,
+        wanted: int = 0,
     ) -> None:
         self._zstd = zstd
         self._members = [bytearray()]
         self._entries: list[tuple[int, dict[str, Any]]] = []
         self._chunk, self._joined, self._chunks = chunk, joined, 0
-        for name, content in {LANDMARK: b"\x0f", **files}.items():
+        landmark = (WANTED if wanted else LANDMARK, b"\x0f")
+        contents = list(files.items())
+        for name, content in (*contents[:wanted], landmark, *contents[wanted:]):
             self._add(name, content)
         if shifted:
             self._entries[-1][1]["innerOffset"] += 1

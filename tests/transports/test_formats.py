@@ -13,6 +13,7 @@ from tests.contracts.formats import (
     check_one_image_in_every_form,
     check_soci,
 )
+from tests.real.eventually import eventually
 from tests.real.scale import scaled
 from tests.real.stargz_images import StargzImages, stargz_images
 
@@ -42,6 +43,14 @@ def test_one_image_in_every_form_at_once(
 @pytest.mark.parametrize("form", ["joined", "zstd", "estargz"][: scaled(3)])
 def test_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str) -> None:
     check_debian(images, lazyimg, target, form)
+
+
+def test_files_that_are_wanted_first(images: StargzImages, lazyimg: Lazyimg, target: Path) -> None:
+    """They are there without anybody reading them."""
+    with lazyimg.serving():
+        lazyimg.mount(f"oci:{images.layout('nginx', 'estargz')}:estargz", target)
+        eventually(lambda: lazyimg.status()["mounts"][0]["present"] > 0)
+        lazyimg.unmount(target)
 
 
 @pytest.mark.parametrize("tag", ["nginx", "python"][: scaled(2)])

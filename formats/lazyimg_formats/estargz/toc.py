@@ -74,7 +74,7 @@ def is_stargz_toc(toc: bytes | bytearray) -> bool:
 
 
 def parse_stargz_toc(toc: bytes | bytearray, *, end: int, codec: Codec = Codec.GZIP) -> LayerIndex:
-    """Give what a layer holds, without landmarks.
+    """Give what a layer holds; landmarks are no files, they say what is wanted first.
 
     Args:
         toc: the JSON, decoded.
@@ -126,7 +126,9 @@ class _Reader:
         has_bytes = entry.kind is _REGULAR and toc.size > 0
         if len(chunks) > 1 and not has_bytes:
             raise FormatError(WHAT, f"{toc.name[:80]!r} has chunks, and no bytes")
-        if _LANDMARK in toc.name and normalize_path(entry.path) in LANDMARKS:
+        if _LANDMARK in toc.name and (path := normalize_path(entry.path)) in LANDMARKS:
+            if path == PREFETCH_LANDMARK:
+                self.builder.mark_first()
             return
         self.builder.add(entry, self._pieces(toc, chunks) if has_bytes else ())
 

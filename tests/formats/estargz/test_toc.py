@@ -138,6 +138,17 @@ def test_landmarks_are_no_files(name: str) -> None:
     assert [span.blob_length for span in spans(index)] == [100, 700]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [(".prefetch.landmark", 4096), ("./.prefetch.landmark", 4096), (".no.prefetch.landmark", 0)],
+)
+def test_what_is_wanted_first(name: str, first: int) -> None:
+    """All files that stand before the landmark: of the device, whole blocks."""
+    listed = [file(), file(name=name, size=1, offset=200), file(name="g", offset=300)]
+    assert parse(*listed).first == first
+    assert parse(listed[0], listed[2]).first == 0
+
+
 def test_landmarks_that_are_none() -> None:
     index = parse({"name": "d/.prefetch.landmark", "type": "dir"}, file(name="x.prefetch.landmark"))
     assert len(index.entries) == 2
