@@ -13,16 +13,18 @@ Rules, checked by every constructor and by `parse_device_table`:
      decodes skips bytes; and padding is zero.
 
 Name: `DeviceTable.name` is the sha256, as 64 hex characters, of the canonical bytes: a heading,
-the size, the extents' columns and each span's decoded length and digest. Where in a blob a span
-lies, and how it is compressed, is not in it: it does not change a byte of the device. But if the
-digest of a span is of what it is decoded from (`INPUTS`), all columns up to the codecs are in it,
-codecs and bits, too: else equal names might have other bytes.
+the size, how digests are made, the extents' columns and each span's decoded length and digest.
+Where in a blob a span lies, and how it is compressed, is not in it: it does not change a byte of
+the device. But if the digest of a span is of what it is decoded from (`INPUTS`), all columns up to
+the codecs are in it, codecs and bits, too: else equal names might have other bytes.
 
 On disk (`serialize_device_table`): little-endian, a header of 64 bytes, then the columns one after
 the other, each starting on 8 bytes, so that a file of it can be mapped and used as it is. The last
 column, of skipped bytes, is there only if a span skips any: the table's length tells. Where spans
 are stretches of a deflate stream, it has the bytes of their windows instead, and the windows
-follow, each a zstd frame. They need not be in memory: see `DeviceTable`.
+follow, each a zstd frame. They need not be in memory: see `DeviceTable`. Where spans are parts of
+such stretches, skipped bytes come between these bytes and the windows, which the header says; the
+parts of one stretch follow each other, and the first one has the window of all.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blake3 import blake3
 
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.zstd_frames import decode_frame
@@ -72,11 +76,15 @@ MAX_WINDOW: Final = 32_768
 MAX_STORED_WINDOW: Final = MAX_WINDOW + 1024
 """Bytes of a window as it is stored: compression makes some data a little larger."""
 
+MAX_STRETCH_PARTS: Final = 1 << 14
+"""Parts of a stretch that are looked through for the one that has the window."""
+
 HEADER_SIZE: Final = 64
 """Bytes of a table that say how long it is."""
 
 _MAGIC: Final = b"lazydev1"
-_HEADER: Final = struct.Struct("<8sQQQQ24x")
+_HEADER: Final = struct.Struct("<8sQQQQII16x")
+_PARTS_AND_WINDOWS: Final = 1
 _CODEC_BITS: Final = 4  # of a byte; the others say which bit a span begins with
 _CODEC_MASK: Final = (1 << _CODEC_BITS) - 1
 _MAX_BIT: Final = 7
@@ -91,17 +99,33 @@ class Codec(IntEnum):
     ZSTD_PART = 3  # a part of one zstd frame
     DEFLATE = 4  # a stretch of a deflate stream: `Span.bit`, `DeviceTable.window`
     GZIP_STRETCH = 5  # the same, but it may go on into further gzip members; one of `INPUTS`
+    LZ4 = 6  # one lz4 block
+    LZ4_PART = 7  # a part of one lz4 block
+    DEFLATE_PART = 8  # a part of a stretch, which may go on into further gzip members
 
 
-PARTS: Final = frozenset({Codec.GZIP, Codec.ZSTD_PART})
+PARTS: Final = frozenset({Codec.GZIP, Codec.ZSTD_PART, Codec.LZ4_PART, Codec.DEFLATE_PART})
 """Codecs whose span is a part of what is decoded: bytes before and behind it are passed over."""
 
-STRETCHES: Final = frozenset({Codec.DEFLATE, Codec.GZIP_STRETCH})
+STRETCHES: Final = frozenset({Codec.DEFLATE, Codec.GZIP_STRETCH, Codec.DEFLATE_PART})
 """Codecs whose span may begin at any bit, and has a window."""
 
 INPUTS: Final = frozenset({Codec.GZIP_STRETCH})
 """Codecs whose span's digest is not of its decoded bytes, but of what it is decoded from:
 `lazyimg_formats.gzip_spans.digest_input`."""
+
+
+class Hash(IntEnum):
+    """How the digests of a device's spans are made; the name commits to it."""
+
+    SHA256 = 0
+    BLAKE3 = 1
+
+    def digest(self, data: bytes | bytearray | memoryview) -> bytes:
+        """Give the 32 bytes of a digest."""
+        if self is Hash.BLAKE3:
+            return blake3(data).digest()
+        return hashlib.sha256(data).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +146,13 @@ class Span:
         blob_offset: first byte in the compressed blob.
         blob_length: bytes in the compressed blob.
         length: bytes when decoded.
-        digest: sha256 of the decoded bytes, 32 bytes; of a codec in `INPUTS`, see there.
+        digest: of the decoded bytes, 32 bytes, as `DeviceTable.hash` says; of a codec in `INPUTS`,
+            see there.
         codec: how to decode it.
         skip: decoded bytes before it; several spans may be parts of the same range of the blob.
         bit: bits of its first byte that belong to the span before: 0 to 7, 0 unless it is a
             stretch of a deflate stream.
+        hash: how `digest` is made: that of the table.
     """
 
     blob_offset: int
@@ -136,6 +162,7 @@ class Span:
     codec: Codec
     skip: int = 0
     bit: int = 0
+    hash: Hash = Hash.SHA256
 
 
 class DeviceTable:
@@ -157,8 +184,8 @@ class DeviceTable:
     __slots__ = (
         "_data", "_extent_inner", "_extent_length", "_extent_offset", "_extent_span",
         "_read", "_span_blob_length", "_span_blob_offset", "_span_codec", "_span_digest",
-        "_span_length", "_span_skip", "_window_starts", "extent_count", "has_parts", "name", "size",
-        "span_count",
+        "_span_length", "_span_skip", "_window_starts", "extent_count", "has_parts", "hash", "name",
+        "size", "span_count",
     )  # fmt: skip
 
     def __init__(
@@ -169,13 +196,18 @@ class DeviceTable:
         expected_name: str | None = None,
     ) -> None:
         view = memoryview(data).toreadonly().cast("B")
-        size, extents, spans, windows = _parse_header(view)
+        header = _parse_header(view)
+        size, extents, spans, windows = header.size, header.extents, header.spans, header.windows
         ends = _column_ends(extents, spans)
-        self.has_parts: bool = spans > 0 and not windows and len(view) == ends[9]
+        self.hash: Hash = header.hash
+        self.has_parts: bool = header.has_both or (
+            spans > 0 and not windows and len(view) == ends[9]
+        )
         expected = ends[8]
+        behind = ends[9] + 4 * spans * header.has_both  # where windows begin
         if windows:
-            expected = ends[9] if read is not None else ends[9] + windows
-        if len(view) != expected and not self.has_parts:
+            expected = behind if read is not None else behind + windows
+        if len(view) != expected and (windows or not self.has_parts):
             raise FormatError("device table", f"expected {expected} bytes, got {len(view)}")
         self._read = read or self._cut
         self._data = view
@@ -193,11 +225,11 @@ class DeviceTable:
         canonical = ends[8] if has_inputs else ends[5]
         self._span_blob_offset = view[ends[5] : ends[5] + 8 * spans].cast("Q")
         self._span_blob_length = view[ends[6] : ends[6] + 4 * spans].cast("I")
-        skip = ends[9] - 4 * spans
+        skip = behind - 4 * spans
         self._span_skip = view[skip : skip + 4 * spans if self.has_parts else skip].cast("I")
         self._window_starts = array("Q")
         if windows:
-            self._add_windows(view[skip : ends[9]].cast("I"), ends[9], windows)
+            self._add_windows(view[ends[9] - 4 * spans : ends[9]].cast("I"), behind, windows)
         self.name: str = hashlib.sha256(view[:canonical]).hexdigest()
         self._check_spans(ends, windows)
         if expected_name is None:
@@ -218,7 +250,7 @@ class DeviceTable:
     def _check_spans(self, ends: list[int], windows: int) -> None:
         widths = _column_widths(self.extent_count, self.span_count)
         starts = [_HEADER.size, *ends]
-        paddings = [(40, _HEADER.size)]
+        paddings = [(48, _HEADER.size)]
         paddings += [(starts[i] + width, starts[i + 1]) for i, width in enumerate(widths)]
         if self.has_parts or windows:
             paddings.append((ends[8], ends[9] - 4 * self.span_count))
@@ -248,7 +280,8 @@ class DeviceTable:
         most = max(self._span_skip)
         if not 0 < most <= MAX_SKIP:
             raise FormatError("device table", f"{most} bytes before a span, at most {MAX_SKIP}")
-        for codec, skip in zip(self._span_codec, self._span_skip, strict=True):
+        for how, skip in zip(self._span_codec, self._span_skip, strict=True):
+            codec = how & _CODEC_MASK
             if skip and codec not in PARTS:
                 raise FormatError("device table", f"bytes before a whole span of codec {codec}")
 
@@ -298,6 +331,7 @@ class DeviceTable:
             Codec(self._span_codec[index] & _CODEC_MASK),
             self._span_skip[index] if self.has_parts else 0,
             self._span_codec[index] >> _CODEC_BITS,
+            self.hash,
         )
 
     def window(self, index: int) -> bytes:
@@ -311,10 +345,25 @@ class DeviceTable:
         """
         if not self._window_starts:
             return b""
+        index = self._first_part(index)
         start, stop = self._window_starts[index], self._window_starts[index + 1]
         if start == stop:
             return b""
         return decode_frame(self._read(start, stop - start), MAX_WINDOW)
+
+    def _first_part(self, index: int) -> int:
+        """Give the first of the parts of a stretch that come one after the other."""
+        offsets, codecs = self._span_blob_offset, self._span_codec
+        if codecs[index] & _CODEC_MASK == Codec.DEFLATE_PART:
+            least = max(0, index - MAX_STRETCH_PARTS)
+            while (
+                index > least
+                and offsets[index - 1] == offsets[index]
+                and codecs[index - 1] == codecs[index]
+                and self._span_skip[index - 1] < self._span_skip[index]
+            ):
+                index -= 1
+        return index
 
     def blob_range(self, index: int) -> tuple[int, int]:
         """Give where span `index` lies in the compressed blob: first byte and bytes."""
@@ -361,11 +410,24 @@ class DeviceTable:
         return sum(dict(zip(self._span_blob_offset, self._span_blob_length, strict=True)).values())
 
 
-def _parse_header(view: memoryview) -> tuple[int, int, int, int]:
-    """Give the bytes of the device, and how many extents, spans and bytes of windows there are."""
+class _Header(NamedTuple):
+    """What a table begins with: the bytes of its device, and how many of everything there are.
+
+    `has_both`: skipped bytes and windows.
+    """
+
+    size: int
+    extents: int
+    spans: int
+    windows: int
+    hash: Hash
+    has_both: bool
+
+
+def _parse_header(view: memoryview) -> _Header:
     if len(view) < _HEADER.size:
         raise FormatError("device table", f"{len(view)} bytes are less than a header")
-    magic, size, extents, spans, windows = _HEADER.unpack(view[: _HEADER.size])
+    magic, size, extents, spans, windows, hashing, flags = _HEADER.unpack(view[: _HEADER.size])
     if magic != _MAGIC:
         raise FormatError("device table", f"magic is {magic!r}, expected {_MAGIC!r}")
     if size > MAX_DEVICE_SIZE or size % BLOCK_SIZE:
@@ -374,7 +436,9 @@ def _parse_header(view: memoryview) -> tuple[int, int, int, int]:
         raise FormatError("device table", f"{extents} extents, {spans} spans are over the limit")
     if windows > spans * MAX_STORED_WINDOW:
         raise FormatError("device table", f"{windows} bytes of windows of {spans} spans")
-    return size, extents, spans, windows
+    if hashing > max(Hash) or flags > (_PARTS_AND_WINDOWS if windows else 0):
+        raise FormatError("device table", f"unknown hash {hashing} or flags {flags:#x}")
+    return _Header(size, extents, spans, windows, Hash(hashing), bool(flags))
 
 
 def find_windows(header: bytes) -> int | None:
@@ -386,8 +450,9 @@ def find_windows(header: bytes) -> int | None:
     Raises:
         FormatError: it is no device table.
     """
-    _, extents, spans, windows = _parse_header(memoryview(header))
-    return _column_ends(extents, spans)[9] if windows else None
+    found = _parse_header(memoryview(header))
+    end = _column_ends(found.extents, found.spans)[9] + 4 * found.spans * found.has_both
+    return end if found.windows else None
 
 
 def _column_widths(extents: int, spans: int) -> tuple[int, ...]:
@@ -437,9 +502,14 @@ def serialize_device_table(size: int, extents: Iterable[Extent], spans: Iterable
 
 
 class DeviceColumns:
-    """Collects extents and spans without an object for each."""
+    """Collects extents and spans without an object for each.
 
-    def __init__(self) -> None:
+    Args:
+        kind: how the spans' digests are made.
+    """
+
+    def __init__(self, kind: Hash = Hash.SHA256) -> None:
+        self._hash = kind
         self._extents = (array("Q"), array("I"), array("I"), array("I"))
         self._span_length = array("I")
         self._span_digest = bytearray()
@@ -534,8 +604,9 @@ class DeviceColumns:
             *self._span_blob,
         )
         extents, spans = len(self._extents[0]), len(self._span_length)
+        both = _PARTS_AND_WINDOWS if self._windows and any(self._span_skip) else 0
         parts: list[bytes | bytearray] = [
-            _HEADER.pack(_MAGIC, size, extents, spans, len(self._windows))
+            _HEADER.pack(_MAGIC, size, extents, spans, len(self._windows), self._hash, both)
         ]
         for column in columns[:-1]:
             raw = bytes(column)
@@ -543,7 +614,8 @@ class DeviceColumns:
         codecs = bytes(columns[-1])
         parts.append(codecs)
         if self._windows:
-            parts += [bytes(-len(codecs) % 8), bytes(self._window_length), self._windows]
+            parts += [bytes(-len(codecs) % 8), bytes(self._window_length)]
+            parts += [bytes(self._span_skip), self._windows] if both else [self._windows]
         elif any(self._span_skip):
             parts += [bytes(-len(codecs) % 8), bytes(self._span_skip)]
         return b"".join(parts)

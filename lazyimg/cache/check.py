@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -77,7 +76,7 @@ class DeviceCheck:
         span = self._table.span(number)
         data = bytearray(span.length)
         readable, covered = self._collect(extents, data)
-        if readable and hashlib.sha256(data).digest() == span.digest:
+        if readable and span.hash.digest(data) == span.digest:
             self.checked += size
         elif readable and covered < span.length:
             self.unchecked += size

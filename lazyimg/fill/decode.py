@@ -8,6 +8,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import lz4.block
 import zstandard
 
 from lazyimg.errors import CorruptError, StorageError
@@ -28,11 +29,20 @@ if TYPE_CHECKING:
 MAX_WINDOW: Final = 64 << 20
 """Bytes that decoding a part of a zstd frame may remember, in each thread."""
 
+MAX_LZ4: Final = 16 << 20
+"""Bytes, decoded, of an lz4 block that has several spans."""
+
+MAX_MEMBERS: Final = 1024
+"""Gzip members that one stretch of a blob may go on in."""
+
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _RAW_DEFLATE: Final = -zlib.MAX_WBITS
-_ERRORS: Final[Any] = (zstandard.ZstdError, zlib.error, _inflate.error, ValueError)
+_ERRORS: Final[Any] = (
+    zstandard.ZstdError, zlib.error, _inflate.error, lz4.block.LZ4BlockError, ValueError
+)  # fmt: skip
 _TRAILER: Final = 8  # bytes of a gzip member behind its deflate stream
 _MEMBER_PIECE: Final = 32 << 10  # bytes: what is left of them at a member's end is copied
+_LZ4_RATIO: Final = 255  # bytes that a byte of an lz4 block gives at most
 _PIECE: Final = 256 << 10  # bytes of what is passed over that are decoded at a time
 
 
@@ -75,7 +85,8 @@ def _decode(
 ) -> bytes:
     try:
         if span.codec in PARTS:
-            decoded = (parts or _Parts(span.codec, data)).take(span.skip, span.length)
+            parts = parts or _Parts(span, data, partial(_read_window, device, window))
+            decoded = parts.take(span.skip, span.length)
         elif span.codec is Codec.DEFLATE:
             decoded = _decode_stretch(data, span.length, span.bit, _read_window(device, window))
         elif span.codec is Codec.GZIP_STRETCH:
@@ -125,10 +136,11 @@ def decode_into(
 
 
 def _check_digest(device: str, span: Span, decoded: bytes | memoryview) -> None:
-    digest = hashlib.sha256(decoded).digest()
+    digest = span.hash.digest(decoded)
     if digest != span.digest:
+        name = span.hash.name.lower()
         raise _corrupt(
-            device, span, f"expected digest sha256:{span.digest.hex()}, got sha256:{digest.hex()}"
+            device, span, f"expected digest {name}:{span.digest.hex()}, got {name}:{digest.hex()}"
         )
 
 
@@ -216,7 +228,12 @@ def _decode_members(data: memoryview, length: int, bit: int, window: bytes) -> b
     return b"".join(parts)
 
 
-_WHOLE: Final = {Codec.RAW: _decode_raw, Codec.ZSTD: _decode_zstd}
+def _decode_lz4(data: memoryview, length: int) -> bytes:
+    decoded: bytes = lz4.block.decompress(data, uncompressed_size=length)
+    return decoded
+
+
+_WHOLE: Final = {Codec.RAW: _decode_raw, Codec.ZSTD: _decode_zstd, Codec.LZ4: _decode_lz4}
 
 
 class _Stream(Protocol):
@@ -249,25 +266,73 @@ class _GzipStream:
         return decoded
 
 
-def _open_stream(codec: Codec, data: memoryview) -> _Stream:
-    if codec is Codec.GZIP:
+class _DeflateStream(_GzipStream):
+    """A stretch of a gzip member, and the members behind it as far as `data` has them."""
+
+    def __init__(self, data: memoryview, bit: int, window: bytes) -> None:
+        super().__init__(data[1:])
+        self._member = _inflate.decompressobj(_RAW_DEFLATE, zdict=window)
+        self._rest = serialize_entry(data[0], bit) if data else b""
+        self._whole = data
+        self._trailer = _TRAILER
+        self._members = 0
+
+    def read(self, length: int) -> bytes:
+        """See _Stream."""
+        while not (decoded := super().read(length)) and self._member.eof:
+            self._members += 1
+            unused = len(self._data) + len(self._member.unused_data) - self._trailer
+            if unused <= 0:
+                break
+            if self._members > MAX_MEMBERS:
+                raise ValueError(f"over {MAX_MEMBERS} gzip members")
+            self._rest, self._data = b"", self._whole[-unused:]
+            self._member, self._trailer = _inflate.decompressobj(_GZIP), 0
+        return decoded
+
+
+class _Lz4Stream:
+    """What one lz4 block holds."""
+
+    def __init__(self, data: memoryview) -> None:
+        most = min(MAX_LZ4, _LZ4_RATIO * len(data))
+        self._decoded = memoryview(_decode_lz4(data, most))
+
+    def read(self, length: int) -> bytes:
+        """See _Stream."""
+        part, self._decoded = self._decoded[:length], self._decoded[length:]
+        return bytes(part)
+
+
+def _open_stream(span: Span, data: memoryview, window: Callable[[], bytes]) -> _Stream:
+    if span.codec is Codec.GZIP:
         return _GzipStream(data)
+    if span.codec is Codec.DEFLATE_PART:
+        return _DeflateStream(data, span.bit, window())
+    if span.codec is Codec.LZ4_PART:
+        return _Lz4Stream(data)
     return _decompressors.parts.stream_reader(data, read_across_frames=False)
 
 
 class _Parts:
-    """Parts of one decoded gzip member or zstd frame; those asked for in order cost one pass."""
+    """Parts of what is decoded as a whole; those asked for in order cost one pass.
 
-    def __init__(self, codec: Codec, data: memoryview) -> None:
-        self._codec = codec
-        self._data = data
-        self._stream = _open_stream(codec, data)
+    Args:
+        span: one of them.
+        data: the bytes in the blob of each of them.
+        window: as `_read_window` gives it.
+    """
+
+    def __init__(self, span: Span, data: memoryview, window: Callable[[], bytes]) -> None:
+        self.unit = _unit_of(span)
+        self._open = partial(_open_stream, span, data, window)
+        self._stream: _Stream | None = None
         self._position = 0
 
     def take(self, skip: int, length: int) -> bytes:
         """Give the bytes at `skip`; fewer than `length` where it ends before."""
         if skip < self._position:
-            self._stream, self._position = _open_stream(self._codec, self._data), 0
+            self._stream, self._position = None, 0
         while self._position < skip and self._read(min(skip - self._position, _PIECE)):
             pass
         parts = []
@@ -277,9 +342,16 @@ class _Parts:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _read(self, length: int) -> bytes:
+        if self._stream is None:
+            self._stream = self._open()
         data = self._stream.read(length)
         self._position += len(data)
         return data
+
+
+def _unit_of(span: Span) -> tuple[int, ...]:
+    """Give what the parts of the same bytes have in common."""
+    return span.blob_offset, span.blob_length, span.codec, span.bit
 
 
 def decode_spans(
@@ -310,15 +382,15 @@ def iterate_spans(
         data: bytes of the blob.
     """
     view = memoryview(data)
-    open_at, parts = -1, None
+    parts = None
     for index in spans:
         span = table.span(index)
         start = span.blob_offset - blob_offset
         stored = view[start : start + span.blob_length]
-        if span.codec in PARTS and start != open_at:
-            open_at, parts = start, _Parts(span.codec, stored)
+        window = partial(table.window, index)
+        if span.codec in PARTS and (parts is None or parts.unit != _unit_of(span)):
+            parts = _Parts(span, stored, partial(_read_window, table.name, window))
         try:
-            window = partial(table.window, index)
             yield index, _decode(table.name, span, stored, window, parts)
         except CorruptError as error:
             yield index, error

@@ -26,7 +26,7 @@ PURE = frozenset(
         ),
         *("itertools", "json", "math", "operator", "re", "stat", "string", "struct", "types"),
         *("posixpath", "tomllib", "typing", "urllib.parse", "zlib"),
-        *("construct", "fastcrc", "msgspec", "zstandard", "lazyimg_formats"),
+        *("blake3", "construct", "fastcrc", "lz4", "msgspec", "zstandard", "lazyimg_formats"),
         "tomllib",  # its `loads`: no file is opened here
         "datetime",  # for its arithmetic; see IMPURE_CALLS
         "threading",  # for decoders, of which each thread has its own

@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import lz4.block
 import zstandard
 from hypothesis import strategies as st
 
@@ -82,6 +83,9 @@ def encode(content: bytes, codec: Codec) -> bytes:
         return zstandard.ZstdCompressor(level=1).compress(content)
     if codec is Codec.GZIP:
         return gzip.compress(content, compresslevel=1, mtime=0)
+    if codec in {Codec.LZ4, Codec.LZ4_PART}:
+        stored: bytes = lz4.block.compress(content, store_size=False)
+        return stored
     if codec in STRETCHES:
         return zlib.compress(content, level=1, wbits=-zlib.MAX_WBITS)
     return content

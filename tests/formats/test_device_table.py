@@ -26,6 +26,7 @@ from lazyimg_formats.device_table import (
     DeviceColumns,
     DeviceTable,
     Extent,
+    Hash,
     Span,
     find_windows,
     serialize_device_table,
@@ -168,7 +169,7 @@ def test_expected_name() -> None:
             patched(BLOB_LENGTH, "<I", MAX_STORED_SPAN_SIZE + 1),
             "a span lies where no blob can have it",
         ),
-        (patched(CODEC, "<B", 6), "unknown codec 6"),
+        (patched(CODEC, "<B", 9), "unknown codec 9"),
         (patched(SKIP - 1, "<B", 1, data=PARTS), "padding is not zero"),
         (patched(SKIP, "<I", 9, data=PARTS), "bytes before a whole span of codec 1"),
         (patched(SKIP + 4, "<I", 0, data=PARTS), "0 bytes before a span, at most 67108864"),
@@ -431,3 +432,60 @@ def test_name_of_inputs_is_expected_when_it_is_read_again() -> None:
     assert DeviceTable(data, expected_name=name).name == name
     with pytest.raises(FormatError, match="its name is "):
         DeviceTable(DATA, expected_name=name)
+
+
+def stretches(parts: int = 3) -> bytes:
+    """Give a table of parts of two stretches."""
+    columns = DeviceColumns(Hash.BLAKE3)
+    for number in range(2 * parts):
+        first = number % parts == 0
+        columns.add_span(
+            7 + number // parts, 9, 10, DIGEST, Codec.DEFLATE_PART, 20 * (number % parts), bit=3,
+            window=WINDOWS[1 + number // parts] if first else b"",
+        )  # fmt: skip
+        columns.add_extent(number * BLOCK_SIZE, 10, number, 0)
+    return columns.serialize(2 * parts * BLOCK_SIZE)
+
+
+def test_parts_of_stretches() -> None:
+    data = stretches()
+    table = DeviceTable(data)
+    assert table.has_parts
+    assert table.span(4) == Span(
+        8, 9, 10, DIGEST, Codec.DEFLATE_PART, skip=20, bit=3, hash=Hash.BLAKE3
+    )
+    before = b"before " * 100
+    assert [table.window(number) for number in range(6)] == [before] * 3 + [bytes(MAX_WINDOW)] * 3
+    head = data[: find_windows(data[:HEADER_SIZE])]
+    later = DeviceTable(head, read=lambda offset, length: data[offset : offset + length])
+    assert later.name == table.name
+    assert later.window(5) == bytes(MAX_WINDOW)
+    assert later.span(5).skip == 40
+    for end in (len(head), len(data) - 1):
+        with pytest.raises(FormatError, match=f"expected {len(data)} bytes, got {end}"):
+            DeviceTable(data[:end])
+
+
+def test_parts_that_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_table, "MAX_STRETCH_PARTS", 1)
+    table = DeviceTable(stretches())
+    assert [bool(table.window(number)) for number in range(3)] == [True, True, False]
+
+
+def test_name_commits_to_the_hash() -> None:
+    data = patched(40, "<I", 1)
+    assert DeviceTable(data).hash is Hash.BLAKE3
+    assert DeviceTable(data).name != DeviceTable(DATA).name
+
+
+@pytest.mark.parametrize(("hashing", "flags"), [(2, 0), (0, 1), (0, 2)])
+def test_unknown_hash_or_flags(hashing: int, flags: int) -> None:
+    with pytest.raises(FormatError, match=f"unknown hash {hashing} or flags {flags:#x}"):
+        DeviceTable(patched(40, "<II", hashing, flags))
+    with pytest.raises(FormatError, match="unknown hash 1 or flags 0x2"):
+        DeviceTable(patched(44, "<I", 2, data=stretches()))
+
+
+def test_digests() -> None:
+    assert Hash.SHA256.digest(b"x") == hashlib.sha256(b"x").digest()
+    assert Hash.BLAKE3.digest(b"").hex().startswith("af1349b9f5f9a1a6a0404dea36dcc949")

@@ -60,6 +60,7 @@ from lazyimg_formats.zstd_chunked.location import (
     serialize_footer,
 )
 from lazyimg_formats.zstd_frames import serialize_skippable
+from tests.fakes.devices import encode
 from tests.fakes.soci_layer import SociLayer, make_soci_index
 from tests.fakes.stream_layers import make_stream_index
 
@@ -200,6 +201,9 @@ def spans() -> list[bytes]:
         Codec.ZSTD: frames()[0],
         Codec.GZIP: gzip.compress(TEXT, mtime=0),
         Codec.ZSTD_PART: frames()[1],
+        Codec.LZ4: encode(TEXT, Codec.LZ4),
+        Codec.LZ4_PART: encode(TEXT, Codec.LZ4),
+        Codec.DEFLATE_PART: encode(TEXT, Codec.DEFLATE) + bytes(8) + gzip.compress(TEXT),
     }
     whole = [bytes([codec]) + length + data for codec, data in stored.items()]
     return [*whole, *(bytes([codec + 2 * len(Codec)]) + b"\7\0" + stored[codec] for codec in PARTS)]

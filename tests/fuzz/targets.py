@@ -101,7 +101,7 @@ from lazyimg_formats.zstd_chunked.toc import parse_toc
 from lazyimg_formats.zstd_chunked.writer import TocWriter
 from lazyimg_formats.zstd_frames import decode_frame, iterate_frames, parse_frame_header
 from lazyimg_formats.zstd_stream import StreamCutter
-from tests.fuzz import registry_targets, seeds
+from tests.fuzz import nydus_targets, registry_targets, seeds
 from tests.fuzz.registry_targets import each
 
 if TYPE_CHECKING:
@@ -577,6 +577,10 @@ TARGETS: Final = {
     "layout": Target(registry_targets.run_layout, seeds.layouts),
     "messages": Target(run_messages, seeds.messages),
     "mount-table": Target(run_mount_table, seeds.mount_tables),
+    "nydus-bootstrap": Target(nydus_targets.run_bootstrap, nydus_targets.bootstraps),
+    "nydus-context": Target(nydus_targets.run_context, nydus_targets.contexts),
+    "nydus-layer": Target(nydus_targets.run_layer, nydus_targets.layers),
+    "nydus-toc": Target(nydus_targets.run_toc, nydus_targets.tocs),
     "proxies": Target(registry_targets.run_proxies, seeds.proxies),
     "records": Target(run_records, seeds.records),
     "references": Target(run_references, seeds.references),

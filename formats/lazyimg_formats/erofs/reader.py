@@ -182,9 +182,7 @@ class Image:
 
     def _chunk_extents(self, inode: Inode) -> list[DataExtent]:
         chunks = parse_chunk_format(inode.start, self._bits)
-        unit = chunks.element_size
-        position = -(-self._body_end(inode) // unit) * unit
-        array = self._read(position, chunks.count(inode.size) * unit)
+        array = self.read_chunk_array(inode, chunks.count(inode.size), chunks.element_size)
         found: list[DataExtent] = []
         offset = 0
         for chunk in parse_chunks(array, chunks):
@@ -196,6 +194,11 @@ class Image:
             found.append(extent)
             offset += length
         return found
+
+    def read_chunk_array(self, inode: Inode, count: int, unit: int = 8) -> bytes:
+        """Give `count` elements of `unit` bytes behind an inode, whatever they mean."""
+        position = -(-self._body_end(inode) // unit) * unit
+        return self._read(position, count * unit)
 
     def _locate(self, offset: int, length: int, chunk: Chunk) -> DataExtent:
         """Find the device of a run of blocks, which must all be on it."""
@@ -291,18 +294,21 @@ class Image:
                 inode = self.inode(names[part])
         return inode
 
-    def walk(self) -> Iterator[tuple[bytes, Inode]]:
+    def walk(self, *, links: bool = True) -> Iterator[tuple[bytes, Inode]]:
         """Give every path and what is there: parents first, in the order of names.
 
         The root's path is empty, the others have no ``/`` in front. Checks on the way that the
         directories are a tree, and, at the end, that every inode has the names that it counts.
+
+        Args:
+            links: False: what inodes count is not looked at.
         """
         root = self.root
         yield b"", root
         directories = {root.nid}
         names = 0
         missing: dict[int, int] = {}  # names that were not met so far, of what is no directory
-        stack = [(b"", root.nid, iter(self._children(root, root.nid)))]
+        stack = [(b"", root.nid, iter(self._children(root, root.nid, links=links)))]
         while stack:
             parent, parent_nid, children = stack[-1]
             dirent = next(children, None)
@@ -326,12 +332,14 @@ class Image:
             if inode.nid in directories:
                 raise FormatError("directory", f"{path!r} was reached before")
             directories.add(inode.nid)
-            stack.append((path + b"/", inode.nid, iter(self._children(inode, parent_nid))))
+            stack.append(
+                (path + b"/", inode.nid, iter(self._children(inode, parent_nid, links=links)))
+            )
         for nid, number in missing.items():
-            if number:
+            if links and number:
                 raise FormatError("inode", f"nid {nid} counts {number} names too many")
 
-    def _children(self, inode: Inode, parent: int) -> list[Dirent]:
+    def _children(self, inode: Inode, parent: int, *, links: bool) -> list[Dirent]:
         """Give a directory's names without dots; checks the dots and the count of links."""
         dots = {b".": inode.nid, b"..": parent}
         children = []
@@ -342,9 +350,9 @@ class Image:
                 raise FormatError("directory", f"nid {inode.nid} has a wrong {dirent.name!r}")
         if dots:
             raise FormatError("directory", f"nid {inode.nid} lacks {b' '.join(dots)!r}")
-        links = 2 + sum(child.file_type is FileType.DIR for child in children)
-        if inode.nlink not in {links, 1}:  # 1: its maker did not count
-            raise FormatError("directory", f"nid {inode.nid} counts {inode.nlink}, not {links}")
+        counted = 2 + sum(child.file_type is FileType.DIR for child in children)
+        if links and inode.nlink not in {counted, 1}:  # 1: its maker did not count
+            raise FormatError("directory", f"nid {inode.nid} counts {inode.nlink}, not {counted}")
         return children
 
     def xattrs(self, inode: Inode) -> tuple[xattr.Xattr, ...]:

@@ -37,17 +37,19 @@ class FlatData:
 
 @dataclass(frozen=True, slots=True)
 class ChunkData:
-    """A file's bytes lie in chunks of one device.
+    """A file's bytes lie in chunks.
 
     Attributes:
         bits: a chunk has 2**bits bytes, 12 to 43; the last one may have fewer.
         blocks: for each chunk, the device block that it begins at.
         device: index into the devices.
+        devices: for each chunk such an index, if they lie on several; then `device` says nothing.
     """
 
     bits: int
     blocks: Sequence[int]
     device: int
+    devices: Sequence[int] | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -317,13 +317,14 @@ class _Plan:
                 "data of a file", f"{len(data.blocks)} chunks of {chunk} bytes for {body.size}"
             )
         left = body.size
-        for block in data.blocks:
-            self._slots.check(data.device, block, min(left, chunk))
+        devices = [data.device] * len(data.blocks) if data.devices is None else data.devices
+        pack, numbers = erofs_inode_chunk_index.pack, self._slots.numbers
+        indexes = [bytes(-len(body.xattrs) % _CHUNK_ALIGNMENT)]
+        for device, block in zip(devices, data.blocks, strict=True):
+            self._slots.check(device, block, min(left, chunk))
+            indexes.append(pack(0, numbers[device], block))
             left -= chunk
-        number = self._slots.numbers[data.device] if data.blocks else 0
-        pack = erofs_inode_chunk_index.pack
-        padding = bytes(-len(body.xattrs) % _CHUNK_ALIGNMENT)
-        body.tail = padding + b"".join([pack(0, number, block) for block in data.blocks])
+        body.tail = b"".join(indexes)
         self._chunked = True
 
     def serialize(self) -> bytes:

@@ -557,6 +557,7 @@ def test_wrong_count_of_subdirectories() -> None:
     forge.directory(ROOT, nlink=3)
     with pytest.raises(FormatError, match=r"^directory: nid 0 counts 3, not 2$"):
         walk(forge.image())
+    assert [path for path, _ in forge.image().walk(links=False)] == [b""]
     forge.directory(ROOT, nlink=1)  # its maker did not count
     assert walk(forge.image()) == [b""]
 
@@ -569,6 +570,7 @@ def test_wrong_count_of_names(nlink: int, missing: int) -> None:
     forge.inode(20, nlink=nlink)
     with pytest.raises(FormatError, match=f"^inode: nid 20 counts {missing} names too many$"):
         walk(forge.image())
+    assert len(list(forge.image().walk(links=False))) == 3
     forge.inode(20, nlink=2)
     assert walk(forge.image()) == [b"", b"a", b"b"]
 

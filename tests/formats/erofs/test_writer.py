@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import stat
+import struct
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,20 @@ def test_chunks() -> None:
         DataExtent(131_072, 8_928, 2, 0),
     ]
     assert image.xattrs(inode) == ((b"user.a", b"12345"),)
+
+
+def test_chunks_of_several_devices() -> None:
+    image = image_of(Node(FILE, size=9000, data=ChunkData(12, [0, 4, 1], 1, [0, 2, 0])))
+    inode = image.lookup(b"x")
+    assert inode is not None
+    assert image.extents(inode) == [
+        DataExtent(0, 4096, 1, 0),
+        DataExtent(4096, 4096, 2, 16_384),
+        DataExtent(8192, 808, 1, 4096),
+    ]
+    assert image.read_chunk_array(inode, 2) == struct.pack("<HHIHHI", 0, 1, 0, 0, 2, 4)
+    with pytest.raises(FormatError):
+        image_of(Node(FILE, size=9000, data=ChunkData(12, [0, 4, 1], 0, [0, 2, 1])))
 
 
 @pytest.mark.parametrize("size", [1, 4031, 4032])
