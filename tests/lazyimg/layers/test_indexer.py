@@ -90,7 +90,7 @@ def read_files(index: bytes, blob: bytes) -> dict[str, bytes]:
     ],
     ids=["gzip", "two-members", "zstd", "raw"],
 )
-@pytest.mark.parametrize("step", [3, 10_000, 1 << 30])
+@pytest.mark.parametrize("step", [61, 10_000, 1 << 30])
 def test_every_file_comes_out(compress: Callable[[bytes], bytes], codec: Codec, step: int) -> None:
     blob = compress(TAR)
     index, header = make(blob, TAR, step)
@@ -103,7 +103,7 @@ def test_every_file_comes_out(compress: Callable[[bytes], bytes], codec: Codec, 
 
 
 def test_same_bytes_however_they_arrive() -> None:
-    assert make(BLOB, TAR, 1)[0] == make(BLOB, TAR, 1 << 30)[0]
+    assert make(BLOB, TAR, 13)[0] == make(BLOB, TAR, 1 << 30)[0]
 
 
 def test_name_of_the_device_does_not_depend_on_windows_or_compression() -> None:
@@ -146,7 +146,7 @@ def test_tar_of_another_digest() -> None:
     ids=["empty", "short", "no-tar", "cut-tar", "cut-gzip", "bzip2", "path"],
 )
 def test_layer_of_which_there_is_no_index(blob: bytes, tar: bytes, problem: str) -> None:
-    for step in (1, 1 << 30):
+    for step in (7, 1 << 30):
         with pytest.raises(FormatError, match=problem):
             make(blob, tar, step)
 
