@@ -18,6 +18,7 @@ from tests.real.lazyimg_process import Lazyimg
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from types import TracebackType
 
 LAZY: Final = "lazyimg"
 """The snapshotter that loads lazily."""
@@ -29,6 +30,20 @@ address = "{address}"
 """
 LIMIT: Final = 120.0
 """Seconds that a container may take."""
+
+
+class Ctr(subprocess.Popen[str]):
+    """A running ctr, which is killed where its block fails: leaving a block waits for the end."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
 
 
 class Node(NamedTuple):
@@ -78,10 +93,10 @@ class Node(NamedTuple):
         snapshotter: str = LAZY,
         name: str = "test",
         options: Sequence[str] = ("--rm",),
-    ) -> subprocess.Popen[str]:
+    ) -> Ctr:
         """Start a container; what it prints comes out of `stdout`."""
         more = ("--cgroup", "", "--snapshotter", snapshotter)  # not all kernels have all cgroups
-        return subprocess.Popen(
+        return Ctr(
             [*self._ctr, "run", *options, *more, image, name, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
