@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.ports import Way
     from lazyimg.images.prefetching import Prefetcher
+    from lazyimg.images.publishing import Publisher
     from lazyimg.images.service import Images
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
@@ -233,6 +234,7 @@ async def start(
         config=config,
         images=images,
         indexes=Indexes(root, library, images, config.build.limits()),
+        publisher=_make_publisher(root, library, images),
         validator=Validator(
             root / "content", library, registries.open_image, config.build.limits()
         ),
@@ -250,6 +252,12 @@ async def start(
     await snapshots.start(sockets, stack)
     await _pass_pulls_on(config, given, sockets, stack)
     sockets.close_others()
+
+
+def _make_publisher(root: Path, library: Library, images: Images) -> Publisher:
+    from lazyimg.images.publishing import Publisher  # noqa: PLC0415  readers come first
+
+    return Publisher(root, library, images)
 
 
 def _make_mounts(

@@ -33,12 +33,15 @@ from lazyimg.api.messages import (
     MountReport,
     MountRequest,
     PrefetchEvent,
+    PushIndexReply,
+    PushIndexRequest,
     QuarantineReport,
     RegistryReport,
     SnapshotterReport,
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    UnpushIndexReply,
     ValidateEvent,
     ValidateReply,
 )
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from lazyimg.images.mounted import Mounted
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
+    from lazyimg.images.publishing import Publisher
     from lazyimg.images.service import Images
     from lazyimg.images.validation import Validator
     from lazyimg.registry.client import RegistryClient
@@ -81,6 +85,7 @@ class LazyimgDaemon:
         config: the effective configuration.
         images: makes images ready.
         indexes: makes those that layers lack.
+        publisher: pushes these.
         validator: reads images whole, and checks them.
         mounts: mounts them.
         prefetcher: makes them local.
@@ -99,6 +104,7 @@ class LazyimgDaemon:
         config: Config,
         images: Images,
         indexes: Indexes,
+        publisher: Publisher,
         validator: Validator,
         mounts: Mounts,
         prefetcher: Prefetcher,
@@ -113,6 +119,7 @@ class LazyimgDaemon:
         self._config = config
         self._images = images
         self._indexes = indexes
+        self._publisher = publisher
         self._validator = validator
         self._mounts = mounts
         self._prefetcher = prefetcher
@@ -272,6 +279,46 @@ class LazyimgDaemon:
                 for one in layers
             ],
         )
+
+    async def find_indexes(self, request: ImageRequest) -> IndexReply:
+        """Say where there are indexes of an image's layers."""
+        access = _registry_access(request.access)
+        name, layers = await self._publisher.find(request.reference, request.platform, access)
+        return IndexReply(
+            reference=name,
+            layers=[
+                IndexReport(
+                    layer=str(one.layer.digest),
+                    size=one.layer.size,
+                    format=one.format,
+                    index=one.own.digest if one.own else "",
+                    index_size=one.own.size if one.own else 0,
+                    committed=one.committed,
+                    pushed=list(one.pushed),
+                )
+                for one in layers
+            ],
+        )
+
+    async def push_index(self, request: PushIndexRequest) -> PushIndexReply:
+        """Push the indexes that were made of an image's layers."""
+        done = await self._publisher.push(
+            request.reference, request.platform, _registry_access(request.access), request.tag
+        )
+        return PushIndexReply(
+            reference=done.reference,
+            tagged=done.tagged,
+            digest=done.digest,
+            artifact=done.artifact,
+            layers=[str(layer) for layer in done.layers],
+        )
+
+    async def unpush_index(self, request: ImageRequest) -> UnpushIndexReply:
+        """Remove the indexes that were pushed for an image."""
+        artifacts, problems = await self._publisher.remove(
+            request.reference, request.platform, _registry_access(request.access)
+        )
+        return UnpushIndexReply(artifacts=artifacts, problems=problems)
 
     async def remove_index(self, request: ImageRequest) -> IndexReply:
         """Remove the indexes that were made of an image's layers, or of one layer."""

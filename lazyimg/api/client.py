@@ -28,9 +28,12 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     PrefetchRequest,
+    PushIndexReply,
+    PushIndexRequest,
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    UnpushIndexReply,
     ValidateEvent,
     ValidateReply,
 )
@@ -84,6 +87,18 @@ class Client:
     def remove_index(self, request: ImageRequest) -> IndexReply:
         """Remove what `create_index` made."""
         return self._ask("POST /v1/index/remove", request, IndexReply)
+
+    def find_indexes(self, request: ImageRequest) -> IndexReply:
+        """Say where there are indexes of an image's layers."""
+        return self._ask("POST /v1/index/find", request, IndexReply)
+
+    def push_index(self, request: PushIndexRequest) -> PushIndexReply:
+        """Push what `create_index` made."""
+        return self._ask("POST /v1/index/push", request, PushIndexReply)
+
+    def unpush_index(self, request: ImageRequest) -> UnpushIndexReply:
+        """Remove what `push_index` pushed."""
+        return self._ask("POST /v1/index/unpush", request, UnpushIndexReply)
 
     def indexes(self) -> IndexReply:
         """List what `create_index` made."""

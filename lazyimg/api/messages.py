@@ -9,7 +9,10 @@
 | POST /v1/validate | ImageRequest | lines of JSON: ValidateEvent, ... |
 | POST /v1/inspect | InspectRequest | InspectReply |
 | POST /v1/index | ImageRequest | IndexReply |
+| POST /v1/index/find | ImageRequest | IndexReply |
 | POST /v1/index/remove | ImageRequest | IndexReply |
+| POST /v1/index/push | PushIndexRequest | PushIndexReply |
+| POST /v1/index/unpush | ImageRequest | UnpushIndexReply |
 | GET /v1/index | - | IndexReply |
 | GET /v1/cache | - | CacheReply |
 | POST /v1/cache/check | CacheCheckRequest | CacheCheckReply |
@@ -392,6 +395,8 @@ class IndexReport(msgspec.Struct, frozen=True, kw_only=True):
         index: the index's digest; "" where the layer has an index itself.
         index_size: of the index.
         made: just now.
+        committed: the digest of the index that the image's manifest commits to; "" for none.
+        pushed: digests of the artifacts in the image's repository that have an index of it.
     """
 
     layer: str
@@ -400,6 +405,8 @@ class IndexReport(msgspec.Struct, frozen=True, kw_only=True):
     index: str = ""
     index_size: int = 0
     made: bool = False
+    committed: str = ""
+    pushed: list[str] = []
 
 
 class IndexReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -407,6 +414,37 @@ class IndexReply(msgspec.Struct, frozen=True, kw_only=True):
 
     layers: list[IndexReport]
     reference: str = ""
+
+
+class PushIndexRequest(ImageRequest, frozen=True, kw_only=True):
+    """Push the indexes of an image's layers; `tag` is for an image that commits to them."""
+
+    tag: str = ""
+
+
+class PushIndexReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the repository now.
+
+    Attributes:
+        reference: of the image.
+        tagged: of the image that commits to its indexes; "" where none was asked for.
+        digest: of the manifest that the artifact refers to.
+        artifact: its digest; "": each layer has an index itself, and nothing was pushed.
+        layers: whose indexes are in it.
+    """
+
+    reference: str
+    tagged: str
+    digest: str
+    artifact: str
+    layers: list[str]
+
+
+class UnpushIndexReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The artifacts that nothing lists any more, and why some may be there still."""
+
+    artifacts: list[str]
+    problems: list[str] = []
 
 
 class CacheCheckRequest(msgspec.Struct, frozen=True, kw_only=True):

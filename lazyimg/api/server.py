@@ -30,9 +30,12 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     PrefetchRequest,
+    PushIndexReply,
+    PushIndexRequest,
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    UnpushIndexReply,
     ValidateEvent,
 )
 from lazyimg.errors import DaemonUnavailableError, LazyimgError, NotFoundError, UsageError
@@ -82,6 +85,18 @@ class Daemon(Protocol):
         """Make an index of each layer that has none."""
         ...
 
+    async def find_indexes(self, request: ImageRequest) -> IndexReply:
+        """Say where there are indexes of an image's layers."""
+        ...
+
+    async def push_index(self, request: PushIndexRequest) -> PushIndexReply:
+        """Push those that were made."""
+        ...
+
+    async def unpush_index(self, request: ImageRequest) -> UnpushIndexReply:
+        """Remove what was pushed."""
+        ...
+
     async def remove_index(self, request: ImageRequest) -> IndexReply:
         """Remove them."""
         ...
@@ -124,6 +139,9 @@ def make_application(daemon: Daemon, *, grace: float = GRACE) -> web.Application
             web.post("/v1/prefetch", _stream_handler(PrefetchRequest, daemon.prefetch, streams)),
             web.post("/v1/validate", _stream_handler(ImageRequest, daemon.validate, streams)),
             web.post("/v1/index", _handler(ImageRequest, daemon.create_index, begun)),
+            web.post("/v1/index/find", _handler(ImageRequest, daemon.find_indexes, begun)),
+            web.post("/v1/index/push", _handler(PushIndexRequest, daemon.push_index, begun)),
+            web.post("/v1/index/unpush", _handler(ImageRequest, daemon.unpush_index, begun)),
             web.post("/v1/index/remove", _handler(ImageRequest, daemon.remove_index, begun)),
             web.get("/v1/index", _question(daemon.indexes)),
             web.post("/v1/cache/check", _handler(CacheCheckRequest, daemon.check_cache, begun)),

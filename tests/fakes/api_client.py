@@ -22,9 +22,12 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     PrefetchRequest,
+    PushIndexReply,
+    PushIndexRequest,
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    UnpushIndexReply,
     ValidateEvent,
     ValidateReply,
 )
@@ -58,6 +61,15 @@ class ApiClient:
 
     async def create_index(self, request: ImageRequest) -> IndexReply:
         return await self._ask("POST", "index", request, IndexReply)
+
+    async def find_indexes(self, request: ImageRequest) -> IndexReply:
+        return await self._ask("POST", "index/find", request, IndexReply)
+
+    async def push_index(self, request: PushIndexRequest) -> PushIndexReply:
+        return await self._ask("POST", "index/push", request, PushIndexReply)
+
+    async def unpush_index(self, request: ImageRequest) -> UnpushIndexReply:
+        return await self._ask("POST", "index/unpush", request, UnpushIndexReply)
 
     async def remove_index(self, request: ImageRequest) -> IndexReply:
         return await self._ask("POST", "index/remove", request, IndexReply)

@@ -29,11 +29,14 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     PrefetchRequest,
+    PushIndexReply,
+    PushIndexRequest,
     RegistryReport,
     SnapshotterReport,
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    UnpushIndexReply,
     ValidateEvent,
     ValidateReply,
 )
@@ -67,6 +70,7 @@ class FakeDaemon:
         failure: likewise.
         snapshotter: likewise.
         verdicts: of the devices in the cache, by name; another one is removed meanwhile.
+        artifact: what is pushed; "" for nothing.
     """
 
     def __init__(self) -> None:
@@ -78,6 +82,7 @@ class FakeDaemon:
         self.failure = ""
         self.snapshotter: SnapshotterReport | None = None
         self.verdicts: dict[str, CacheCheckReply] = {}
+        self.artifact = "sha256:2"
 
     async def mount(self, request: MountRequest) -> MountReply:
         """Mount IMAGE."""
@@ -181,6 +186,37 @@ class FakeDaemon:
         )
         own = IndexReport(layer=DIGEST, size=MIB, format="zstd:chunked")
         return IndexReply(reference=IMAGE, layers=[made, replace(made, made=False), own])
+
+    async def find_indexes(self, request: ImageRequest) -> IndexReply:
+        """Say that the lower layer has one everywhere, the upper one nowhere."""
+        self.requests.append(request)
+        found = IndexReport(
+            layer=DIGEST, size=40 * MIB, format="gzip", index="sha256:1", index_size=MIB,
+            committed="sha256:1", pushed=["sha256:2", "sha256:3"],
+        )  # fmt: skip
+        return IndexReply(
+            reference=IMAGE,
+            layers=[found, IndexReport(layer=DIGEST, size=MIB, format="gzip")],
+        )
+
+    async def push_index(self, request: PushIndexRequest) -> PushIndexReply:
+        """Push the index of a layer, but for an image whose layers have their own."""
+        self.requests.append(request)
+        _check(request.reference)
+        return PushIndexReply(
+            reference=IMAGE,
+            tagged=f"registry.example/app:{request.tag}" if request.tag else "",
+            digest=DIGEST,
+            artifact=self.artifact,
+            layers=[DIGEST] if self.artifact else [],
+        )
+
+    async def unpush_index(self, request: ImageRequest) -> UnpushIndexReply:
+        """Remove two, one of which stays."""
+        self.requests.append(request)
+        return UnpushIndexReply(
+            artifacts=["sha256:2", "sha256:3"], problems=["the registry answers 405"]
+        )
 
     async def remove_index(self, request: ImageRequest) -> IndexReply:
         """Remove one."""

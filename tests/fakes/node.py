@@ -25,6 +25,7 @@ from lazyimg.images.indexing import IndexMaker, IndexReply, IndexRequest, index
 from lazyimg.images.library import Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.prefetching import Prefetcher
+from lazyimg.images.publishing import Publisher
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
 from lazyimg.images.validation import Validator
@@ -144,6 +145,7 @@ class Node:
         self.transport = MemoryTransport(self.host)
         self.catalog.use(self.transport)
         self.images = Images(self.root, self.library, self.catalog, self.open_source)
+        self.publisher = Publisher(self.root, self.library, self.images)
         self.indexes = Indexes(self.root, self.library, self.images, BuildLimits())
         self.validator = Validator(
             self.root / "content", self.library, self.open_source, BuildLimits()

@@ -23,6 +23,7 @@ from lazyimg.api.messages import (
     InspectRequest,
     MountRequest,
     PrefetchRequest,
+    PushIndexRequest,
     QuarantineReport,
     SnapshotterReport,
     UnmountRequest,
@@ -104,6 +105,7 @@ def make_daemon(
         ),
         images=node.images,
         indexes=node.indexes,
+        publisher=node.publisher,
         validator=node.validator,
         mounts=node.mounts,
         prefetcher=node.prefetcher,
@@ -541,6 +543,16 @@ async def test_indexes_are_made_listed_and_removed(
     assert report.index_size > 0
     expected = [msgspec.structs.replace(report, made=False, format="")]
     assert (await daemon.indexes()).layers == expected
+    push = PushIndexRequest(reference=node.reference, tag="2")
+    pushed = await daemon.push_index(push)
+    assert pushed.tagged == f"{node.registry.host}/app:2"
+    assert pushed.layers == [report.layer]
+    embedded = ImageRequest(reference=pushed.tagged)
+    (found,) = (await daemon.find_indexes(embedded)).layers
+    assert found == msgspec.structs.replace(
+        report, made=False, committed=report.index, pushed=[pushed.artifact]
+    )
+    assert (await daemon.unpush_index(embedded)).artifacts == [pushed.artifact]
     assert (await daemon.remove_index(request)).layers == expected
     assert (await daemon.indexes()).layers == []
     add_lazy_image(node.registry, "app", "1", layers)

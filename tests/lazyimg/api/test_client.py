@@ -21,6 +21,7 @@ from lazyimg.api.messages import (
     InspectRequest,
     MountRequest,
     PrefetchRequest,
+    PushIndexRequest,
     UnmountRequest,
 )
 from lazyimg.errors import (
@@ -104,7 +105,11 @@ def test_indexes(daemon: FakeDaemon, address: Path) -> None:
     request = ImageRequest(reference=IMAGE)
     assert [layer.made for layer in client.create_index(request).layers] == [True, False, False]
     assert len(client.indexes().layers) == len(client.remove_index(request).layers) == 1
-    assert daemon.requests == [request, request]
+    push = PushIndexRequest(reference=IMAGE, tag="2")
+    assert len(client.find_indexes(request).layers) == 2
+    assert client.push_index(push).tagged == "registry.example/app:2"
+    assert len(client.unpush_index(request).artifacts) == 2
+    assert daemon.requests == [request, request, request, push, request]
 
 
 def test_cache(daemon: FakeDaemon, address: Path) -> None:

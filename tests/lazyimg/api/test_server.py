@@ -26,9 +26,12 @@ from lazyimg.api.messages import (
     MountRequest,
     PrefetchEvent,
     PrefetchRequest,
+    PushIndexReply,
+    PushIndexRequest,
     StatusReply,
     UnmountReply,
     UnmountRequest,
+    UnpushIndexReply,
     ValidateEvent,
     ValidateReply,
 )
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
+PUSHED = PushIndexReply(reference="r", tagged="t", digest="d", artifact="a", layers=["l"])
 INDEXED = IndexReply(reference="r", layers=[IndexReport(layer="l", size=1, made=True)])
 CHECKED = CacheCheckReply(device="d", checked=1, unchecked=2, wrong=3, repaired=4)
 MOUNTED = MountReply(reference="reg/app:1", digest="sha256:aa", fsid="ff", directory="/mnt")
@@ -132,6 +136,18 @@ class ScriptedDaemon:
 
     async def remove_index(self, request: ImageRequest) -> IndexReply:
         reply: IndexReply = await self._answer(request, IndexReply(layers=[]))
+        return reply
+
+    async def find_indexes(self, request: ImageRequest) -> IndexReply:
+        reply: IndexReply = await self._answer(request, INDEXED)
+        return reply
+
+    async def push_index(self, request: PushIndexRequest) -> PushIndexReply:
+        reply: PushIndexReply = await self._answer(request, PUSHED)
+        return reply
+
+    async def unpush_index(self, request: ImageRequest) -> UnpushIndexReply:
+        reply: UnpushIndexReply = await self._answer(request, UnpushIndexReply(artifacts=["a"]))
         return reply
 
     async def indexes(self) -> IndexReply:
@@ -237,8 +253,13 @@ async def test_every_call_reaches_the_daemon_whole(
     assert await client.validate(image, lambda *_: None) == VALIDATED
     assert await client.create_index(image) == INDEXED
     assert await client.remove_index(image) == await client.indexes() == IndexReply(layers=[])
+    push = PushIndexRequest(reference="r", access=access, tag="t")
+    assert await client.find_indexes(image) == INDEXED
+    assert await client.push_index(push) == PUSHED
+    assert await client.unpush_index(image) == UnpushIndexReply(artifacts=["a"])
     assert daemon.asked == [
         mount, image, inspect, unmount, None, check, "cache", image, image, image, "indexes",
+        image, push, image,
     ]  # fmt: skip
     assert daemon.asked[0].access.password == "p"
 
