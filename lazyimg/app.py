@@ -271,7 +271,11 @@ def _make_mounts(
     way: Way
     if transport.name == "cachefiles":
         way = CacheMounts(own.root, config.domain_id, config.mount.read_ahead, transport)
-    else:
+    elif transport.name == "fuse":
+        switched = config.fuse.complete == "file" and config.fuse.mount != "file"
+        tree = own.root / "fuse" if switched else None
+        way = FileMounts(own.root, transport, config.fuse.mount, tree=tree)
+    else:  # the kernel asks for no page of a file that a loop device reads
         way = FileMounts(own.root, transport)
     return Mounts(own, way, library, readers=catalog.readers)
 

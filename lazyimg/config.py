@@ -301,6 +301,14 @@ class FuseSettings(msgspec.Struct, frozen=True, kw_only=True):
             "files. passthrough: files of FUSE's tree, which the kernel reads by itself; slower.",
         ),
     ] = "file"
+    mount: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|file|loop)$",
+            description="How EROFS comes by the files. file: it mounts them, as Linux 6.12 and "
+            "later can. loop: by read-only loop devices. auto: file where that works, else loop.",
+        ),
+    ] = "auto"
 
 
 class MountSettings(msgspec.Struct, frozen=True, kw_only=True):

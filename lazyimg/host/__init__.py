@@ -5,6 +5,8 @@ Rules:
     the daemon must give, and cannot be killed meanwhile: so each such call is made by a child
     process that holds none of the daemon's fds (`mount_child.py`, standard library only). One
     that is idle is kept for the next call (`mount_calls`); it ends with the daemon.
+  - Where EROFS takes no files, loop devices lie over them (`loops`). The process that mounts makes
+    them and closes them after it: they free themselves with the mount, so none is ever left.
   - The daemon must not depend on a file that it serves: `own_mounts` refuses to serve then.
   - Overlays state `index`, `metacopy` and `redirect_dir` themselves: the kernel's defaults differ
     from one distribution to the next.

@@ -1,27 +1,30 @@
-"""A process for mount(2), umount2(2) and reads, one at a time: `python -I -S mount_child.py`.
+"""A process for mount(2), umount2(2), loop devices and reads: `python -I -S mount_child.py`.
 
 It is run by its path, imports the standard library only, and holds no fds but its own three and a
-lock. A request is a line of JSON on standard input: {"call": name, arguments by name}. To each it
-writes one on standard output: {} when done, or {"errno": number, "call": system call, "log": the
-kernel's own words, if any}. It ends when its input does.
+lock; it makes one call at a time. A request is a line of JSON on standard input: {"call": name,
+arguments by name}. To each it writes one on standard output: {} when done, or {"errno": number,
+"call": system call, "log": the kernel's own words, if any}. It ends when its input does.
 
 Source: mount(2), umount2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2),
-open_tree(2), mount_setattr(2), user_namespaces(7);
-include/uapi/linux/mount.h.
+open_tree(2), mount_setattr(2), user_namespaces(7), loop(4);
+include/uapi/linux/mount.h, include/uapi/linux/loop.h.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
+import stat
 import struct
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
 MS_RDONLY = 0x1
@@ -50,6 +53,16 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _AT_FDCWD = -100
+
+_LOOP_CONTROL = "/dev/loop-control"
+_LOOP_NODE = "/dev/loop"  # and its number
+_LOOP_CHANGE_FD = 0x4C06
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
+_LO_FLAGS = 1 | 4 | 16  # READ_ONLY, AUTOCLEAR, DIRECT_IO
+_LOOP_BLOCK = 4096  # bytes; of a disk whose blocks are that long, others are not read directly
+_LOOP_ATTEMPTS = 64  # others take free ones too
+_SYS_BLOCK = "/sys/block"
 
 _OPTIONS_LIMIT = 4095  # bytes: mount(2) copies one page, with its NUL
 
@@ -174,6 +187,105 @@ def _kernel_log(context: int) -> str:
     return "; ".join(lines)
 
 
+def mount_loops(
+    *, name: str, source: str, target: str, fs_type: str, flags: int, devices: list[str]
+) -> None:
+    """Mount files as block devices: read-only loop devices, which are gone with the mount.
+
+    `name` is a path for the mount table: the first one's name, while this goes on.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(_loop_over(path)) for path in (source, *devices)]
+        first, *others = [f"{_LOOP_NODE}{number}" for number in opened]
+        try:
+            os.makedirs(os.path.dirname(name), 0o700, exist_ok=True)  # noqa: PTH103, PTH120  small
+            with contextlib.suppress(FileNotFoundError):  # of a process that was killed
+                os.unlink(name)  # noqa: PTH108
+            os.symlink(first, name)  # noqa: PTH211
+        except OSError as error:
+            raise CallError("symlink", error.errno or 0) from error
+        stack.callback(os.unlink, name)
+        options = [["device", device] for device in others]
+        _mount_by_parts(name, target, fs_type, flags, options)
+
+
+@contextlib.contextmanager
+def _loop_over(path: str) -> Iterator[int]:
+    """Make a read-only loop device over a file; it is gone with the last who has it open."""
+    with _opened(path) as file, _opened(_LOOP_CONTROL, call="loop-control") as control:
+        for _ in range(_LOOP_ATTEMPTS):
+            number = _ioctl("LOOP_CTL_GET_FREE", control, _LOOP_CTL_GET_FREE)
+            with _opened(_loop_node(number)) as loop:
+                try:
+                    _ioctl("LOOP_CONFIGURE", loop, _LOOP_CONFIGURE, _loop_config(file))
+                except CallError as error:
+                    if error.number == errno.EBUSY:
+                        continue
+                    raise
+                yield number
+                return
+    raise CallError("LOOP_CONFIGURE", errno.EBUSY)
+
+
+def _ioctl(name: str, fd: int, number: int, argument: int | bytes = 0) -> int:
+    try:
+        return fcntl.ioctl(fd, number, argument)  # type: ignore[return-value]  # no buffer
+    except OSError as error:
+        raise CallError(name, error.errno or 0) from error
+
+
+def _loop_config(file: int) -> bytes:
+    """Give a struct loop_config."""
+    info = struct.pack("=40x2I4xI176x", 0, 0, _LO_FLAGS)
+    return struct.pack("=2I", file, _LOOP_BLOCK) + info + bytes(64)
+
+
+def _loop_node(number: int) -> str:
+    """Give the path of a loop device's node; a container's /dev lacks those that are new."""
+    node = f"{_LOOP_NODE}{number}"
+    try:
+        if not os.path.exists(node):  # noqa: PTH110
+            with open(f"{_SYS_BLOCK}/loop{number}/dev") as file:  # noqa: PTH123
+                major, minor = map(int, file.read().split(":"))
+            with contextlib.suppress(FileExistsError):
+                os.mknod(node, stat.S_IFBLK | 0o600, os.makedev(major, minor))
+    except OSError as error:
+        raise CallError(f"mknod of {node}", error.errno or 0) from error
+    return node
+
+
+@contextlib.contextmanager
+def _opened(path: str, call: str = "open") -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CallError(call, error.errno or 0) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def switch_loops(*, numbers: list[int], source: str, target: str) -> None:
+    """Have loop devices over the file `source` read `target` from now on, of the same bytes.
+
+    Waits for what is being read from them.
+    """
+    with _opened(target) as file:
+        for number in numbers:
+            with _opened(_loop_node(number)) as loop:  # while it is open it stays what it is
+                if _backing_file(number) == source:
+                    _ioctl("LOOP_CHANGE_FD", loop, _LOOP_CHANGE_FD, file)
+
+
+def _backing_file(number: int) -> str:
+    try:
+        with open(f"{_SYS_BLOCK}/loop{number}/loop/backing_file") as file:  # noqa: PTH123
+            return file.read().rstrip("\n")
+    except OSError:  # it is free
+        return ""
+
+
 def mount_bind(*, source: str, target: str, read_only: bool) -> None:
     """Show a mounted directory at a second place."""
     _mount(source, target, None, MS_BIND, "")
@@ -270,6 +382,8 @@ def read_byte(*, path: str, offset: int) -> None:
 
 _CALLS: dict[str, Callable[..., None]] = {
     "mount": mount_file_system,
+    "mount_loops": mount_loops,
+    "switch_loops": switch_loops,
     "bind": mount_bind,
     "map": mount_mapped,
     "unmount": unmount,

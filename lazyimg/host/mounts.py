@@ -57,6 +57,10 @@ _log = logging.getLogger(__name__)
 _calls = MountCalls()
 
 
+class FileMountError(KernelError):
+    """The kernel does not mount that file, or none: EROFS from files came with Linux 6.12."""
+
+
 @asynccontextmanager
 async def calls_known_by(path: Path) -> AsyncIterator[None]:
     """Keep processes for calls, each with a shared lock on a file for as long as it lives.
@@ -119,8 +123,10 @@ async def mount_erofs(
         _set_read_ahead(_bdi_names() - before, read_ahead_kb)
 
 
-async def mount_erofs_files(bootstrap: Path, devices: Sequence[Path], target: Path) -> None:
-    """Mount a bootstrap that is a plain file on a directory, read-only (Linux 6.12 or later).
+async def mount_erofs_files(
+    bootstrap: Path, devices: Sequence[Path], target: Path, *, loops: Path | None = None
+) -> None:
+    """Mount a bootstrap that is a plain file on a directory, read-only.
 
     Each mount is a file system of its own, also of the same bootstrap.
 
@@ -129,29 +135,50 @@ async def mount_erofs_files(bootstrap: Path, devices: Sequence[Path], target: Pa
         devices: a file for each slot of the bootstrap's table, in its order. They are opened here
             and now, and kept open.
         target: where.
+        loops: mount them by loop devices, as kernels before 6.12 need it; then the mount table has
+            this path, of which only the last part may be new, in place of the bootstrap's.
 
     Raises:
         NotFoundError: one of them does not exist.
+        FileMountError: the kernel wants a block device.
         LazyimgError: anything else.
     """
-    paths = [os.fspath(path) for path in (bootstrap, *devices)]
+    paths = [os.fspath(path) for path in (bootstrap, *devices, *([loops] if loops else []))]
     for path in paths:
         if len(os.fsencode(path)) > MAX_VALUE:
             raise UsageError(path, f"its path has more than {MAX_VALUE} bytes", "use another root")
-    await _call(
-        f"fsid {bootstrap.name}",
-        target,
-        {
-            "call": "mount",
-            "source": paths[0],
-            "target": os.fspath(target),
-            "fs_type": "erofs",
-            "flags": mount_child.MS_RDONLY,
-            "options": [["device", path] for path in paths[1:]],
-            "parts": True,
-        },
-        kind="files",
-    )
+    request: dict[str, Any] = {
+        "call": "mount",
+        "source": paths[0],
+        "target": os.fspath(target),
+        "fs_type": "erofs",
+        "flags": mount_child.MS_RDONLY,
+    }
+    if loops is None:
+        request |= {"options": [["device", path] for path in paths[1:]], "parts": True}
+    else:
+        request |= {"call": "mount_loops", "name": paths[-1], "devices": paths[1:-1]}
+    await _call(f"fsid {bootstrap.name}", target, request, kind="files")
+
+
+async def switch_loops(numbers: Sequence[int], source: Path, target: Path) -> None:
+    """Have read-only loop devices read another file of the same bytes, also while mounted.
+
+    Args:
+        numbers: of the devices; what is not over `source` is left alone.
+        source: the path of their file, which the kernel has.
+        target: the other one's.
+
+    Raises:
+        LazyimgError: the kernel refuses.
+    """
+    request = {
+        "call": "switch_loops",
+        "numbers": list(numbers),
+        "source": os.fspath(source),
+        "target": os.fspath(target),
+    }
+    await _call(f"loop devices of {source.name}", target, request)
 
 
 async def mount_overlay(lower: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
@@ -316,7 +343,8 @@ async def _call(what: str, target: Path, request: dict[str, Any], kind: str = ""
 
 def _call_error(what: str, target: Path, call: str, reply: dict[str, Any]) -> LazyimgError:
     number = reply["errno"]
-    explained = _ERRORS.get((call, number)) or _ERRORS.get(("any", number))
+    tables = (reply["call"], call, "any")
+    explained = next((_ERRORS[name, number] for name in tables if (name, number) in _ERRORS), None)
     if explained is None:
         said = f" ({reply['log']})" if reply["log"] else ""
         return KernelError(what, f"{reply['call']} on {target} failed: {os.strerror(number)}{said}")
@@ -328,6 +356,12 @@ _NO_OBJECT: Final = (
     NotFoundError,
     "the cache does not give it: there is no such image, or its first blocks cannot be read",
     "prepare the image first; if it is there, see the daemon's log",
+)
+
+_NO_LOOPS: Final = (
+    KernelError,
+    "this kernel does not mount EROFS from a file, and has no loop devices",
+    "load the module `loop`; in a container, give it /dev/loop-control",
 )
 
 _ERRORS: Final[dict[tuple[str, int], tuple[type[LazyimgError], str, str]]] = {
@@ -345,8 +379,10 @@ _ERRORS: Final[dict[tuple[str, int], tuple[type[LazyimgError], str, str]]] = {
         NotFoundError, "it, one of its devices or {target} does not exist", ""
     ),
     ("files", EINVAL): (KernelError, "the kernel refuses it", "`dmesg` says why"),
+    ("loop-control", ENOENT): _NO_LOOPS,
+    ("loop-control", ENODEV): _NO_LOOPS,
     ("files", ENOTBLK): (
-        KernelError,
+        FileMountError,
         "this kernel does not mount EROFS from a file, or not from one on that file system",
         "`lazyimg doctor` says more",
     ),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SYSTEM_PATHS: Final = ("/dev", "/etc", "/proc", "/run", "/sys", "/tmp")  # noqa: S108 - a name only
 """What any process may look for at any time: devices, name service, certificates, ..."""
 
+_PLACES: Final = ("bootstraps", "loops")
+
 
 @dataclass(frozen=True, slots=True)
 class OwnMounts:
@@ -39,7 +41,8 @@ class OwnMounts:
         """Whether an entry is a mount of an image, of whatever kind."""
         if mount.fs_type != "erofs":
             return False
-        from_file = mount.source == f"{self.root}/bootstraps/{fsid_of(mount)}"
+        fsid = fsid_of(mount)
+        from_file = mount.source in {f"{self.root}/{place}/{fsid}" for place in _PLACES}
         return from_file or is_domain_of(mount.super_option("domain_id"), self.domain_id)
 
     def is_served(self, mount: MountEntry) -> bool:
@@ -50,12 +53,13 @@ class OwnMounts:
 def fsid_of(mount: MountEntry) -> str | None:
     """Give the fsid of the image that a mount shows; None if it shows none.
 
-    An image that is mounted from a file has the file's name: ROOT/bootstraps/FSID.
+    An image that is mounted from a file has the file's name: ROOT/bootstraps/FSID; by loop
+    devices, ROOT/loops/FSID.
     """
     if mount.fs_type != "erofs":
         return None
     path = PurePath(mount.source)
-    return mount.super_option("fsid") or (path.name if path.parent.name == "bootstraps" else None)
+    return mount.super_option("fsid") or (path.name if path.parent.name in _PLACES else None)
 
 
 def refuse_own_mounts(own: OwnMounts, directories: Iterable[Path]) -> None:

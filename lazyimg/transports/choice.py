@@ -194,13 +194,16 @@ async def _make_cachefiles(
 async def _make_fuse(
     config: Config, filler: Filler, stack: AsyncExitStack, manager: ServiceManager
 ) -> Offer:
-    from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415  not everywhere
+    from lazyimg.transports.fuse import taken  # noqa: PLC0415  not everywhere
+    from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415
 
     cache = await _open_cache(config, stack, manager)
+    left = [fd for fd in [manager.take(taken.NAME)] if fd is not None]
+    stack.callback(_close_all, left)
 
     def give_up() -> None:
         _log.critical("all mounts are dead; starting anew")
-        _start_anew(manager, transport.name)
+        _start_anew(manager, transport.name, taken.NAME)
 
     transport = FuseTransport(
         filler,
@@ -209,6 +212,7 @@ async def _make_fuse(
         passthrough=config.fuse.complete == "passthrough",
         ahead=config.fill.ahead,
         lost=give_up,
+        keeper=manager,
     )
     tree = _tree(config)
 
@@ -216,12 +220,18 @@ async def _make_fuse(
         if control_fd is None:
             from lazyimg.transports.trial import try_file_mount  # noqa: PLC0415  nobody waits
 
-            await try_file_mount(tree.parent)
+            await try_file_mount(tree.parent, config.fuse.mount)
         with suppress(FileExistsError):  # what is mounted there, if anything, is not looked at
             tree.mkdir()
-        await transport.start(tree, control_fd=control_fd)
+        taken_fd = left.pop() if left and control_fd is not None else None
+        await transport.start(tree, control_fd=control_fd, taken_fd=taken_fd)
 
     return Offer(transport, start, cache)
+
+
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 async def _make_fanotify(

@@ -94,3 +94,15 @@ class Transport(Protocol):
     def is_tight(self) -> bool:
         """Tell whether only what is read should be stored now. Blocks; raises OSError."""
         ...
+
+
+class Keeper(Protocol):
+    """Keeps fds for the process that takes over: `lazyimg.host.service_manager`."""
+
+    def keep(self, name: str, fd: int) -> None:
+        """Have an fd kept; when this returns it is safe."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Have what is kept by this name closed."""
+        ...

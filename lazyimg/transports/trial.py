@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.errors import KernelBusyError, KernelError, LazyimgError, StorageError
+from lazyimg.host.loops import FileMounter
 from lazyimg.host.mounts import mount_erofs, mount_erofs_files, read_byte, unmount
 from lazyimg.host.preflight import Check, Machine, check_holders
 from lazyimg.host.removal import remove_tree
@@ -34,6 +35,9 @@ BLOCK: Final = 4096
 
 DOMAIN: Final = "lazyimg-try"
 """The EROFS domain, and the tag of the kernel's cache, of a trial."""
+
+DONE: Final = "an image was mounted and read"
+"""What is found where a transport works."""
 
 TIMEOUT: Final = 20.0
 """Seconds for a trial, after which it has failed."""
@@ -118,7 +122,7 @@ async def try_transport(name: str, directory: Path) -> Check:
     named = title(name)
     try:
         async with asyncio.timeout(TIMEOUT), AsyncExitStack() as stack:
-            await TRIALS[name](TrialImage(), directory, stack)
+            detail = await TRIALS[name](TrialImage(), directory, stack)
     except KernelBusyError:
         return replace(check_holders(Machine(directory)), name=named, needed=False)
     except LazyimgError as error:
@@ -128,14 +132,18 @@ async def try_transport(name: str, directory: Path) -> Check:
     except OSError as error:
         detail, remedy = f"{error.filename or name}: {error.strerror}", ""
     else:
-        return Check(named, ok=True, detail="an image was mounted and read", needed=False)
+        return Check(named, ok=True, detail=detail, needed=False)
     return Check(
         named, ok=False, detail=detail, remedy=remedy or "use another transport", needed=False
     )
 
 
-async def try_file_mount(root: Path) -> None:
+async def try_file_mount(root: Path, how: str) -> None:
     """Check that the kernel mounts EROFS from a file in the daemon's directory.
+
+    Args:
+        root: that directory.
+        how: see `FileMounter`.
 
     Raises:
         KernelError: it does not.
@@ -145,7 +153,7 @@ async def try_file_mount(root: Path) -> None:
     try:
         await asyncio.to_thread(bootstrap.write_bytes, TrialImage.empty())
         target.mkdir(exist_ok=True)
-        await mount_erofs_files(bootstrap, (), target)
+        await FileMounter(how, root / "loops").mount(bootstrap, (), target)
         await unmount(target)
         target.rmdir()
         bootstrap.unlink()
@@ -157,7 +165,7 @@ async def try_file_mount(root: Path) -> None:
         raise KernelError("EROFS", error.problem, error.remedy) from error
 
 
-async def _try_cachefiles(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+async def _try_cachefiles(image: TrialImage, directory: Path, stack: AsyncExitStack) -> str:
     from lazyimg.transports.cachefiles.transport import CachefilesTransport  # noqa: PLC0415
 
     cache = _make(directory / "cache")
@@ -167,19 +175,22 @@ async def _try_cachefiles(image: TrialImage, directory: Path, stack: AsyncExitSt
     target = _make(directory / "mnt")
     await mount_erofs(image.fsid, DOMAIN, target)
     await _read(target, stack)
+    return DONE
 
 
-async def _try_fuse(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+async def _try_fuse(image: TrialImage, directory: Path, stack: AsyncExitStack) -> str:
     from lazyimg.transports.fuse.transport import FuseTransport  # noqa: PLC0415
 
     tree = _make(directory / "fuse")
     transport = FuseTransport(image, await _open_cache(directory, stack))
     await transport.start(tree)
     stack.push_async_callback(transport.stop)
-    await _mount_files(transport, image, directory, stack)
+    mounter = FileMounter("auto", directory / "loops")
+    await _mount_files(transport, image, directory, stack, mounter)
+    return f"{DONE}, by loop devices" if mounter.loops else DONE
 
 
-async def try_fanotify(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+async def try_fanotify(image: TrialImage, directory: Path, stack: AsyncExitStack) -> str:
     """Try fanotify: the kernel must ask, and say so where a file ends too early.
 
     Raises:
@@ -191,9 +202,10 @@ async def try_fanotify(image: TrialImage, directory: Path, stack: AsyncExitStack
     transport = FanotifyTransport(image, await _open_cache(directory, stack))
     await transport.start(_make(directory / "fanotify"))
     stack.push_async_callback(transport.stop)
-    await _mount_files(transport, image, directory, stack)
+    await _mount_files(transport, image, directory, stack, FileMounter("file", directory))
     if not transport.counters.reads:
         raise KernelError("fanotify", "the kernel has read a file without asking")
+    return DONE
 
 
 async def _try_short_file(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
@@ -222,12 +234,13 @@ async def _mount_files(
     image: TrialImage,
     directory: Path,
     stack: AsyncExitStack,
+    mounter: FileMounter,
 ) -> None:
     bootstrap = directory / "bootstrap"
     await asyncio.to_thread(bootstrap.write_bytes, image.bootstrap)
     files = await transport.prepare({image.device: BLOCK})
     target = _make(directory / "mnt")
-    await mount_erofs_files(bootstrap, [files[image.device]], target)
+    await mounter.mount(bootstrap, [files[image.device]], target)
     await _read(target, stack)
 
 

@@ -152,17 +152,22 @@ def present(lazyimg: Lazyimg, target: Path) -> tuple[int, int]:
     return mount["present"], mount["size"]
 
 
-class TransportContract:
-    """The suite."""
+class EndingsContract:
+    """The part of the suite that is about daemons that end."""
 
     @pytest.fixture
-    def lazyimg(self, disk: Path, transport: str, setting: Setting) -> Iterator[Lazyimg]:
+    def settings(self, transport: str) -> dict[str, str]:
+        """Give the daemons' environment."""
+        return {"LAZYIMG_TRANSPORT": transport}
+
+    @pytest.fixture
+    def lazyimg(self, disk: Path, settings: dict[str, str], setting: Setting) -> Iterator[Lazyimg]:
         """Give a place for a daemon, gone afterwards."""
         setting.proxy.heal()  # of what a test that failed has left
         setting.proxy.counts.held = False
         setting.proxy.done.clear()
         with tempfile.TemporaryDirectory(dir=disk) as directory:
-            yield Lazyimg(Path(directory, "state"), {"LAZYIMG_TRANSPORT": transport})
+            yield Lazyimg(Path(directory, "state"), settings)
             assert mounts_below(Path(directory)) == []
 
     @pytest.fixture
@@ -176,6 +181,140 @@ class TransportContract:
         """Fail unless a mount has the bytes that its image has."""
         files = setting.images.files(name)
         assert net.call(different_files, target, files, timeout=LONG) == []
+
+    def test_stop_in_the_middle_of_reads(
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
+    ) -> None:
+        counts = setting.proxy.counts
+        with lazyimg.serving():
+            lazyimg.mount(setting.reference("one"), target)
+            counts.clear()
+            counts.held = True
+            readers = [net.start(["cat", target / LARGE]) for _ in range(4)]
+            eventually(counts.blob_reads)
+        counts.held = False
+        for reader in readers:
+            _, said = net.finish(reader)
+            assert b"Input/output error" in said or b"No buffer space" in said
+        assert mounts_below(target.parent) == []
+
+    def test_worker_killed_in_the_middle_of_reads(
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
+    ) -> None:
+        """Readers wait, and get what they asked for."""
+        counts = setting.proxy.counts
+        with lazyimg.serving() as daemon:
+            lazyimg.mount(setting.reference("one"), target)
+            counts.clear()
+            counts.held = True
+            readers = [net.start(["sha256sum", target / LARGE]) for _ in range(4)]
+            eventually(counts.blob_reads)
+            kill_worker(daemon)
+            counts.held = False
+            for reader in readers:
+                output, said = net.finish(reader)
+                assert output.split()[:1] == [setting.digest("one").encode()], said
+            assert lazyimg.status()["restarts"] == 1
+            self.assert_equal(net, setting, "one", target)
+
+    def test_both_killed_in_the_middle_of_reads(
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
+    ) -> None:
+        """Readers end, with an error; the next daemon makes the mounts whole again."""
+        counts = setting.proxy.counts
+        with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
+            lazyimg.mount(setting.reference("one"), target)
+            counts.clear()
+            counts.held = True
+            readers = [net.start(["cat", target / LARGE]) for _ in range(4)]
+            eventually(counts.blob_reads)
+            kill_all(daemon)
+            counts.held = False
+            for reader in readers:
+                _, said = net.finish(reader)
+                assert b"rror" in said or b"No buffer space" in said
+        with lazyimg.serving():
+            self.assert_equal(net, setting, "one", target)
+
+    def test_unmount_under_load(
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
+    ) -> None:
+        with lazyimg.serving():
+            lazyimg.mount(setting.reference("one"), target)
+            files = setting.images.files("one")
+            with net.reading(target, files, processes=4) as readers:
+                net.run(piece_command(target / LARGE, 1))
+                assert "in use" in lazyimg.failure("umount", target, status=79)
+                subprocess.run(["umount", "-l", target], check=True, timeout=PATIENCE)
+                time.sleep(1)  # of reading on
+                report = readers.finish(LONG, stop=True)
+            assert (report.errors, report.wrong) == ({}, [])
+            assert report.reads > 0
+            assert lazyimg.status()["mounts"] == []
+            lazyimg.mount(setting.reference("one"), target)
+            self.assert_equal(net, setting, "one", target)
+
+
+class UpsetsContract(EndingsContract):
+    """The part that is about all at once that can go wrong."""
+
+    def test_one_fill_in_twenty_fails(
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
+    ) -> None:
+        """Every byte is right, or the read is an error."""
+        lazyimg.settings |= FAILS_AT_ONCE
+        with lazyimg.serving():
+            lazyimg.mount(setting.reference("one"), target)
+            setting.proxy.rules = [Rule(QUICK_FAULTS, share=FAILING)]
+            report = self.read_at_random(net, setting, target)
+            assert report.reads >= READS
+            assert set(report.errors) <= {"EIO"}
+            assert setting.proxy.done.total() > 0
+            setting.proxy.heal()
+            self.assert_equal(net, setting, "one", target)
+
+    @pytest.mark.parametrize("ready", [False, True])
+    def test_one_fill_in_twenty_fails_and_the_worker_is_killed(
+        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path, *, ready: bool
+    ) -> None:
+        """Killed a second after the last time, which is soon, or a second after it was ready."""
+        lazyimg.settings |= FAILS_AT_ONCE
+        with lazyimg.serving() as daemon:
+            lazyimg.mount(setting.reference("one"), target)
+            setting.proxy.rules = [Rule(QUICK_FAULTS, share=FAILING)]
+            files = setting.images.files("one")
+            with net.reading(target, files, processes=READERS, pause=PAUSE) as readers:
+                end = time.monotonic() + KILLING
+                killed = 0
+                while time.monotonic() < end:
+                    if ready:
+                        lazyimg.status()
+                    time.sleep(1)
+                    kill_worker(daemon)
+                    killed += 1
+                    drop_caches()  # so that the daemon is asked again
+                lazyimg.status()
+                report = readers.finish(LONG, stop=True)
+            logging.getLogger(__name__).info("%d kills: %s", killed, report)
+            assert report.wrong == []
+            assert set(report.errors) <= {"EIO"}
+            assert sum(report.errors.values()) < report.reads // 4
+            assert lazyimg.status()["restarts"] >= killed
+            setting.proxy.heal()
+            self.assert_equal(net, setting, "one", target)
+
+    def read_at_random(self, net: SafetyNet, setting: Setting, target: Path) -> Any:
+        """Read with many processes; fail if a byte was wrong."""
+        files = setting.images.files("one")
+        with net.reading(target, files, processes=READERS, reads=READS) as readers:
+            report = readers.finish(LONG)
+        logging.getLogger(__name__).info("%s; %s", report, setting.proxy.done)
+        assert report.wrong == []
+        return report
+
+
+class TransportContract(UpsetsContract):
+    """The suite."""
 
     # Reading.
 
@@ -405,136 +544,6 @@ class TransportContract:
             drop_caches()
             self.assert_equal(net, setting, "one", target)
         assert setting.proxy.counts.sent() == 0
-
-    # Daemons that end.
-
-    def test_stop_in_the_middle_of_reads(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
-    ) -> None:
-        counts = setting.proxy.counts
-        with lazyimg.serving():
-            lazyimg.mount(setting.reference("one"), target)
-            counts.clear()
-            counts.held = True
-            readers = [net.start(["cat", target / LARGE]) for _ in range(4)]
-            eventually(counts.blob_reads)
-        counts.held = False
-        for reader in readers:
-            _, said = net.finish(reader)
-            assert b"Input/output error" in said or b"No buffer space" in said
-        assert mounts_below(target.parent) == []
-
-    def test_worker_killed_in_the_middle_of_reads(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
-    ) -> None:
-        """Readers wait, and get what they asked for."""
-        counts = setting.proxy.counts
-        with lazyimg.serving() as daemon:
-            lazyimg.mount(setting.reference("one"), target)
-            counts.clear()
-            counts.held = True
-            readers = [net.start(["sha256sum", target / LARGE]) for _ in range(4)]
-            eventually(counts.blob_reads)
-            kill_worker(daemon)
-            counts.held = False
-            for reader in readers:
-                output, said = net.finish(reader)
-                assert output.split()[:1] == [setting.digest("one").encode()], said
-            assert lazyimg.status()["restarts"] == 1
-            self.assert_equal(net, setting, "one", target)
-
-    def test_both_killed_in_the_middle_of_reads(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
-    ) -> None:
-        """Readers end, with an error; the next daemon makes the mounts whole again."""
-        counts = setting.proxy.counts
-        with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
-            lazyimg.mount(setting.reference("one"), target)
-            counts.clear()
-            counts.held = True
-            readers = [net.start(["cat", target / LARGE]) for _ in range(4)]
-            eventually(counts.blob_reads)
-            kill_all(daemon)
-            counts.held = False
-            for reader in readers:
-                _, said = net.finish(reader)
-                assert b"rror" in said or b"No buffer space" in said
-        with lazyimg.serving():
-            self.assert_equal(net, setting, "one", target)
-
-    def test_unmount_under_load(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
-    ) -> None:
-        with lazyimg.serving():
-            lazyimg.mount(setting.reference("one"), target)
-            files = setting.images.files("one")
-            with net.reading(target, files, processes=4) as readers:
-                net.run(piece_command(target / LARGE, 1))
-                assert "in use" in lazyimg.failure("umount", target, status=79)
-                subprocess.run(["umount", "-l", target], check=True, timeout=PATIENCE)
-                time.sleep(1)  # of reading on
-                report = readers.finish(LONG, stop=True)
-            assert (report.errors, report.wrong) == ({}, [])
-            assert report.reads > 0
-            assert lazyimg.status()["mounts"] == []
-            lazyimg.mount(setting.reference("one"), target)
-            self.assert_equal(net, setting, "one", target)
-
-    # All at once.
-
-    def test_one_fill_in_twenty_fails(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path
-    ) -> None:
-        """Every byte is right, or the read is an error."""
-        lazyimg.settings |= FAILS_AT_ONCE
-        with lazyimg.serving():
-            lazyimg.mount(setting.reference("one"), target)
-            setting.proxy.rules = [Rule(QUICK_FAULTS, share=FAILING)]
-            report = self.read_at_random(net, setting, target)
-            assert report.reads >= READS
-            assert set(report.errors) <= {"EIO"}
-            assert setting.proxy.done.total() > 0
-            setting.proxy.heal()
-            self.assert_equal(net, setting, "one", target)
-
-    @pytest.mark.parametrize("ready", [False, True])
-    def test_one_fill_in_twenty_fails_and_the_worker_is_killed(
-        self, net: SafetyNet, setting: Setting, lazyimg: Lazyimg, target: Path, *, ready: bool
-    ) -> None:
-        """Killed a second after the last time, which is soon, or a second after it was ready."""
-        lazyimg.settings |= FAILS_AT_ONCE
-        with lazyimg.serving() as daemon:
-            lazyimg.mount(setting.reference("one"), target)
-            setting.proxy.rules = [Rule(QUICK_FAULTS, share=FAILING)]
-            files = setting.images.files("one")
-            with net.reading(target, files, processes=READERS, pause=PAUSE) as readers:
-                end = time.monotonic() + KILLING
-                killed = 0
-                while time.monotonic() < end:
-                    if ready:
-                        lazyimg.status()
-                    time.sleep(1)
-                    kill_worker(daemon)
-                    killed += 1
-                    drop_caches()  # so that the daemon is asked again
-                lazyimg.status()
-                report = readers.finish(LONG, stop=True)
-            logging.getLogger(__name__).info("%d kills: %s", killed, report)
-            assert report.wrong == []
-            assert set(report.errors) <= {"EIO"}
-            assert sum(report.errors.values()) < report.reads // 4
-            assert lazyimg.status()["restarts"] >= killed
-            setting.proxy.heal()
-            self.assert_equal(net, setting, "one", target)
-
-    def read_at_random(self, net: SafetyNet, setting: Setting, target: Path) -> Any:
-        """Read with many processes; fail if a byte was wrong."""
-        files = setting.images.files("one")
-        with net.reading(target, files, processes=READERS, reads=READS) as readers:
-            report = readers.finish(LONG)
-        logging.getLogger(__name__).info("%s; %s", report, setting.proxy.done)
-        assert report.wrong == []
-        return report
 
 
 def layers(lazyimg: Lazyimg, reference: str) -> Sequence[str]:

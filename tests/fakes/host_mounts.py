@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import InUseError, LazyimgError, NotFoundError
+from lazyimg.host import loops
 from lazyimg.host.mount_table import MountEntry
-from lazyimg.images import cache_mounts, file_mounts, kernel_mounts, mounted, recovery
+from lazyimg.images import cache_mounts, kernel_mounts, mounted, recovery
 from lazyimg.images import mounts as images_mounts
 
-MODULES = (cache_mounts, file_mounts, images_mounts, kernel_mounts, mounted, recovery)
+MODULES = (cache_mounts, images_mounts, kernel_mounts, loops, mounted, recovery)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,11 +121,17 @@ class FakeMounts:
         await self._leave("mount_erofs")
 
     async def mount_erofs_files(
-        self, bootstrap: Path, devices: Sequence[Path], target: Path
+        self,
+        bootstrap: Path,
+        devices: Sequence[Path],
+        target: Path,
+        *,
+        loops: Path | None = None,
     ) -> None:
         await self._enter("mount_erofs_files")
         assert target.is_dir()
-        self.table.append((str(target), "erofs from files", bootstrap.name))
+        kind = "erofs from files" if loops is None else f"erofs by {loops.parent.name}"
+        self.table.append((str(target), kind, bootstrap.name))
         self.files[bootstrap.name] = (bootstrap, list(devices))
         await self._leave("mount_erofs_files")
 

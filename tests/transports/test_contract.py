@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contracts.transports import TransportContract
+from tests.contracts.transports import TransportContract, UpsetsContract
 
 
 class TestFuse(TransportContract):
@@ -13,6 +13,18 @@ class TestFuse(TransportContract):
     @pytest.fixture
     def transport(self) -> str:
         return "fuse"
+
+
+class TestFuseByLoops(UpsetsContract):
+    """What may differ over FUSE when it is mounted by loop devices; see test_loops.py."""
+
+    @pytest.fixture
+    def transport(self) -> str:
+        return "fuse"
+
+    @pytest.fixture
+    def settings(self, transport: str) -> dict[str, str]:
+        return {"LAZYIMG_TRANSPORT": transport, "LAZYIMG_FUSE_MOUNT": "loop"}
 
 
 class TestFanotify(TransportContract):

@@ -17,7 +17,7 @@ from lazyimg.transports.fanotify import guard
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lazyimg.transports.fanotify.ports import Keeper
+    from lazyimg.transports.ports import Keeper
 
 START_TIMEOUT: Final = 30.0
 """Seconds that the guard may take to start."""

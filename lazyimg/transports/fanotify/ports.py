@@ -82,15 +82,3 @@ class CachedDevice(Sink, Protocol):
     def on_complete(self, call: Callable[[], None]) -> None:
         """Have this called once, in any thread, when it is complete."""
         ...
-
-
-class Keeper(Protocol):
-    """Keeps fds for the process that takes over: `lazyimg.host.service_manager`."""
-
-    def keep(self, name: str, fd: int) -> None:
-        """Have an fd kept; when this returns it is safe."""
-        ...
-
-    def forget(self, name: str) -> None:
-        """Have what is kept by this name closed."""
-        ...

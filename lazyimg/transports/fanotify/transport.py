@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from lazyimg.cache.device_cache import DeviceCache
     from lazyimg.cache.device_file import DeviceFile
-    from lazyimg.transports.fanotify.ports import Keeper
-    from lazyimg.transports.ports import Filler
+    from lazyimg.transports.ports import Filler, Keeper
 
 JOURNAL: Final = "waiting"
 """The journal's name in the transport's directory."""

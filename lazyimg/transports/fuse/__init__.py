@@ -1,8 +1,10 @@
-"""Serving reads through FUSE, below EROFS that is mounted from plain files (Linux 6.12 or later).
+"""Serving reads through FUSE, below EROFS that is mounted from its files, or from loop devices.
 
 The transport mounts a flat, read-only tree: a file for each device that is not complete. EROFS is
 mounted with `device=<tree>/<name>`, opens each file once and keeps it. A device that is complete
-when it is mounted is given to EROFS as the cache's file: no process is in its path.
+when it is mounted is given to EROFS as the cache's file: no process is in its path. Where EROFS
+takes block devices only (before Linux 6.12), loop devices lie between (`lazyimg.host.loops`). They
+read directly (LO_FLAGS_DIRECT_IO): one READ for each of their requests, in nobody's thread.
 
 Life cycle: `FuseTransport.start` opens /dev/fuse, mounts, and starts a few threads. `prepare` puts
 devices into the tree before a mount, `release` takes them out after the last one. `stop` fails
@@ -15,7 +17,8 @@ what is pending and detaches the tree.
 Rules:
   - Every READ is answered once, with all of its bytes or with EIO. Where the connection is lost,
     the kernel fails what waits and what comes. Nothing is ever answered with less, or with zeros
-    for what is not there: EROFS of some kernels takes the missing end of a read for zeros.
+    for what is not there: EROFS of some kernels takes the missing end of a read for zeros, and so
+    does a loop device.
   - Files are opened with FOPEN_DIRECT_IO, and reads are asynchronous (FUSE_ASYNC_DIO). EROFS has
     the pages that its readers share; with others in FUSE's inode and in the cache's file, an image
     would take three times its size of memory. So FUSE keeps none, and what is read from the cache's
@@ -28,6 +31,8 @@ Rules:
   - A node's number is the inode number of the cache's file, a READ names nothing else, and nothing
     is kept of what the kernel looked up. So another process can go on with the same fd: it sends
     NOTIFY_RESEND, and the kernel asks again what the dead one had taken (`start`, `control_fd`).
+    Kernels before 6.9 do not: what was taken lies in shared memory, too, and is answered from there
+    (`taken`). Where neither works the connection is closed: readers get EIO, nobody waits for good.
   - All threads read the one fd. A clone of it would belong to this process alone, and the kernel
     fails what was taken from it when the process dies.
   - With `passthrough`, a complete device is a file of the tree too, and opened with a backing file:

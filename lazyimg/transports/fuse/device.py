@@ -60,7 +60,7 @@ class Device:
         os.set_inheritable(fd, False)  # noqa: FBT003 - positional only
         self.fd = fd
 
-    def read(self, buffer: bytearray) -> int:
+    def read(self, buffer: bytearray | memoryview) -> int:
         """Wait for a request; gives its bytes, 0 if the connection has ended. Raises OSError."""
         while True:
             try:
@@ -131,27 +131,28 @@ def _open_error(path: str, error: OSError) -> LazyimgError:
     return KernelError(path, f"cannot open: {error.strerror}")
 
 
-def take_over(device: Device) -> bool:
+def ask_again(device: Device) -> bool:
     """Have everything asked again that was asked of a process that died.
 
     Returns:
-        False if the connection is of no use any more, or not yet: it has to be mounted anew.
+        False if this kernel cannot: that came with Linux 6.9.
 
     Raises:
-        KernelError: this kernel cannot; then who waits does so until the connection is aborted.
+        KernelError: the connection has ended, or was never mounted.
     """
+    again = True
     try:
-        return device.write(resend()) and not device.has_ended()
+        ended = not device.write(resend()) or device.has_ended()
     except OSError as error:
-        if error.errno == EPERM:  # nothing was mounted
-            return False
         if error.errno == EINVAL:
-            raise KernelError(
-                DEVICE_PATH,
-                "this kernel hands nothing over",
-                "FUSE_NOTIFY_RESEND came with Linux 6.9",
-            ) from error
-        raise KernelError(DEVICE_PATH, f"cannot be taken over: {error.strerror}") from error
+            again, ended = False, device.has_ended()
+        elif error.errno == EPERM:  # nothing was mounted
+            ended = True
+        else:
+            raise KernelError(DEVICE_PATH, f"cannot be taken over: {error.strerror}") from error
+    if ended:
+        raise KernelError(DEVICE_PATH, "the kernel has ended the connection")
+    return again
 
 
 def mount_tree(fd: int, directory: Path) -> None:

@@ -267,6 +267,10 @@ class Protocol:
         self._pending[read.unique] = read
         return []
 
+    def waits(self, unique: int) -> bool:
+        """Tell whether a request is a READ that waits."""
+        return unique in self._pending
+
     def finish(self, read: PendingRead) -> bool:
         """Tell whether a READ is still to be answered, which the caller does then."""
         if self._pending.get(read.unique) is not read:

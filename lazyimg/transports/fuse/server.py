@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from errno import EIO
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,6 @@ from lazyimg.logs import Repeats
 from lazyimg.transports.filling import Filling, Wish
 from lazyimg.transports.following import NEAR, Following
 from lazyimg.transports.fuse.desk import Desk
-from lazyimg.transports.fuse.device import READ_SIZE
 from lazyimg.transports.fuse.protocol import (
     MAX_PAGES,
     Action,
@@ -51,10 +50,8 @@ if TYPE_CHECKING:
     from lazyimg.cache.device_file import DeviceFile
     from lazyimg.transports.counters import Counters
     from lazyimg.transports.fuse.device import Device
+    from lazyimg.transports.fuse.taken import Taken
     from lazyimg.transports.ports import Filler
-
-THREADS: Final = 4
-"""Requests that are taken at a time."""
 
 ANSWERS: Final = 2
 """Threads that read from the disk what a fill wrote, where it is in memory no more."""
@@ -83,8 +80,9 @@ class Server:
             may know it from the process before this one. May block; raises LazyimgError.
         filler: knows the devices.
         counters: of what is done.
+        taken: where requests are taken to, by a thread for each of its buffers; closed by
+            `end_stop`.
         ahead: see `Following`.
-        threads: how many requests are taken at a time.
         lost: called in the event loop when the kernel ends the connection by itself.
     """
 
@@ -96,8 +94,8 @@ class Server:
         *,
         filler: Filler,
         counters: Counters,
+        taken: Taken,
         ahead: int = NEAR,
-        threads: int = THREADS,
         lost: Callable[[], None] | None = None,
     ) -> None:
         self._device = device
@@ -115,19 +113,35 @@ class Server:
         self._lost = lost
         self._failures = Repeats()
         self._leaving = False  # the kernel may end the connection, or that was said
-        self._threads = [Thread(target=self._run, name="fuse", daemon=True) for _ in range(threads)]
+        self._taken = taken
+        self._again: SimpleQueue[Request] = SimpleQueue()
+        self._threads = [
+            Thread(target=self._run, args=(buffer,), name="fuse", daemon=True)
+            for buffer in taken.buffers
+        ]
         self._loop: asyncio.AbstractEventLoop
         self.started: asyncio.Future[bool]
         """Whether the kernel has asked for the settings, before the connection ended."""
 
-    def start(self) -> None:
-        """Begin to answer; call it in the event loop that shall run the fills."""
+    def start(self, *, again: bool = False) -> None:
+        """Begin to answer; call it in the event loop that shall run the fills.
+
+        Args:
+            again: answer first what a process that died had taken.
+        """
         self._loop = asyncio.get_running_loop()
         self.started = self._loop.create_future()
         self._filling.start()
         self._following.start()
         for _ in range(ANSWERS):
             self._desks.put(Desk(_BUFFER))
+        if again:
+            in_hand, reads = self._taken.left()
+            _log.info("%d requests were left to be answered", len(in_hand) + len(reads))
+            for request in in_hand:  # needs no disk, and must be done before a buffer is used
+                self._answer_again(request, self._loop_desk)
+            for read in reads:
+                self._again.put(read)
         for thread in self._threads:
             thread.start()
 
@@ -166,13 +180,15 @@ class Server:
         with self._lock:
             self._protocol.end_stop()
         self._device.close()
+        self._taken.close()
 
     # The threads.
 
-    def _run(self) -> None:
-        message = bytearray(READ_SIZE)
-        view = memoryview(message)
+    def _run(self, message: memoryview) -> None:
         desk = Desk(_BUFFER)
+        with suppress(Empty):
+            while True:
+                self._answer_again(self._again.get_nowait(), desk)
         while True:
             try:
                 length = self._device.read(message)
@@ -181,7 +197,7 @@ class Server:
                 break
             if not length:
                 break
-            self._take(view[:length], desk)
+            self._take(message[:length], desk)
         self._note_end()
         self._tell(started=False)
 
@@ -205,17 +221,34 @@ class Server:
 
     def _take(self, message: memoryview, desk: Desk) -> None:
         try:
-            request = parse_request(message)
-            if type(request) is ReadRequest:
-                self._read(request, desk)
-            else:
-                self._receive(request)
+            self._handle(parse_request(message), desk)
         except FormatError as error:
             self._refuse(message)
             _log.error("a request of the kernel is not understood: %s", error)
         except Exception:
             self._refuse(message)
             _log.exception("a request of the kernel could not be handled")
+
+    def _handle(self, request: Request, desk: Desk) -> None:
+        if type(request) is ReadRequest:
+            self._read(request, desk)
+        else:
+            self._receive(request)
+
+    def _answer_again(self, request: Request, desk: Desk) -> None:
+        """Answer what a process that died had taken, and may have answered."""
+        unique: int = getattr(request, "unique", 0)
+        try:
+            self._handle(request, desk)
+        except Exception:
+            _log.exception("a request of before could not be handled")
+            if unique:
+                with suppress(OSError):
+                    self._device.write(reply_error(unique, EIO))
+        with self._lock:
+            waits = self._protocol.waits(unique)
+        if not waits:
+            self._taken.forget(unique)
 
     def _refuse(self, message: memoryview) -> None:
         answer = refuse_unreadable(message, EIO)
@@ -298,10 +331,15 @@ class Server:
         self._following.note(file, read.offset, read.length)
 
     def _fill(self, read: PendingRead, file: DeviceFile) -> None:
+        if not self._taken.note(read.unique, read.node, read.offset, read.length):
+            _log.error("%s: more reads wait than can be kept", file.name)
+            self._fail(read)
+            return
         with self._lock:
             actions = self._protocol.wait(read)
         if actions:
             self._perform(actions)
+            self._taken.forget(read.unique)
         else:
             wish = Wish(file, read.offset, read.length, partial(self._filled, read, file))
             self._filling.submit(wish)
@@ -387,14 +425,16 @@ class Server:
     def _filled(self, read: PendingRead, file: DeviceFile, present: bool) -> None:  # noqa: FBT001
         with self._lock:
             ours = self._protocol.finish(read)
-        if not ours:
-            return
-        if not present:
+        if not ours:  # it was answered
+            pass
+        elif not present:
             self._fail(read)
         elif file.read_cached(read.offset, view := self._loop_desk.room(read.length)):
             self._reply(read, view)
         else:
             self._answers.submit(self._answer_from_disk, read, file)
+            return
+        self._taken.forget(read.unique)
 
     def _answer_from_disk(self, read: PendingRead, file: DeviceFile) -> None:
         desk = self._desks.get()
@@ -404,3 +444,4 @@ class Server:
             _log.exception("a read of %s could not be answered", file.name)
         finally:
             self._desks.put(desk)
+            self._taken.forget(read.unique)

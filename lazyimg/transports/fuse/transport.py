@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Literal
 
 from lazyimg.errors import KernelError
@@ -11,13 +13,14 @@ from lazyimg.transports.counters import Counters
 from lazyimg.transports.following import NEAR
 from lazyimg.transports.fuse.device import (
     Device,
+    ask_again,
     mount_tree,
     open_device,
-    take_over,
     unmount_tree,
 )
 from lazyimg.transports.fuse.protocol import Protocol
 from lazyimg.transports.fuse.server import Server
+from lazyimg.transports.fuse.taken import NAME, Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from lazyimg.cache.device_cache import DeviceCache
     from lazyimg.cache.device_file import DeviceFile
     from lazyimg.errors import StorageError
-    from lazyimg.transports.ports import Filler
+    from lazyimg.transports.ports import Filler, Keeper
 
 START_DEADLINE: Final = 30.0
 """Seconds that the kernel may take for its first request."""
@@ -52,6 +55,7 @@ class FuseTransport:
         ahead: bytes ahead of a reader in order that may be filled, see `Following`.
         lost: called in the event loop when the kernel has ended the connection, as an administrator
             can have it do: what is mounted over it is dead.
+        keeper: keeps what was taken from the kernel, for the next process.
     """
 
     name: Literal["fuse"] = "fuse"
@@ -66,7 +70,9 @@ class FuseTransport:
         max_stack_depth: int = 1,
         ahead: int = NEAR,
         lost: Callable[[], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self._filler = filler
         self._ahead = ahead
         self._cache = cache
@@ -86,7 +92,9 @@ class FuseTransport:
         self.control_fd = -1
         """While it is started: what another process needs to take over, see `start`."""
 
-    async def start(self, directory: Path, *, control_fd: int | None = None) -> None:
+    async def start(
+        self, directory: Path, *, control_fd: int | None = None, taken_fd: int | None = None
+    ) -> None:
         """Mount the tree and begin to serve.
 
         Args:
@@ -94,27 +102,33 @@ class FuseTransport:
                 leaving its fd to anybody is aborted and detached.
             control_fd: the connection of the tree that is mounted there, kept from a process that
                 died; owned from now on. Its readers have waited, and are served.
+            taken_fd: what it had taken, with `control_fd`; owned from now on.
 
         Raises:
-            KernelError: the connection has ended: what was mounted over it is dead.
-            LazyimgError: see `open_device`, `mount_tree`, `take_over`. Nothing is left open.
+            KernelError: the connection has ended, or nobody knows what was taken from it: what
+                was mounted over it is dead, or has to be.
+            LazyimgError: see `open_device`, `mount_tree`, `ask_again`. Nothing is left open.
         """
         if self._server is not None:
             raise RuntimeError("the transport was started already")
         raise_open_files()
         device = Device(open_device() if control_fd is None else control_fd)
+        taken: Taken | None = None
         server: Server | None = None
         try:
             if control_fd is None:
+                taken = self._keep_taken()
                 await asyncio.to_thread(_mount, device, directory)
-            else:
-                _go_on(device, directory)
-            server = self._serve(device)
-            if control_fd is None:
+                server = self._serve(device, taken)
                 await _wait_for_kernel(server, directory)
+            else:
+                taken, again = self._take_over(device, taken_fd)
+                server = self._serve(device, taken, again=again)
         except BaseException:
             if server is None:
                 device.close()
+                if taken is not None:
+                    taken.close()
             else:
                 await self._stop(server, directory)
             raise
@@ -122,7 +136,26 @@ class FuseTransport:
         self._server = server
         self.control_fd = device.fd
 
-    def _serve(self, device: Device) -> Server:
+    def _take_over(self, device: Device, taken_fd: int | None) -> tuple[Taken, bool]:
+        """Give where to take requests to, and whether what is there has to be answered."""
+        with ExitStack() as stack:
+            if taken_fd is not None:
+                stack.callback(os.close, taken_fd)
+            if ask_again(device):
+                return self._keep_taken(), False
+            if taken_fd is None:
+                raise KernelError("fuse", "nobody knows what was asked of the process that died")
+            stack.pop_all()
+            return Taken(taken_fd), True
+
+    def _keep_taken(self) -> Taken:
+        taken = Taken()
+        if self._keeper is not None:
+            self._keeper.forget(NAME)
+            self._keeper.keep(NAME, taken.fd)
+        return taken
+
+    def _serve(self, device: Device, taken: Taken, *, again: bool = False) -> Server:
         protocol = Protocol(
             passthrough=self._passthrough,
             max_stack_depth=self._stack_depth,
@@ -134,10 +167,11 @@ class FuseTransport:
             self._cache.find_node,
             filler=self._filler,
             counters=self.counters,
+            taken=taken,
             ahead=self._ahead,
             lost=self._note_lost,
         )
-        server.start()
+        server.start(again=again)
         return server
 
     def _note_lost(self) -> None:
@@ -153,6 +187,8 @@ class FuseTransport:
         if server is not None and self._directory is not None:
             self.control_fd = -1
             await self._stop(server, self._directory)
+            if self._keeper is not None:
+                self._keeper.forget(NAME)
             self._files.clear()
             self._adopted.clear()
 
@@ -272,11 +308,6 @@ class FuseTransport:
     def is_tight(self) -> bool:
         """Tell whether only what is read should be stored. Blocks; raises OSError."""
         return self._cache.is_tight()
-
-
-def _go_on(device: Device, directory: Path) -> None:
-    if not take_over(device):
-        raise KernelError(str(directory), "the kernel has ended its connection")
 
 
 def _mount(device: Device, directory: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import io
 import json
 import os
+import stat
+import struct
 import subprocess
 import sys
-from errno import EINVAL, EIO, EISDIR, ENODATA, ENOENT, EPERM
+from errno import EBUSY, EINVAL, EIO, EISDIR, ENODATA, ENOENT, ENOSPC, ENOTDIR, EPERM
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,3 +291,213 @@ def test_process_of_its_own() -> None:
             assert reply["errno"] in {ENOENT, EPERM}
         assert child.communicate() == (b"", b"")
     assert child.returncode == 0
+
+
+# Loop devices. The kernel's side is here a list of numbers; tests/transports has real ones.
+
+GET_FREE, CONFIGURE, CHANGE_FD = 0x4C82, 0x4C0A, 0x4C06
+
+
+class LoopKernel:
+    """Gives free loop devices, and takes files for them.
+
+    Attributes:
+        given: numbers of devices that are free, or were a moment ago.
+        taken: of those, what somebody else has got first.
+        files: what each reads, by its number.
+        fail: errno of the ioctl with this number.
+    """
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given = iter(range(100))
+        self.taken: set[int] = set()
+        self.files: dict[int, str] = {}
+        self.settings: list[bytes] = []
+        self.fail: dict[int, int] = {}
+        self.nodes = directory / "dev"
+        self.block = directory / "block"
+        self.nodes.mkdir()
+        for number in range(4):
+            (self.nodes / f"loop{number}").touch()
+            (self.block / f"loop{number}/loop").mkdir(parents=True)
+        (self.nodes / "loop-control").touch()
+        monkeypatch.setattr(mount_child, "_LOOP_CONTROL", str(self.nodes / "loop-control"))
+        monkeypatch.setattr(mount_child, "_LOOP_NODE", str(self.nodes / "loop"))
+        monkeypatch.setattr(mount_child, "_SYS_BLOCK", str(self.block))
+        monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
+
+    def ioctl(self, fd: int, number: int, argument: int | bytes = 0) -> int:
+        if number in self.fail:
+            raise OSError(self.fail[number], "")
+        node = Path(f"/proc/self/fd/{fd}").readlink().name
+        if number == GET_FREE:
+            assert node == "loop-control"
+            return next(self.given)
+        loop = int(node.removeprefix("loop"))
+        if number == CONFIGURE:
+            assert isinstance(argument, bytes)
+            if loop in self.taken:
+                raise OSError(EBUSY, "")
+            self.settings.append(argument[4:])
+            file = int.from_bytes(argument[:4], "little")
+        else:
+            assert number == CHANGE_FD
+            assert isinstance(argument, int)
+            file = argument
+        self.bind(loop, str(Path(f"/proc/self/fd/{file}").readlink()))
+        return 0
+
+    def bind(self, loop: int, file: str) -> None:
+        self.files[loop] = file
+        (self.block / f"loop{loop}/loop/backing_file").write_text(f"{file}\n")
+
+
+@pytest.fixture
+def loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopKernel:
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    return LoopKernel(tmp_path, monkeypatch)
+
+
+def mount_by_loops(directory: Path, **changes: object) -> dict[str, Any]:
+    arguments: dict[str, object] = {
+        "name": str(directory / "names/abc"),
+        "source": str(directory / "a"),
+        "target": "/mnt",
+        "fs_type": "erofs",
+        "flags": MS_RDONLY,
+        "devices": [str(directory / "b")],
+    }
+    return ask("mount_loops", **arguments | changes)
+
+
+def test_mount_by_loop_devices(loops: LoopKernel, library: Library, tmp_path: Path) -> None:
+    fds = open_fds()
+    loops.taken = {0, 2}
+    assert mount_by_loops(tmp_path) == {}
+    assert loops.files == {1: str(tmp_path / "a"), 3: str(tmp_path / "b")}
+    settings = struct.pack("=I40x2I4xI176x64x", 4096, 0, 0, 1 | 4 | 16)
+    assert len(settings) == 300
+    assert loops.settings == [settings] * 2
+    name = str(tmp_path / "names/abc").encode()
+    assert library.calls[1:4] == [
+        (431, CONTEXT, 1, b"source", name, 0),
+        (431, CONTEXT, 0, b"ro", None, 0),
+        (431, CONTEXT, 1, b"device", str(loops.nodes / "loop3").encode(), 0),
+    ]
+    assert library.calls[-1] == (429, MOUNT, b"", -100, b"/mnt", 4)
+    assert list((tmp_path / "names").iterdir()) == []
+    assert open_fds() == fds
+
+
+def test_name_that_a_process_before_has_left(
+    loops: LoopKernel, library: Library, tmp_path: Path
+) -> None:
+    """It names the first device, as long as the kernel looks."""
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names/abc").symlink_to("/nowhere")
+    seen = []
+    library.errors = {}
+    call = library._call
+
+    def look(*arguments: Any) -> int:
+        seen.append((tmp_path / "names/abc").readlink())
+        return call(*arguments)
+
+    library._call = look  # type: ignore[method-assign]
+    assert mount_by_loops(tmp_path) == {}
+    assert set(seen) == {loops.nodes / "loop0"}
+
+
+def test_mount_by_loop_devices_that_fails(
+    loops: LoopKernel, library: Library, tmp_path: Path
+) -> None:
+    fds = open_fds()
+    library.errors = {4: EINVAL}
+    assert mount_by_loops(tmp_path)["call"] == "fsconfig"
+    assert list((tmp_path / "names").iterdir()) == []
+    assert open_fds() == fds
+
+
+@pytest.mark.parametrize(
+    ("number", "errno", "call"),
+    [(GET_FREE, ENOSPC, "LOOP_CTL_GET_FREE"), (CONFIGURE, EINVAL, "LOOP_CONFIGURE")],
+)
+def test_loop_device_that_is_refused(
+    loops: LoopKernel, library: Library, tmp_path: Path, number: int, errno: int, call: str
+) -> None:
+    fds = open_fds()
+    loops.fail = {number: errno}
+    assert mount_by_loops(tmp_path) == {"errno": errno, "call": call, "log": ""}
+    assert library.calls == []
+    assert open_fds() == fds
+
+
+def test_others_that_take_every_loop_device(
+    loops: LoopKernel, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mount_child, "_LOOP_ATTEMPTS", 3)
+    loops.taken = {0, 1, 2}
+    assert mount_by_loops(tmp_path) == {"errno": EBUSY, "call": "LOOP_CONFIGURE", "log": ""}
+    assert library.calls == []
+
+
+def test_kernel_without_loop_devices(loops: LoopKernel, library: Library, tmp_path: Path) -> None:
+    (loops.nodes / "loop-control").unlink()
+    assert mount_by_loops(tmp_path) == {"errno": ENOENT, "call": "loop-control", "log": ""}
+    assert library.calls == []
+
+
+def test_file_that_is_missing(loops: LoopKernel, library: Library, tmp_path: Path) -> None:
+    reply = mount_by_loops(tmp_path, devices=[str(tmp_path / "none")])
+    assert reply == {"errno": ENOENT, "call": "open", "log": ""}
+    assert library.calls == []
+
+
+def test_name_that_cannot_be_made(loops: LoopKernel, library: Library, tmp_path: Path) -> None:
+    reply = mount_by_loops(tmp_path, name=str(tmp_path / "a/b/c"))
+    assert reply == {"errno": ENOTDIR, "call": "symlink", "log": ""}
+    assert loops.files != {}
+    assert library.calls == []
+
+
+def test_node_that_a_container_lacks(
+    loops: LoopKernel, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int, int]] = []
+
+    def mknod(path: str, mode: int, device: int) -> None:
+        made.append((path, mode, device))
+        Path(path).touch()
+
+    monkeypatch.setattr(os, "mknod", mknod)
+    (loops.nodes / "loop0").unlink()
+    (loops.block / "loop0/dev").write_text("7:16\n")
+    assert mount_by_loops(tmp_path, devices=[]) == {}
+    assert made == [(str(loops.nodes / "loop0"), stat.S_IFBLK | 0o600, os.makedev(7, 16))]
+
+
+def test_node_that_cannot_be_made(loops: LoopKernel, library: Library, tmp_path: Path) -> None:
+    (loops.nodes / "loop0").unlink()
+    reply = mount_by_loops(tmp_path)
+    assert reply == {
+        "errno": ENOENT,
+        "call": f"mknod of {loops.nodes}/loop0",
+        "log": "",
+    }
+    assert library.calls == []
+
+
+def test_switching(loops: LoopKernel, tmp_path: Path) -> None:
+    """Only what is still over the file: another one may have taken its number."""
+    fds = open_fds()
+    old, new = str(tmp_path / "a"), str(tmp_path / "b")
+    loops.bind(0, old)
+    loops.bind(1, "/other")
+    loops.bind(3, old)
+    assert ask("switch_loops", numbers=[0, 1, 2], source=old, target=new) == {}
+    assert loops.files == {0: new, 1: "/other", 3: old}
+    loops.fail = {CHANGE_FD: EINVAL}
+    reply = ask("switch_loops", numbers=[3], source=old, target=new)
+    assert reply == {"errno": EINVAL, "call": "LOOP_CHANGE_FD", "log": ""}
+    assert open_fds() == fds

@@ -35,6 +35,7 @@ from lazyimg.errors import (
 )
 from lazyimg.host import mount_child, mounts
 from lazyimg.host.mounts import (
+    FileMountError,
     bind_mapped,
     bind_mount,
     escape_overlay_path,
@@ -43,6 +44,7 @@ from lazyimg.host.mounts import (
     mount_overlay,
     mount_table,
     mounts_on,
+    switch_loops,
     unmount,
 )
 
@@ -117,6 +119,46 @@ async def test_erofs_from_files(child: Child) -> None:
         "options": [["device", "/d/1"], ["device", "/d,/2"]],
         "parts": True,
     }
+
+
+async def test_erofs_by_loop_devices(child: Child) -> None:
+    devices = [Path("/d/1"), Path("/d,/2")]
+    await mount_erofs_files(Path("/b/abc"), devices, TARGET, loops=Path("/l/abc"))
+    assert child.request() == {
+        "call": "mount_loops",
+        "name": "/l/abc",
+        "source": "/b/abc",
+        "target": "/mnt/target",
+        "fs_type": "erofs",
+        "flags": mount_child.MS_RDONLY,
+        "devices": ["/d/1", "/d,/2"],
+    }
+
+
+async def test_erofs_without_loop_devices(child: Child) -> None:
+    child.fail(ENOENT, call="loop-control")
+    with pytest.raises(KernelError) as caught:
+        await mount_erofs_files(Path("/b/abc"), [], TARGET, loops=Path("/l/abc"))
+    assert str(caught.value) == (
+        "fsid abc: this kernel does not mount EROFS from a file, and has no loop devices;"
+        " load the module `loop`; in a container, give it /dev/loop-control"
+    )
+
+
+async def test_loop_devices_that_are_switched(child: Child) -> None:
+    await switch_loops([1, 3], Path("/fuse/a"), Path("/devices/a/data"))
+    assert child.request() == {
+        "call": "switch_loops",
+        "numbers": [1, 3],
+        "source": "/fuse/a",
+        "target": "/devices/a/data",
+    }
+    child.fail(EINVAL, call="LOOP_CHANGE_FD")
+    with pytest.raises(KernelError) as caught:
+        await switch_loops([1], Path("/fuse/a"), Path("/devices/a/data"))
+    assert str(caught.value) == (
+        "loop devices of a: LOOP_CHANGE_FD on /devices/a/data failed: Invalid argument"
+    )
 
 
 async def test_erofs_from_a_file_with_a_long_path(child: Child) -> None:
@@ -245,7 +287,7 @@ async def test_erofs_that_is_refused(
         (EINVAL, KernelError, "the kernel refuses it; `dmesg` says why"),
         (
             ENOTBLK,
-            KernelError,
+            FileMountError,
             (
                 "this kernel does not mount EROFS from a file, or not from one on that file"
                 " system; `lazyimg doctor` says more"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import CorruptError, KernelError, StorageError
+from lazyimg.images import file_mounts
 from lazyimg.images.file_mounts import FileMounts
 from lazyimg.images.kernel_mounts import KernelMounts
 from lazyimg.images.library import ChainRecord
@@ -17,12 +18,32 @@ from lazyimg_formats.erofs.writer import serialize_image
 from tests.fakes.image_mounts import FAILURE, ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from tests.fakes.host_mounts import FakeMounts
 
 FULL = StorageError("cache", "is full")
+
+
+class CacheFile:
+    """A device in the cache, which the test completes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.complete = False
+        self.calls: list[Callable[[], None]] = []
+
+    def on_complete(self, call: Callable[[], None]) -> None:
+        if self.complete:
+            call()
+        else:
+            self.calls.append(call)
+
+    def finish(self) -> None:
+        self.complete = True
+        while self.calls:
+            self.calls.pop()()
 
 
 class Transport:
@@ -42,6 +63,7 @@ class Transport:
         self.failure: StorageError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.files: dict[str, CacheFile] = {}
 
     def _fail(self) -> None:
         failure, self.failure = self.failure, None
@@ -50,12 +72,20 @@ class Transport:
 
     async def prepare(self, devices: Mapping[str, int]) -> dict[str, Path]:
         self._fail()
-        self.served.update(devices)
+        self._serve(devices)
         return {name: self._directory / name for name in sorted(devices)}
+
+    def _serve(self, devices: Mapping[str, int]) -> None:
+        self.served.update(devices)
+        for name in devices:
+            self.files.setdefault(name, CacheFile(self._directory.parent / f"data-of-{name}"))
+
+    def sink(self, cookie: str) -> CacheFile | None:
+        return self.files.get(cookie) if cookie in self.served else None
 
     async def adopt(self, devices: Mapping[str, int]) -> None:
         self._fail()
-        self.served.update(devices)
+        self._serve(devices)
 
     async def release(self, names: Iterable[str]) -> None:
         await self.gate.wait()
@@ -179,3 +209,122 @@ async def test_devices_of_a_process_that_died_are_adopted(
     await way.begin()
     assert await way.dead() == ()
     assert way.by_hand is None
+
+
+class Loops:
+    """The kernel's loop devices; `exchanged` is what was exchanged, `failure` what comes of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.exchanged: list[tuple[Path, Path]] = []
+        self.failure: KernelError | None = None
+        self.done = asyncio.Event()
+        monkeypatch.setattr(file_mounts, "exchange_file", self.exchange)
+
+    async def exchange(self, source: Path, target: Path) -> int:
+        self.exchanged.append((source, target))
+        self.done.set()
+        if self.failure is not None:
+            raise self.failure
+        return 1
+
+    async def wait(self) -> tuple[Path, Path]:
+        """Wait for the next exchange."""
+        await asyncio.wait_for(self.done.wait(), 20)
+        self.done.clear()
+        await asyncio.sleep(0)  # the task's own end
+        return self.exchanged[-1]
+
+
+@pytest.fixture
+def loops(monkeypatch: pytest.MonkeyPatch) -> Loops:
+    return Loops(monkeypatch)
+
+
+@pytest.fixture
+def by_loops(root: Path, transport: Transport) -> FileMounts:
+    return FileMounts(root, transport, "loop", tree=root / "devices")
+
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+async def test_mount_by_loop_devices(by_loops: FileMounts, root: Path, host: FakeMounts) -> None:
+    chain = add(root, "1")
+    path = root / "mnt" / chain.fsid
+    path.mkdir()
+    await by_loops.mount(chain, path)
+    assert host.table == [(str(path), "erofs by loops", chain.fsid)]
+
+
+async def test_device_that_becomes_complete_is_exchanged(
+    by_loops: FileMounts,
+    root: Path,
+    transport: Transport,
+    loops: Loops,
+    host: FakeMounts,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    one, other = add(root, "1", "2"), add(root, "1")
+    for chain in (one, other):
+        path = root / "mnt" / chain.fsid
+        path.mkdir()
+        await by_loops.mount(chain, path)
+    assert len(transport.files[ONE].calls) == 1  # for both
+    await asyncio.to_thread(transport.files[ONE].finish)
+    exchanged = (root / "devices" / ONE, root / f"data-of-{ONE}")
+    assert await loops.wait() == exchanged
+    assert caplog.messages == [f"{ONE}: complete; 1 loop devices read the cache's file now"]
+    await by_loops.mount(one, root / "mnt" / one.fsid)  # it was prepared before it was complete
+    assert await loops.wait() == exchanged
+    assert len(transport.files[TWO].calls) == 1
+
+
+async def test_device_of_a_process_that_died_is_exchanged(
+    by_loops: FileMounts, root: Path, transport: Transport, loops: Loops
+) -> None:
+    chain = add(root, "1")
+    await by_loops.adopt([chain.fsid])
+    transport.files[ONE].finish()
+    assert await loops.wait() == (root / "devices" / ONE, root / f"data-of-{ONE}")
+
+
+async def test_device_that_is_mounted_no_more_is_awaited_anew(
+    by_loops: FileMounts, root: Path, transport: Transport, loops: Loops
+) -> None:
+    chain = add(root, "1")
+    await by_loops.adopt([chain.fsid])
+    await by_loops.unmounted(chain.fsid)
+    await by_loops.adopt([chain.fsid])
+    assert len(transport.files[ONE].calls) == 2
+    transport.files[ONE].finish()
+    await loops.wait()
+
+
+async def test_exchange_that_fails_is_said(
+    by_loops: FileMounts,
+    root: Path,
+    transport: Transport,
+    loops: Loops,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loops.failure = KernelError("it", "refuses")
+    await by_loops.adopt([add(root, "1").fsid])
+    transport.files[ONE].finish()
+    await loops.wait()
+    assert caplog.messages == [f"{ONE}: is complete, and asked for on: it: refuses"]
+
+
+async def test_nothing_is_exchanged_where_plain_files_are_mounted(
+    root: Path, transport: Transport
+) -> None:
+    await FileMounts(root, transport).adopt([add(root, "1").fsid])
+    assert transport.files[ONE].calls == []
+
+
+def test_device_that_is_complete_when_all_is_over(
+    by_loops: FileMounts, root: Path, transport: Transport, loops: Loops
+) -> None:
+    asyncio.run(by_loops.adopt([add(root, "1").fsid]))
+    transport.files[ONE].finish()
+    assert loops.exchanged == []

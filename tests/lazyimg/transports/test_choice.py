@@ -232,6 +232,7 @@ class Fuse:
     name = "fuse"
     control_fd = 0
     started: ClassVar[list[tuple[Path, int | None]]] = []
+    taken: ClassVar[list[bool]] = []
     passing: ClassVar[list[bool]] = []
 
     def __init__(
@@ -243,16 +244,24 @@ class Fuse:
         passthrough: bool,
         ahead: int,
         lost: Callable[[], None],
+        keeper: ServiceManager,
     ) -> None:
+        assert isinstance(keeper, Manager)
         self.passing.append(passthrough)
         assert ahead == 8 << 20
         assert read_deadline == 60
         self.lost = lost
         assert cache.names() == []
 
-    async def start(self, directory: Path, *, control_fd: int | None = None) -> None:
+    async def start(
+        self, directory: Path, *, control_fd: int | None = None, taken_fd: int | None = None
+    ) -> None:
         assert directory.is_dir()
         self.started.append((directory, control_fd))
+        self.taken.append(taken_fd is not None)
+        for fd in (control_fd, taken_fd):
+            if fd is not None:
+                os.close(fd)
 
     async def stop(self) -> None:
         """Do nothing."""
@@ -263,13 +272,15 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Stand for FUSE and for the trial of mounts from files; gives where that was made."""
     tried: list[Path] = []
 
-    async def try_file_mount(root: Path) -> None:
+    async def try_file_mount(root: Path, how: str) -> None:
+        assert how == "auto"
         tried.append(root)
 
     monkeypatch.setattr(trial, "try_file_mount", try_file_mount)
     monkeypatch.setattr(fuse_transport, "FuseTransport", Fuse)
     monkeypatch.setattr(Fuse, "started", [])
     monkeypatch.setattr(Fuse, "passing", [])
+    monkeypatch.setattr(Fuse, "taken", [])
     return tried
 
 
@@ -310,7 +321,17 @@ async def test_fuse_that_is_taken_over_is_tried_no_more(tried: list[Path], tmp_p
     ((directory, control_fd),) = Fuse.started
     assert directory == tmp_path / "fuse"
     assert control_fd is not None
-    os.close(control_fd)
+    assert Fuse.taken == [False]
+
+
+@pytest.mark.usefixtures("tried")
+async def test_what_fuse_had_taken_is_handed_on(tmp_path: Path) -> None:
+    config = Config(root=str(tmp_path), transport="fuse")
+    started = await start_fuse(config, "fuse", "fuse-taken")
+    assert started.took_over
+    assert Fuse.taken == [True]
+    await start_fuse(config, "fuse-taken")  # nothing asks for it
+    assert Fuse.taken == [True, False]
 
 
 @pytest.mark.usefixtures("tried")

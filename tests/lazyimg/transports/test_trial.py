@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazyimg.errors import KernelBusyError, KernelError, StorageError
+from lazyimg.host import mounts
 from lazyimg.host.preflight import Check
 from lazyimg.transports import trial
 from lazyimg.transports.trial import TrialImage, try_file_mount, try_transports
@@ -40,7 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *failures: Exception | None) -> lis
     happened: list[str] = []
 
     def make(name: str, failure: Exception | None) -> Callable[..., object]:
-        async def run(image: TrialImage, directory: Path, stack: AsyncExitStack) -> None:
+        async def run(image: TrialImage, directory: Path, stack: AsyncExitStack) -> str:
             assert image.size(image.device) == 4096
             assert list(directory.iterdir()) == []
             (directory / "file").touch()
@@ -48,6 +49,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *failures: Exception | None) -> lis
             stack.callback(happened.append, f"end {name}")
             if failure is not None:
                 raise failure
+            return "all is well"
 
         return run
 
@@ -67,7 +69,7 @@ async def test_each_is_tried_and_says_what_came_of_it(
         OSError(28, "No space left on device", "/there"),
     )
     assert await try_transports(tmp_path) == [
-        Check("transport one", ok=True, detail="an image was mounted and read", needed=False),
+        Check("transport one", ok=True, detail="all is well", needed=False),
         Check(
             "transport two", ok=False, detail="/dev/it: is missing", remedy="load it", needed=False
         ),
@@ -120,23 +122,27 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     for name in ("bootstraps", "mnt"):
         (tmp_path / name).mkdir()
 
-    async def mount(bootstrap: Path, devices: object, target: Path) -> None:
+    async def mount(
+        bootstrap: Path, devices: object, target: Path, *, loops: Path | None = None
+    ) -> None:
         assert Image(bootstrap.read_bytes()).slots == devices == ()
         assert target.is_dir()
-        asked.append("mount")
+        asked.append("mount" if loops is None else f"mount as {loops.relative_to(tmp_path)}")
 
     async def unmount(_: Path) -> None:
         asked.append("unmount")
 
-    monkeypatch.setattr(trial, "mount_erofs_files", mount)
+    monkeypatch.setattr(mounts, "mount_erofs_files", mount)
     monkeypatch.setattr(trial, "unmount", unmount)
     return asked
 
 
 async def test_mount_from_a_file(host: list[str], tmp_path: Path) -> None:
     for _ in range(2):
-        await try_file_mount(tmp_path)
+        await try_file_mount(tmp_path, "auto")
     assert host == ["mount", "unmount"] * 2
+    await try_file_mount(tmp_path, "loop")
+    assert host[4:] == ["mount as loops/.try", "unmount"]
     assert list((tmp_path / "mnt").iterdir()) == list((tmp_path / "bootstraps").iterdir()) == []
 
 
@@ -147,15 +153,15 @@ async def test_kernel_that_does_not_mount_files(
     async def refuse(*_: object) -> None:
         raise KernelError("fsid .try", "not from a file", "use another")
 
-    monkeypatch.setattr(trial, "mount_erofs_files", refuse)
+    monkeypatch.setattr(mounts, "mount_erofs_files", refuse)
     with pytest.raises(KernelError) as caught:
-        await try_file_mount(tmp_path)
+        await try_file_mount(tmp_path, "file")
     assert str(caught.value) == "EROFS: not from a file; use another"
 
 
 async def test_root_in_which_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
-        await try_file_mount(tmp_path)
+        await try_file_mount(tmp_path, "auto")
     assert str(caught.value) == (
         f"{tmp_path}: cannot be used: No such file or directory; check --root"
     )

@@ -17,9 +17,9 @@ from lazyimg.errors import KernelError, NotRootError
 from lazyimg.transports.fuse.device import (
     READ_SIZE,
     Device,
+    ask_again,
     mount_tree,
     open_device,
-    take_over,
     unmount_tree,
 )
 from lazyimg_formats.fuse.layout import DEV_IOC_BACKING_CLOSE, DEV_IOC_BACKING_OPEN
@@ -129,40 +129,36 @@ def test_fd_is_not_inherited(device: Device) -> None:
     assert not os.get_inheritable(device.fd)
 
 
-def test_take_over(kernel: FakeKernel, device: Device) -> None:
-    assert take_over(device)
+def test_asking_again(kernel: FakeKernel, device: Device) -> None:
+    assert ask_again(device)
     assert resend() == kernel.receive()
 
 
 @pytest.mark.parametrize("number", [EPERM, ENODEV])
-def test_taking_over_what_is_not_mounted(
+def test_asking_again_what_is_not_mounted(
     device: Device, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(os, "writev", fail(number))
-    assert not take_over(device)
+    with pytest.raises(KernelError, match=r"^/dev/fuse: the kernel has ended the connection$"):
+        ask_again(device)
 
 
-def test_taking_over_what_has_ended(
-    kernel: FakeKernel, device: Device, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("can", [True, False])
+def test_asking_again_where_it_has_ended(
+    kernel: FakeKernel, device: Device, monkeypatch: pytest.MonkeyPatch, *, can: bool
 ) -> None:
-    monkeypatch.setattr(os, "writev", fail())  # the kernel takes it, and does nothing
-    assert take_over(device)
+    # The kernel takes, or refuses, a notification, and does not say that it has ended.
+    monkeypatch.setattr(os, "writev", fail(*([] if can else [EINVAL] * 2)))
+    assert ask_again(device) == can
     kernel.close()
-    assert not take_over(device)
+    with pytest.raises(KernelError, match=r"^/dev/fuse: the kernel has ended the connection$"):
+        ask_again(device)
 
 
-def test_taking_over_where_the_kernel_cannot(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "writev", fail(EINVAL, ESTALE))
-    with pytest.raises(
-        KernelError,
-        match=r"^/dev/fuse: this kernel hands nothing over;"
-        r" FUSE_NOTIFY_RESEND came with Linux 6\.9$",
-    ):
-        take_over(device)
+def test_asking_again_that_fails(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "writev", fail(ESTALE))
     with pytest.raises(KernelError, match=r"^/dev/fuse: cannot be taken over: Stale file handle$"):
-        take_over(device)
+        ask_again(device)
 
 
 def test_open(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import struct
 from contextlib import asynccontextmanager, suppress
-from errno import EINTR, EIO, ENOSYS, ENOTTY, ESTALE
+from errno import EINTR, EIO, ENOENT, ENOSYS, ENOTTY, ESTALE
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from lazyimg.transports.fuse import server as module
 from lazyimg.transports.fuse.device import Device
 from lazyimg.transports.fuse.protocol import IllegalStepError, Protocol
 from lazyimg.transports.fuse.server import LOCAL_WINDOW, SPLICED, Server
+from lazyimg.transports.fuse.taken import Taken
 from lazyimg_formats.fuse.layout import Opcode, OpenFlag
 from tests.fakes.fuse import WAIT, FakeKernel, PatternFiller
 from tests.fakes.keeper import NotingKeeper
@@ -36,8 +37,11 @@ SIZE = 1 << 20
 class Bench:
     """A server, and everything around it. The kernel is asked and heard in threads."""
 
-    def __init__(self, directory: Path, *, passthrough: bool = False) -> None:
-        make_device(directory, SIZE)
+    def __init__(
+        self, directory: Path, *, passthrough: bool = False, taken: int | None = None
+    ) -> None:
+        if not (directory / "data").exists():
+            make_device(directory, SIZE)
         self.keeper = NotingKeeper()
         self.file = DeviceFile(directory, SIZE, "boot", self.keeper)
         self.filler = PatternFiller(SIZE)
@@ -49,6 +53,7 @@ class Bench:
         self.broken: StorageError | None = None
         self.running = True
         self.device = Device(self.kernel.fd)
+        self.taken = Taken(taken)
         self.lost = asyncio.Event()
         self.server = Server(
             self.device,
@@ -56,6 +61,7 @@ class Bench:
             self.find,
             filler=self.filler,
             counters=self.counters,
+            taken=self.taken,
             lost=self.lost.set,
         )
 
@@ -466,3 +472,77 @@ async def test_reader_in_order_finds_what_lies_ahead_filled(
             break
         await asyncio.sleep(0.01)
     assert bench.file.absent(0, 8 * BLOCK) == []
+
+
+# What a process that died had taken.
+
+
+def left(bench: Bench) -> list[int]:
+    """Give the numbers of the READs that the next process would answer."""
+    return [read.unique for read in Taken(os.dup(bench.taken.fd)).left()[1]]
+
+
+async def test_read_that_waits_is_kept_until_it_is_answered(bench: Bench) -> None:
+    bench.filler.held.clear()
+    unique = bench.kernel.ask_read(bench.file.node, 0, BLOCK)
+    await asyncio.wait_for(bench.filler.asked.wait(), WAIT)
+    assert left(bench) == [unique]
+    bench.filler.held.set()
+    assert await bench.answer() == (unique, 0, bench.content[:BLOCK])
+    await bench.stop()  # which waits for what is done after an answer
+    assert bench.taken._places == {}
+
+
+async def test_what_was_left_is_answered(tmp_path: Path) -> None:
+    before = Taken()
+    make_device(tmp_path, SIZE)
+    node = (tmp_path / "data").stat().st_ino
+    before.note(4, node, 0, BLOCK)  # is present
+    before.note(6, node, BLOCK, BLOCK)  # is not
+    before.note(8, 12345, 0, BLOCK)  # nobody knows it
+    lookup = struct.pack("=IIQQIIIHH", 45, Opcode.LOOKUP, 2, 1, 0, 0, 0, 0, 0) + b"none\0"
+    before.buffers[0][:45] = lookup
+    bench = Bench(tmp_path, taken=os.dup(before.fd))
+    bench.nodes[node] = bench.file
+    bench.store(0, BLOCK)
+    bench.server.start(again=True)
+    try:
+        assert await asyncio.to_thread(bench.kernel.answers, 4) == {
+            2: (ENOENT, b""),
+            4: (0, bench.content[:BLOCK]),
+            6: (0, bench.content[BLOCK : 2 * BLOCK]),
+            8: (EIO, b""),
+        }
+        assert await bench.read(0, BLOCK) == (0, bench.content[:BLOCK])
+    finally:
+        await bench.stop()
+        bench.kernel.close()
+    assert Taken(before.fd)._places == {}
+
+
+async def test_left_request_that_cannot_be_handled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = Taken()
+    before.note(4, 7, 0, BLOCK)
+    bench = Bench(tmp_path, taken=os.dup(before.fd))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(Protocol, "receive_read", fail)
+    bench.server.add(bench.file)
+    bench.server.start(again=True)
+    assert await bench.answer() == (4, EIO, b"")
+    await bench.stop()
+    bench.kernel.close()
+    assert "a request of before could not be handled" in caplog.text
+    assert Taken(before.fd)._places == {}
+
+
+async def test_more_reads_than_can_be_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bench.taken, "note", lambda *_: False)
+    assert await bench.read(0, BLOCK) == (EIO, b"")
+    assert "more reads wait than can be kept" in caplog.text

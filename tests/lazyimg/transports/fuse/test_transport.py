@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pytest
 from lazyimg.cache.device_cache import DeviceCache
 from lazyimg.errors import KernelError
 from lazyimg.transports.fuse import transport as module
+from lazyimg.transports.fuse.taken import Taken
 from lazyimg.transports.fuse.transport import FuseTransport
 from lazyimg_formats.fuse.layout import InitFlag, Opcode, OpenFlag
 from lazyimg_formats.fuse.messages import resend
@@ -255,15 +257,85 @@ async def test_connection_of_a_process_that_died(node: Node) -> None:
     await transport.stop()
 
 
-async def test_connection_that_is_of_no_use_any_more(
+class Keeper:
+    """Keeps one fd at a time."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.fd = -1
+
+    def keep(self, name: str, fd: int) -> None:
+        self.events.append(f"keep {name}")
+        self.fd = os.dup(fd)
+
+    def forget(self, name: str) -> None:
+        self.events.append(f"forget {name}")
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+def keep_asking_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a kernel before Linux 6.9."""
+    monkeypatch.setattr(module, "ask_again", lambda _: False)
+
+
+async def test_what_was_taken_is_kept(node: Node) -> None:
+    keeper = Keeper()
+    transport = node.transport(keeper=keeper)
+    await transport.start(node.tree)
+    assert keeper.events == ["forget fuse-taken", "keep fuse-taken"]
+    assert Taken(os.dup(keeper.fd)).left()[1] == []
+    await transport.stop()
+    assert keeper.events[2:] == ["forget fuse-taken"]
+
+
+async def test_kernel_that_asks_nothing_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process that died had taken is answered, and then what comes."""
+    keep_asking_nothing_again(monkeypatch)
+    file = node.cache.open(A, SIZE)
+    before = Taken()
+    before.note(6, file.node, 0, SIZE)
+    keeper = Keeper()
+    transport = node.transport(keeper=keeper)
+    await transport.start(node.tree, control_fd=node.kernel.fd, taken_fd=os.dup(before.fd))
+    assert keeper.events == []  # what is kept is used on
+    assert await asyncio.to_thread(node.kernel.answer) == (6, 0, node.filler.content)
+    assert await node.read(file.node, 0, BLOCK) == (0, node.filler.content[:BLOCK])
+    node.calls.append(("", None))
+    await transport.stop()
+    assert Taken(before.fd)._places == {}
+
+
+async def test_kernel_that_asks_again_makes_what_was_taken_needless(node: Node) -> None:
+    keeper = Keeper()
+    reader, writer = os.pipe()
+    transport = node.transport(keeper=keeper)
+    await transport.start(node.tree, control_fd=node.kernel.fd, taken_fd=writer)
+    assert os.read(reader, 1) == b""  # the other end is closed
+    os.close(reader)
+    assert keeper.events == ["forget fuse-taken", "keep fuse-taken"]
+    assert await asyncio.to_thread(node.kernel.receive) == resend()
+    node.calls.append(("", None))
+    await transport.stop()
+
+
+async def test_kernel_that_asks_nothing_again_of_what_nobody_knows(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = os.open(os.devnull, os.O_RDWR)
-    monkeypatch.setattr(module, "take_over", lambda _: False)
+    keep_asking_nothing_again(monkeypatch)
+    with pytest.raises(KernelError) as caught:
+        await node.transport().start(node.tree, control_fd=node.kernel.fd)
+    assert str(caught.value) == "fuse: nobody knows what was asked of the process that died"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(node.kernel.fd)
+
+
+async def test_connection_that_is_of_no_use_any_more(node: Node) -> None:
+    ended, old = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ended.close()
     transport = node.transport()
     with pytest.raises(KernelError) as caught:
-        await transport.start(node.tree, control_fd=old)
-    assert str(caught.value) == f"{node.tree}: the kernel has ended its connection"
+        await transport.start(node.tree, control_fd=old.detach(), taken_fd=Taken().fd)
+    assert str(caught.value) == "/dev/fuse: cannot be taken over: Broken pipe"
     assert node.calls == []
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(old)
