@@ -223,11 +223,11 @@ class Server:
         try:
             self._handle(parse_request(message), desk)
         except FormatError as error:
-            self._refuse(message)
             _log.error("a request of the kernel is not understood: %s", error)
-        except Exception:
             self._refuse(message)
+        except Exception:
             _log.exception("a request of the kernel could not be handled")
+            self._refuse(message)
 
     def _handle(self, request: Request, desk: Desk) -> None:
         if type(request) is ReadRequest:
