@@ -30,12 +30,15 @@ from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 from lazyimg.snapshotter.remote import KEPT, RemoteLayers
 from lazyimg_formats.containerd.labels import REFERENCE, serialize_image_labels
 from lazyimg_formats.oci.chain import chain_ids
+from lazyimg_formats.oci.digest import Digest
+from tests.fakes import stored_index
 from tests.fakes.devices import MemoryBlob
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.image_mounts import Cache
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
 from tests.fakes.registry import FakeRegistry, run_registry
 from tests.fakes.stargz_layer import StargzLayer
+from tests.fakes.stored_index import add_plain_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 
     from lazyimg.images.library import SourceRecord
     from lazyimg.registry.ports import ImageSource
-    from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.documents import Descriptor
     from lazyimg_formats.oci.reference import Location
 
@@ -575,3 +577,41 @@ async def test_image_whose_layers_may_not_be_read(
     found = await remote.find(image.chains[0], image.labels[0], None)
     assert isinstance(found, Unpacked)
     assert found.reason == "access-denied"
+
+
+async def test_ordinary_layers_whose_indexes_the_manifest_names(
+    node: Node, remote: RemoteLayers
+) -> None:
+    plain = [stored_index.PlainLayer(files) for files in (BASE, TOP)]
+    manifest = add_plain_image(node.registry, "app", "1", *plain, committed=True)
+    chains = [str(chain) for chain in chain_ids(Digest.of(layer.tar) for layer in plain)]
+    labels = [
+        serialize_image_labels(
+            f"{node.registry.host}/app:1", manifest.digest, layer.descriptor.digest
+        )
+        for layer in plain
+    ]
+    below = await remote.find(chains[0], labels[0], None)
+    assert isinstance(below, RemoteLayer)
+    below = await remote.find(chains[1], labels[1], below)
+    assert isinstance(below, RemoteLayer)
+    assert node.registry.sent(str(plain[1].descriptor.digest)) == 0
+    for layer in plain:  # they are on the node before it is said that the layer is lazy
+        assert (node.root / "content" / layer.stored.digest.hex).read_bytes() == layer.index
+    path = await remote.mount(below, 1)
+    assert path.parent == node.root / "mnt"
+    assert await remote.fsids([below]) == {path.name}
+
+
+async def test_ordinary_layers_whose_indexes_are_not_there(
+    node: Node, remote: RemoteLayers
+) -> None:
+    plain = stored_index.PlainLayer(BASE)
+    manifest = add_plain_image(node.registry, "app", "1", plain, committed=True)
+    del node.registry.blobs["app"][str(plain.stored.digest)]
+    tagged = f"{node.registry.host}/app:1"
+    labels = serialize_image_labels(tagged, manifest.digest, plain.descriptor.digest)
+    (chain,) = chain_ids([Digest.of(plain.tar)])
+    found = await remote.find(str(chain), labels, None)
+    assert isinstance(found, Unpacked)
+    assert found.reason == "format"
