@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from lazyimg.errors import StorageError
-from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.device_table import BLOCK_SIZE, INPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,8 @@ class DeviceCheck:
     """One check of one device, in steps; what is absent is passed over.
 
     A span is checked when all that the device has of it is present. Where that is not all of the
-    span, the rest may be zeros that the device need not hold; else the digest says nothing.
+    span, the rest may be zeros that the device need not hold; else the digest says nothing. One of
+    what the span is decoded from says nothing of it, either.
 
     Args:
         file: the device.
@@ -78,7 +79,7 @@ class DeviceCheck:
         readable, covered = self._collect(extents, data)
         if readable and span.hash.digest(data) == span.digest:
             self.checked += size
-        elif readable and covered < span.length:
+        elif readable and (covered < span.length or span.codec in INPUTS):
             self.unchecked += size
         else:
             for extent in extents:

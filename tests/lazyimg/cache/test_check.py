@@ -14,7 +14,7 @@ from lazyimg.cache import check as check_module
 from lazyimg.cache.check import DeviceCheck
 from lazyimg.cache.device_file import DeviceFile, make_device
 from lazyimg.errors import StorageError
-from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.device_table import BLOCK_SIZE, Codec
 from tests.fakes.devices import Device, SpanPlan, aligned_device, devices, pattern
 from tests.fakes.devices import make_device as lay_out
 from tests.fakes.keeper import NotingKeeper
@@ -72,6 +72,12 @@ def test_wrong_bytes_are_found_and_no_others(device: Device, data: st.DataObject
         assert check.checked + check.unchecked == len(blocks) * BLOCK_SIZE
     elif not check.unchecked:
         assert wrong <= found
+
+
+def test_digests_of_what_is_decoded_say_nothing(tmp_path: Path) -> None:
+    device = lay_out([SpanPlan(pattern(BLOCK_SIZE, 1), Codec.GZIP_STRETCH)])
+    check = checked(stored(tmp_path, device, whole(device), [range(BLOCK_SIZE)]), device)
+    assert (check.checked, check.unchecked, check.wrong) == (0, BLOCK_SIZE, [])
 
 
 def test_right_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
