@@ -4,17 +4,21 @@
 
 SETTINGS is JSON, see `Settings`. It says on standard output where the device is, and answers each
 line on standard input with one of JSON: what it has used and done so far, after it has done what
-the line says: `finish` makes the rest of the device present.
+the line says: `finish` makes the rest of the device present, `store` gives FUSE all of it to keep.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
+import struct
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
+from unittest.mock import patch
 
 import msgspec
 
@@ -24,18 +28,30 @@ from lazyimg.fill.engine import Engine
 from lazyimg.host.allocator import keep_freed_memory
 from lazyimg.limits import FillLimits
 from lazyimg.transports.fanotify.transport import FanotifyTransport
+from lazyimg.transports.fuse import protocol
 from lazyimg.transports.fuse.transport import FuseTransport
 from lazyimg_formats.device_table import DeviceTable
+from lazyimg_formats.fuse import messages
+from lazyimg_formats.fuse.layout import OpenFlag
 from scripts.benchmarks.read_image import ReadImage
 from scripts.benchmarks.read_server import MemoryBlob
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lazyimg.cache.device_file import DeviceFile
     from lazyimg.fill.ports import Sink
 
 PIECE: Final = 4 << 20
 LEFT: Final = 8 << 20
 """Bytes of the end of a device that is present, but not complete; nobody reads them."""
+
+STORED: Final = 1 << 20
+"""Bytes that FUSE is given at a time."""
+
+NOTIFY_STORE: Final = 4
+HEADER: Final = struct.Struct("=IiQ")  # fuse_out_header
+STORE: Final = struct.Struct("=QQII")  # fuse_notify_store_out
 
 
 class Settings(msgspec.Struct):
@@ -52,6 +68,7 @@ class Settings(msgspec.Struct):
             blob ("engine").
         state: of the device at the start: "empty", "present" (but for its end) or "complete".
         passthrough: a complete device is a file of FUSE's tree.
+        pages: FUSE keeps what was read, which the daemon does not let it do.
     """
 
     image: tuple[str, str, str]
@@ -62,6 +79,7 @@ class Settings(msgspec.Struct):
     delay: float
     state: str
     passthrough: bool = False
+    pages: bool = False
 
 
 class BenchFiller(Protocol):
@@ -159,7 +177,21 @@ class EngineFiller:
 def main() -> None:
     """Serve."""
     keep_freed_memory()
-    asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=Settings)))
+    settings = msgspec.json.decode(sys.argv[1], type=Settings)
+    with keeping_pages() if settings.pages else nullcontext():
+        asyncio.run(serve(settings))
+
+
+@contextmanager
+def keeping_pages() -> Iterator[None]:
+    """Have FUSE keep pages of files that are opened."""
+
+    def reply_open(unique: int, flags: OpenFlag, **options: int) -> bytes:
+        kept = OpenFlag.KEEP_CACHE if flags is OpenFlag.DIRECT_IO else flags
+        return messages.reply_open(unique, kept, **options)
+
+    with patch.object(protocol, "reply_open", reply_open):
+        yield
 
 
 async def serve(settings: Settings) -> None:
@@ -185,6 +217,8 @@ async def serve(settings: Settings) -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
             if line == "finish\n":
                 await asyncio.to_thread(make_present, file, content, len(content))
+            elif line == "store\n":
+                await asyncio.to_thread(store, transport.control_fd, file.node, content)
             print(json.dumps(account(transport.counters.reads, filler.fills)), flush=True)
         await transport.release([name])
     finally:
@@ -208,6 +242,16 @@ def make_present(file: DeviceFile, content: bytes, stop: int) -> None:
         for absent in file.absent(start, min(PIECE, stop - start)):
             file.write_now(absent.start, [data[absent.start : absent.stop]])
     file.sync()
+
+
+def store(fd: int, node: int, content: bytes) -> None:
+    """Put all of a file into FUSE's pages: FUSE_NOTIFY_STORE."""
+    data = memoryview(content)
+    for offset in range(0, len(data), STORED):
+        part = data[offset : offset + STORED]
+        where = STORE.pack(node, offset, len(part), 0)
+        head = HEADER.pack(HEADER.size + STORE.size + len(part), NOTIFY_STORE, 0)
+        os.writev(fd, [head, where, part])
 
 
 def account(requests: int, fills: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ class Way(NamedTuple):
     Attributes:
         name: in the table.
         transport: "" without a daemon.
-        filler, delay, state, passthrough: see `transport_server.Settings`.
+        filler, delay, state, passthrough, pages: see `transport_server.Settings`.
         finish: the device becomes complete while it is mounted.
         warm: the row for a second reading; "" for none.
     """
@@ -86,6 +87,7 @@ class Way(NamedTuple):
     finish: bool = False
     passthrough: bool = False
     warm: str = ""
+    pages: bool = False
 
 
 PLAIN: Final = "ext4"
@@ -207,14 +209,18 @@ class Bench:
 
     Attributes:
         seed: of the random reads.
+        work: a directory; what is mounted lies below it.
+        image: what is read.
+        guard: frees whoever is stuck.
+        size: bytes that are read, of the file.
     """
 
     def __init__(self, work: Path, image: ReadImage, guard: Guard) -> None:
         self.seed = 0
-        self._work = work
-        self._image = image
-        self._guard = guard
-        self._size = image.content.stat().st_size - 2 * LEFT  # what is read ahead stops before it
+        self.work = work
+        self.image = image
+        self.guard = guard
+        self.size = image.content.stat().st_size - 2 * LEFT  # what is read ahead stops before it
 
     def measure(self, way: Way, kept: Rounds) -> None:
         """Read by one way, with every load; from an empty cache each time where it fills."""
@@ -223,56 +229,60 @@ class Bench:
             with self._serving(way) as (path, server):
                 for load in group:
                     drop_caches()
-                    run = self._read(path, load, server)
+                    run = self.read(path, load, server)
                     kept.setdefault((way.name, load.name), []).append(run)
                     if way.warm:
-                        again = self._read(path, load, None)
+                        again = self.read(path, load, None)
                         kept.setdefault((way.warm, load.name), []).append(again)
 
     @contextmanager
     def _serving(self, way: Way) -> Iterator[tuple[Path, Server | None]]:
         """Give the file to read, and the daemon."""
-        self._guard.limit(LIMIT * len(LOADS))
+        self.guard.limit(LIMIT * len(LOADS))
         try:
             if way.name == PLAIN:
-                yield self._image.content, None
+                yield self.image.content, None
             elif not way.transport:
-                with self._mounted(self._image.content) as path:
+                with self.mounted(self.image.content) as path:
                     yield path, None
             else:
                 with self._serving_transport(way) as served:
                     yield served
         finally:
-            self._guard.limit(0)
+            self.guard.limit(0)
 
     @contextmanager
     def _serving_transport(self, way: Way) -> Iterator[tuple[Path, Server]]:
-        cache, tree = self._work / "cache", self._work / "tree"
+        with self.serving_device(way) as server, self.mounted(Path(server.path)) as path:
+            if way.finish:
+                server.ask("finish")
+            yield path, server
+
+    @contextmanager
+    def serving_device(self, way: Way) -> Iterator[Server]:
+        """Run the daemon; nothing is mounted from it yet."""
+        cache, tree = self.work / "cache", self.work / "tree"
         cache.mkdir()
         tree.mkdir()
-        root, fsid, device = self._image
+        root, fsid, device = self.image
         settings = Settings(
             (str(root), fsid, device), str(cache), str(tree), way.transport, way.filler,
-            way.delay, way.state, way.passthrough,
+            way.delay, way.state, way.passthrough, way.pages,
         )  # fmt: skip
         try:
             with running_server(settings) as server:
-                for number in freeing.connections_at(str(self._work)):
-                    self._guard.tell_connection(number)
-                with self._mounted(Path(server.path)) as path:
-                    if way.finish:
-                        server.ask("finish")
-                    yield path, server
+                for number in freeing.connections_at(str(self.work)):
+                    self.guard.tell_connection(number)
+                yield server
         finally:
             freeing.detach(str(tree))
             for directory in (cache, tree):
                 shutil.rmtree(directory)
 
     @contextmanager
-    def _mounted(self, device: Path) -> Iterator[Path]:
+    def mounted(self, device: Path, bootstrap: Path | None = None) -> Iterator[Path]:
         """Mount the image over a device; gives its file."""
-        top = self._work / "top"
-        top.mkdir()
+        top = Path(tempfile.mkdtemp(dir=self.work, prefix="top-"))
         script = (
             "import asyncio, sys; from pathlib import Path\n"
             "from lazyimg.host.mounts import mount_erofs_files\n"
@@ -283,7 +293,7 @@ class Bench:
             sys.executable,
             "-c",
             script,
-            self._image.bootstrap,
+            bootstrap or self.image.bootstrap,
             device,
             top,
         ]
@@ -294,15 +304,15 @@ class Bench:
             subprocess.run(["umount", top], check=True, timeout=LIMIT)
             top.rmdir()
 
-    def _read(self, path: Path, load: Load, server: Server | None) -> Round:
+    def read(self, path: Path, load: Load, server: Server | None) -> Round:
         """Let all readers begin at once, and wait for the last one."""
         before = server.ask("") if server else {}
-        share = self._size // load.readers // MIB * MIB
+        share = self.size // load.readers // MIB * MIB
         commands: list[list[str | Path]] = [
             [
                 sys.executable, "-I", "-S", READER, path, load.kind,
                 str(number * share if load.kind == "sequential" else 0),
-                str((number + 1) * share if load.kind == "sequential" else self._size),
+                str((number + 1) * share if load.kind == "sequential" else self.size),
                 str(READS // load.readers), str(self.seed * 100 + number),
             ]
             for number in range(load.readers)
@@ -310,7 +320,7 @@ class Bench:
         seconds, own = run_readers(commands)
         after = server.ask("") if server else {}
         used = {name: after[name] - before[name] for name in after}
-        amount = READS if load.kind == "random" else self._size / 1e6
+        amount = READS if load.kind == "random" else self.size / 1e6
         return Round(
             amount / seconds,
             own,
