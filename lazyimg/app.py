@@ -56,17 +56,18 @@ if TYPE_CHECKING:
     from lazyimg.images.completion import Completer
     from lazyimg.images.library import SourceRecord
     from lazyimg.images.mounts import Mounts
-    from lazyimg.images.ports import Way
+    from lazyimg.images.ports import Staging, Way
     from lazyimg.images.prefetching import Prefetcher
     from lazyimg.images.publishing import Publisher
     from lazyimg.images.service import Images
+    from lazyimg.images.streaming import Streams
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg.snapshotter.beforehand import Beforehand
     from lazyimg.snapshotter.completion import Completion
     from lazyimg.snapshotter.service import Snapshotter
-    from lazyimg.transports.choice import Offered
+    from lazyimg.transports.choice import Offered, Started
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.oci.reference import Location
 
@@ -193,20 +194,13 @@ async def start(
     from lazyimg.daemon import LazyimgDaemon  # noqa: PLC0415  readers come first
     from lazyimg.images.indexes import Indexes  # noqa: PLC0415
     from lazyimg.images.prefetching import Prefetcher  # noqa: PLC0415
-    from lazyimg.images.service import Images  # noqa: PLC0415
     from lazyimg.images.validation import Validator  # noqa: PLC0415
 
     listener = _bind(Path(config.address), manager, stack)
     await stack.enter_async_context(calls_known_by(root / "calls"))
     mounts = _make_mounts(config, own, transport, library, catalog)
-    images = Images(
-        root,
-        library,
-        catalog,
-        registries.open_image,
-        config.build.limits(),
-        referrers=config.indexes.referrers,
-    )
+    streams = await _open_streams(config, library, started)
+    images = _make_images(config, library, catalog, registries, streams)
     snapshots = _Snapshots(config, images, mounts)
     await mounts.recover(served=started.took_over, kept=await snapshots.open(stack))
     stack.push_async_callback(mounts.close)
@@ -244,6 +238,7 @@ async def start(
         transport=transport,
         manager=manager,
         client=registries.client,
+        streams=streams,
         snapshotter=snapshots.snapshotter,
         completion=snapshots.completion,
         cached=cached,
@@ -290,6 +285,37 @@ def _follow_hints(
     mounts.used, mounts.unused = hints.begin, hints.end
     stack.push_async_callback(hints.close)
     return prefetcher
+
+
+async def _open_streams(config: Config, library: Library, started: Started) -> Streams:
+    """Give what reads layers without an index: their devices are for whichever cache there is."""
+    from lazyimg.images.streaming import Streams  # noqa: PLC0415  readers come first
+
+    staging: Staging
+    if started.cache is not None:
+        staging = started.cache
+    else:
+        assert started.transport.name == "cachefiles"  # noqa: S101 - the others have a cache
+        assert started.transport.staged is not None  # noqa: S101 - it was started
+        staging = started.transport.staged
+        await asyncio.to_thread(started.transport.staged.clear)
+    return Streams(Path(config.root), library, config.build.limits(), staging)
+
+
+def _make_images(
+    config: Config, library: Library, catalog: Catalog, registries: _Registries, streams: Streams
+) -> Images:
+    from lazyimg.images.service import Images  # noqa: PLC0415  readers come first
+
+    return Images(
+        Path(config.root),
+        library,
+        catalog,
+        registries.open_image,
+        limits=config.build.limits(),
+        referrers=config.indexes.referrers,
+        streams=streams,
+    )
 
 
 def _look_after(
@@ -353,7 +379,9 @@ class _Snapshots:
         from lazyimg.snapshotter.remote import RemoteLayers  # noqa: PLC0415
         from lazyimg.snapshotter.service import Snapshotter  # noqa: PLC0415
 
-        remote = RemoteLayers(self._images, self._mounts, self._config.snapshotter.lazy)
+        settings = self._config.snapshotter
+        stream = settings.unindexed == "stream"
+        remote = RemoteLayers(self._images, self._mounts, settings.lazy, stream=stream)
         root = self._config.snapshotter_directory
         self.snapshotter = Snapshotter(root, remote, list_options())
         stack.push_async_callback(self.snapshotter.close)

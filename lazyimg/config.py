@@ -324,6 +324,15 @@ class MountSettings(msgspec.Struct, frozen=True, kw_only=True):
             extra=_SIZE,
         ),
     ] = 1 << 20
+    unindexed: Annotated[
+        str,
+        Meta(
+            pattern="^(stream|refuse)$",
+            description="What `lazyimg mount` and `prefetch` do with a layer that nobody has made "
+            "an index of. stream: the first use reads it whole, once, and makes the index. refuse: "
+            "the image is not mounted.",
+        ),
+    ] = "stream"
 
 
 class BuildSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -391,6 +400,15 @@ class SnapshotterSettings(msgspec.Struct, frozen=True, kw_only=True):
             extra=_PATTERNS,
         ),
     ] = []
+    unindexed: Annotated[
+        str,
+        Meta(
+            pattern="^(eager|stream)$",
+            description="What becomes of a layer that nobody has made an index of. eager: "
+            "containerd downloads and unpacks it as usual. stream: it is read whole, once, as "
+            "containerd pulls the image, and its index made; nothing is unpacked.",
+        ),
+    ] = "eager"
 
 
 class CompletionSettings(msgspec.Struct, frozen=True, kw_only=True):

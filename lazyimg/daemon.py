@@ -39,6 +39,7 @@ from lazyimg.api.messages import (
     RegistryReport,
     SnapshotterReport,
     StatusReply,
+    StreamReport,
     UnmountReply,
     UnmountRequest,
     UnpushIndexReply,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.publishing import Publisher
     from lazyimg.images.service import Images
+    from lazyimg.images.streaming import Streams
     from lazyimg.images.validation import Validator
     from lazyimg.registry.client import RegistryClient
     from lazyimg.snapshotter.completion import Completion
@@ -93,6 +95,7 @@ class LazyimgDaemon:
         transport: serves the kernel; asked what is present.
         manager: started this process.
         client: talks to registries; asked for its counters.
+        streams: reads layers that have no index; asked for what it reads.
         snapshotter: containerd's, if there is one; asked for what it has.
         completion: of its images; asked for what it does.
         cached: looks after the cache, if it is our own.
@@ -112,6 +115,7 @@ class LazyimgDaemon:
         transport: Transport,
         manager: ServiceManager,
         client: RegistryClient,
+        streams: Streams,
         snapshotter: Snapshotter | None = None,
         completion: Completion | None = None,
         cached: CachedDevices | None = None,
@@ -130,6 +134,7 @@ class LazyimgDaemon:
         self._snapshotter = snapshotter
         self._completion = completion
         self._cached = cached
+        self._streams = streams
         self._started = time.monotonic()
 
     async def mount(self, request: MountRequest) -> MountReply:
@@ -147,6 +152,7 @@ class LazyimgDaemon:
             digest=image.digest,
             fsid=image.chain.fsid,
             directory=request.directory,
+            streamed=image.streamed,
         )
 
     async def unmount(self, request: UnmountRequest) -> UnmountReply:
@@ -386,6 +392,15 @@ class LazyimgDaemon:
                 )
                 for host, traffic in sorted(self._client.traffic().items())
             ],
+            streams=[
+                StreamReport(
+                    layer=str(one.wanted.layer.digest),
+                    image=one.wanted.what,
+                    size=one.wanted.layer.size,
+                    done=one.done,
+                )
+                for one in self._streams.running()
+            ],
             snapshotter=await self._report_snapshotter(),
         )
 
@@ -433,8 +448,12 @@ class LazyimgDaemon:
         )
 
     async def _open(self, request: ImageRequest) -> Image:
-        access = _registry_access(request.access)
-        return await self._images.open(request.reference, request.platform, access)
+        return await self._images.open(
+            request.reference,
+            request.platform,
+            _registry_access(request.access),
+            stream=self._config.mount.unindexed == "stream",
+        )
 
     async def _report_mounts(self) -> list[MountReport]:
         await self._mounts.reconcile()

@@ -26,7 +26,7 @@ from lazyimg_formats.device_table import BLOCK_SIZE, MAX_DEVICE_SIZE, DeviceColu
 from lazyimg_formats.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lazyimg_formats.device_table import Codec
 
@@ -211,13 +211,18 @@ class LayerBuilder:
 
     Args:
         keep: False: only check; what `finish` gives has the size of the device and nothing in it.
+        placed: is given, without `keep`, where pieces go: device offset, bytes, span and inner
+            offset of each extent, in their order.
     """
 
-    def __init__(self, *, keep: bool = True) -> None:
+    def __init__(
+        self, *, keep: bool = True, placed: Callable[[int, int, int, int], object] | None = None
+    ) -> None:
         self._keep = keep
         self._count = 0  # of entries
         self._entries: list[Entry] = []
         self._columns = DeviceColumns()
+        self._placed = self._columns.add_extent if keep else placed
         self._end = 0  # of the device so far
         self._first = 0  # bytes of it that are wanted first
         self._zero_bits = 0  # 2**bits bytes of zeros are needed at the end; 0: none
@@ -336,10 +341,11 @@ class LayerBuilder:
             if chunks is not None:
                 return chunks
         start = self._end
-        for piece in pieces if self._keep else ():
-            self._columns.add_extent(
-                start + piece.file_offset, piece.length, piece.span, piece.inner_offset
-            )
+        if self._placed is not None:
+            for piece in pieces:
+                self._placed(
+                    start + piece.file_offset, piece.length, piece.span, piece.inner_offset
+                )
         self._end = start + -(-size // BLOCK_SIZE) * BLOCK_SIZE
         return start
 
@@ -365,19 +371,23 @@ class LayerBuilder:
         self._chunks += count
         self._zero_bits = max(self._zero_bits, bits)
         chunks = ChunkMap(bits, blocks)
-        if self._keep:
+        if self._placed is not None:
             for piece in pieces:
-                self._add_piece(piece, bits, blocks)
+                self._add_piece(self._placed, piece, bits, blocks)
+        if self._keep:
             self._maps.append(chunks)
         return chunks
 
-    def _add_piece(self, piece: Piece, bits: int, blocks: array[int]) -> None:
+    @staticmethod
+    def _add_piece(
+        placed: Callable[[int, int, int, int], object], piece: Piece, bits: int, blocks: array[int]
+    ) -> None:
         offset, left, inner = piece.file_offset, piece.length, piece.inner_offset
         while left:  # chunks that follow each other in the file do so on the device
             within = offset & ((1 << bits) - 1)
             length = min(left, (1 << bits) - within)
             device_offset = blocks[offset >> bits] * BLOCK_SIZE + within
-            self._columns.add_extent(device_offset, length, piece.span, inner)
+            placed(device_offset, length, piece.span, inner)
             offset, left, inner = offset + length, left - length, inner + length
 
     def mark_first(self) -> None:

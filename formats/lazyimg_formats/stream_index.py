@@ -58,6 +58,7 @@ from lazyimg_formats.zstd_frames import find_frame_end, is_skippable, parse_fram
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from lazyimg_formats.device_table import DeviceTable
     from lazyimg_formats.tar.scanner import Member
 
 MAX_HEADERS: Final = 1 << 32
@@ -195,6 +196,19 @@ def parse_stream_index(data: bytes | memoryview) -> LayerIndex:
     for member in _replay(header, headers):
         reader.add(member)
     return reader.builder.finish()
+
+
+def parse_device(data: bytes | memoryview) -> DeviceTable:
+    """Give a layer's device only, which takes less memory.
+
+    Args and Raises: as `parse_stream_index`.
+    """
+    header, windows, headers, spans = _split(data)
+    reader = _Reader(header, windows, spans)
+    for member in _replay(header, headers):
+        reader.add(member)
+        reader.builder.take()
+    return reader.builder.finish().table
 
 
 def iterate_members(data: bytes | memoryview) -> Iterator[Member]:

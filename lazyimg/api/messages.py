@@ -96,12 +96,17 @@ class MountRequest(ImageRequest, frozen=True, kw_only=True):
 
 
 class MountReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What was mounted: `digest` is the manifest's, `fsid` the bootstrap's sha256."""
+    """What was mounted: `digest` is the manifest's, `fsid` the bootstrap's sha256.
+
+    `streamed` are the bytes of blobs that were downloaded whole for it now, of layers without an
+    index.
+    """
 
     reference: str
     digest: str
     fsid: str
     directory: str
+    streamed: int = 0
 
 
 class UnmountRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -474,6 +479,22 @@ class CacheCheckReply(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer without an index that is being read whole.
+
+    Attributes:
+        layer: its blob's digest.
+        image: which image's layer.
+        size: bytes of the blob.
+        done: bytes of it that have come.
+    """
+
+    layer: str
+    image: str
+    size: int
+    done: int
+
+
 class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon: `fetched` are compressed bytes since its start, `reads` answered requests.
 
@@ -498,4 +519,5 @@ class StatusReply(msgspec.Struct, frozen=True, kw_only=True):
     fetched: int
     fetches: int
     registries: list[RegistryReport] = []
+    streams: list[StreamReport] = []
     snapshotter: SnapshotterReport | None = None

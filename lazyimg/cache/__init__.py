@@ -10,7 +10,7 @@ On disk, below the cache's directory:
     <name>/data              the device, sparse, exactly its size
     <name>/present           durable record: one bit for each block (`record`)
     <name>/written.<boot>    the same, valid until this machine is restarted
-    .new-*, .gone-*          devices that are being made or removed
+    .new-*, .gone-*          devices that are being made (also whole ones, see `stage`) or removed
 
 Rules:
   - A block is marked present when its bytes are in the file, never before. So a record may say less

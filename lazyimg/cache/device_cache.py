@@ -13,10 +13,18 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
-from lazyimg.cache.device_file import DATA, PRESENT, WRITTEN, DeviceFile, make_device
+from lazyimg.cache.device_file import (
+    DATA,
+    PRESENT,
+    WRITTEN,
+    DeviceFile,
+    make_device,
+    make_record,
+)
 from lazyimg.cache.record import read_record_size
 from lazyimg.cache.upkeep import Upkeep
 from lazyimg.errors import InUseError, StorageError
+from lazyimg.host.files import sync_directory
 from lazyimg.host.removal import remove_tree
 from lazyimg.host.space import REMEDY, CacheLimits, CacheSpace, find_top
 
@@ -174,6 +182,56 @@ class DeviceCache:
         except OSError as error:
             raise StorageError(name, f"cannot be removed: {error.strerror}") from error
 
+    def stage(self) -> Path:
+        """Give the path of a new file, to write a whole device to. Blocks.
+
+        It is to be given to `publish` or `abandon`; what is left is removed at the next start.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        try:
+            return Path(tempfile.mkdtemp(prefix=_NEW, dir=self.directory), DATA)
+        except OSError as error:
+            raise StorageError(
+                str(self.directory), f"cannot be written: {error.strerror}", REMEDY
+            ) from error
+
+    def abandon(self, staged: Path) -> None:
+        """Remove what `stage` gave, as far as it is there. Blocks; raises OSError."""
+        if staged.parent.is_dir():
+            remove_tree(staged.parent)
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Take a device that was staged whole, and synced. Blocks.
+
+        It is complete then. Where there is one of this name, what that lacks is copied.
+
+        Args:
+            staged: what `stage` gave; it is gone afterwards.
+            name: the device's.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        try:
+            size = staged.stat().st_size
+            with self._lock:
+                file = self._get(name)
+                if file is None or (file.size != size and name not in self._used):
+                    self._take_whole(staged.parent, name, size)
+                    return
+            file.copy_from(staged)
+            remove_tree(staged.parent)
+        except OSError as error:
+            raise StorageError(
+                name, f"cannot be put into the cache: {error.strerror}", REMEDY
+            ) from error
+
+    def reserve(self) -> int:
+        """Give the bytes that stay free beside what is stored. Blocks; raises OSError."""
+        return self._space.reserve()
+
     def is_used(self, name: str) -> bool:
         """Tell whether a device was opened and not released."""
         with self._lock:
@@ -259,6 +317,15 @@ class DeviceCache:
             remove_tree(aside)
             raise
         return self._keep(DeviceFile(path, size, self._boot, self._keeper))
+
+    def _take_whole(self, aside: Path, name: str, size: int) -> None:
+        gone = self._take_name(name)
+        if gone is not None:
+            remove_tree(gone)
+        make_record(aside, size)
+        path = aside.rename(self.directory / _checked(name))
+        sync_directory(self.directory)
+        self._keep(DeviceFile(path, size, self._boot, self._keeper))
 
     def _take_name(self, name: str) -> Path | None:
         """Take a device's name away; gives the directory that is left to be removed."""

@@ -31,6 +31,7 @@ WRITTEN: Final = "written."
 KEPT: Final = 16 << 20
 """Bytes that are read, at most, until the kernel is told to forget the pages."""
 
+_COPIED: Final = 1 << 20  # bytes at a time
 _MOST_PARTS: Final = 1024  # of one pwritev(2): IOV_MAX
 _FULL: Final = {ENOSPC, EDQUOT, EFBIG}
 
@@ -315,6 +316,20 @@ class DeviceFile:
             self._written_path.unlink()
         return calls
 
+    def copy_from(self, path: Path) -> None:
+        """Write what is absent, from a file that has all of it. Blocks; raises OSError, as `write`.
+
+        What is written is not synced yet.
+        """
+        buffer = memoryview(bytearray(_COPIED))
+        with path.open("rb", buffering=0) as whole:
+            for run in self.absent(0, self.size):
+                for start in range(run.start, run.stop, _COPIED):
+                    part = buffer[: min(_COPIED, run.stop - start)]
+                    if os.preadv(whole.fileno(), [part], start) != len(part):
+                        raise OSError(EIO, "is shorter than it was")
+                    self.write_now(start, [part])
+
     def discard(self, ranges: Sequence[range]) -> None:
         """Let ranges, in bytes, of whole blocks be absent, so that they are fetched again. Blocks.
 
@@ -395,6 +410,14 @@ def make_device(directory: Path, size: int) -> None:
     finally:
         os.close(fd)
     Record(directory / PRESENT, size, make=True)
+
+
+def make_record(directory: Path, size: int) -> None:
+    """Say of a device that is there whole, and synced, that it is; raises OSError."""
+    with closing(Record(directory / PRESENT, size, make=True)) as record:
+        record.write(0, b"\xff" * len(BlockMap(size // BLOCK_SIZE)))
+        record.sync()
+    sync_directory(directory)
 
 
 def _in_bytes(blocks: list[range]) -> list[range]:

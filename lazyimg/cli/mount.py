@@ -45,9 +45,9 @@ def command(
 ) -> None:
     """Mount an image, or list what is mounted.
 
-    REF is mounted on DIR, an existing directory, at once; what is read is fetched. Prints the
-    digest and the directory. Mounting the same image on another directory costs nothing. Without
-    arguments, lists the mounts.
+    REF is mounted on DIR, an existing directory, at once; what is read is fetched. Only a layer
+    that has no index is downloaded first, once. Prints the digest and the directory. Mounting the
+    same image on another directory costs nothing. Without arguments, lists the mounts.
     """
     if reference is None:
         mounts = invocation.client().status().mounts
@@ -71,6 +71,12 @@ def command(
     if output == "json":
         print_json(reply)
     else:
+        if reply.streamed:
+            click.echo(
+                f"{format_size(reply.streamed)} were downloaded first, of layers without an index;"
+                " they are local now, and have one",
+                err=True,
+            )
         print_line(f"{reply.digest} {reply.directory}")
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         QuarantineReport,
         SnapshotterReport,
         StatusReply,
+        StreamReport,
     )
     from lazyimg.cli.invocation import Invocation
 
@@ -57,6 +58,7 @@ def command(invocation: Invocation, *, output: str) -> None:
             ("reads", f"{reply.reads}{failed}"),
             *([("failed last", reply.failure)] if reply.failure else []),
             ("fetched", f"{format_size(reply.fetched)} in {reply.fetches} requests"),
+            *(("downloads", _describe_stream(one)) for one in reply.streams),
             ("mounts", str(len(reply.mounts))),
             *_describe_snapshotter(reply.snapshotter),
         ]
@@ -73,6 +75,11 @@ def command(invocation: Invocation, *, output: str) -> None:
     if reply.registries:
         print_line("")
         _print_registries(reply)
+
+
+def _describe_stream(one: StreamReport) -> str:
+    part = f"{format_size(one.done)} of {format_size(one.size)}"
+    return f"{one.image}, which has no index: {part}"
 
 
 def _describe_snapshotter(report: SnapshotterReport | None) -> list[tuple[str, str]]:

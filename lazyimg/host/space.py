@@ -119,6 +119,11 @@ class CacheSpace:
             return 0
         return max(0, (now.f_bavail - now.f_blocks * self.limits.bstop // 100) * now.f_frsize)
 
+    def reserve(self) -> int:
+        """Give the bytes that stay free: `bstop`. Raises OSError."""
+        now = os.statvfs(self.top)
+        return now.f_blocks * self.limits.bstop // 100 * now.f_frsize
+
     def below_cull(self) -> bool:
         """Tell whether culling should begin. Raises OSError."""
         return self._free_below(self.limits.bcull, self.limits.fcull)

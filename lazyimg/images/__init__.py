@@ -13,6 +13,9 @@ A device is filled from repositories of images that are mounted (`readers`): wha
 read is not fetched with this user's credentials, nor the other way round. Credentials are in memory
 only: `shown` has those of users, `given` those that came with pulls of containerd.
 
+A layer without an index is read whole at its first use (`streaming`): index and device are made in
+one pass, by a child (`indexing`), the device where the cache takes it from (`ports.Staging`).
+
 `completion` makes images local in the background, and has `check`, another short-lived child, find
 out whether their layers are what they say; the library keeps what was found.
 

@@ -10,6 +10,9 @@ closed, so a power cut would lose all of it. An image that needs new files is th
 twice: once for the kernel to make them, and to name them when it is unmounted at once, and then
 for its users. In between, files of a domain that was used before take the new ones' places.
 
+What was made of a layer on this node goes into the cache files then, too: the kernel gives their
+fds only when the image is mounted.
+
 Where the kernel still keeps dead mounts of a domain, another one is used (`lazyimg.host.domains`);
 ROOT/domain says which.
 """
@@ -67,6 +70,10 @@ class Objects(Protocol):
 
     async def opened(self, cookie: str) -> object:
         """Wait until the kernel has opened an object. Raises KernelError."""
+        ...
+
+    async def bring_staged(self, cookies: Iterable[str]) -> None:
+        """Write those of these objects into the cache that were made here. Raises LazyimgError."""
         ...
 
     def shortage(self) -> StorageError | None:
@@ -164,12 +171,15 @@ class CacheMounts:
             LazyimgError: the kernel refuses; then it may be mounted there nevertheless.
         """
         new = await self._new(chain)
-        if await self._mount(chain.fsid, path) and new:
+        if not await self._mount(chain.fsid, path):
+            return
+        if new:
             await self._name_files(chain.fsid, sorted(new - {chain.fsid}), path)
+        await self._objects.bring_staged(_devices(chain))
 
     async def _new(self, chain: ChainRecord) -> set[str]:
         """Give the objects of an image whose files have no name in the cache."""
-        objects = {chain.fsid, *(layer.device for layer in chain.layers if layer.device_size)}
+        objects = {chain.fsid, *_devices(chain)}
         return objects - await _ask(self._objects.linked, objects)
 
     async def _name_files(self, fsid: str, devices: list[str], path: Path) -> None:
@@ -248,6 +258,10 @@ class CacheMounts:
         """Whether a mount shows the whole of an image."""
         options = (mount.super_option("fsid"), mount.super_option("domain_id"))
         return mount.root == "/" and options == (fsid, self._domain_id)
+
+
+def _devices(chain: ChainRecord) -> set[str]:
+    return {layer.device for layer in chain.layers if layer.device_size}
 
 
 async def _ask(question: Callable[[Iterable[str]], _T], cookies: set[str]) -> _T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from lazyimg.images.library import LayerClaim
@@ -25,12 +25,14 @@ class Image:
         digest: of the platform's manifest.
         platform: os/arch[/variant].
         chain: its bootstrap and layers.
+        streamed: bytes of blobs that were read whole for it now: of layers without an index.
     """
 
     reference: str
     digest: str
     platform: str
     chain: ChainRecord
+    streamed: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,57 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+class IndexFiles:
+    """The files of indexes that this node has made, and what is recorded of them. All blocks.
+
+    Args:
+        directory: where they are.
+        library: the records.
+    """
+
+    def __init__(self, directory: Path, library: Library) -> None:
+        self._directory = directory
+        self._library = library
+
+    def open_aside(self) -> Path:
+        """Give a new file, to write an index to. Raises StorageError."""
+        try:
+            handle, path = tempfile.mkstemp(dir=self._directory, prefix=".index.")
+            os.close(handle)
+        except OSError as error:
+            raise _storage_error(self._directory, error) from error
+        return Path(path)
+
+    def path(self, index: OwnIndex) -> Path:
+        """Give where an index is."""
+        return self._directory / index.digest.partition(":")[2]
+
+    def find(self, blob: str, diff_id: str) -> OwnIndex | None:
+        """Give the index of a layer, if it was made and is there. Raises StorageError."""
+        found = self._library.find_own_index(blob, diff_id)
+        return found if found is not None and self.path(found).exists() else None
+
+    def keep(self, aside: Path, index: OwnIndex) -> None:
+        """Take an index that is whole and synced in a file aside. Raises StorageError."""
+        path = self.path(index)
+        try:
+            aside.rename(path)
+            sync_directory(self._directory)
+        except OSError as error:
+            raise _storage_error(path, error) from error
+        self._library.add_own_index(index)
+        claim = LayerClaim(index.blob, index.diff_id, path.name)
+        self._library.add_checked(claim, "")  # all that a check would look at was looked at
+
+    def remove(self, index: OwnIndex) -> None:
+        """Forget an index, and remove it unless another layer has the same. Raises StorageError."""
+        if self._library.remove_own_index(index):
+            try:
+                self.path(index).unlink(missing_ok=True)
+            except OSError as error:
+                raise _storage_error(self.path(index), error) from error
+
+
 class IndexedLayer(NamedTuple):
     """A layer that can be loaded lazily now.
 
@@ -59,7 +110,7 @@ class Indexes:
     """
 
     def __init__(self, root: Path, library: Library, images: Images, limits: BuildLimits) -> None:
-        self._directory = root / "content"
+        self._files = IndexFiles(root / "content", library)
         self._library = library
         self._images = images
         self._limits = limits
@@ -105,8 +156,8 @@ class Indexes:
             return IndexedLayer(layer, kind, None, made=False)
         blob = str(layer.digest)
         async with self._making[blob]:
-            known = await asyncio.to_thread(self._library.find_own_index, blob, diff_id)
-            if known is not None and await asyncio.to_thread(self._path(known).exists):
+            known = await asyncio.to_thread(self._files.find, blob, diff_id)
+            if known is not None:
                 return IndexedLayer(layer, kind, known, made=False)
             made = await self._make(what, source, layer, diff_id, maker)
         return IndexedLayer(layer, kind, made, made=True)
@@ -114,7 +165,7 @@ class Indexes:
     async def _make(
         self, what: str, source: ImageSource, layer: Descriptor, diff_id: str, maker: IndexMaker
     ) -> OwnIndex:
-        aside = await asyncio.to_thread(self._open_aside)
+        aside = await asyncio.to_thread(self._files.open_aside)
         try:
             request = IndexRequest(
                 str(layer.digest), layer.size, diff_id, str(aside),
@@ -122,34 +173,12 @@ class Indexes:
             )  # fmt: skip
             reply = await maker.make(what, request, source.stream_blob(layer))
             index = OwnIndex(str(layer.digest), diff_id, layer.size, reply.digest, reply.size)
-            await asyncio.to_thread(self._keep, aside, index)
+            await asyncio.to_thread(self._files.keep, aside, index)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
         _log.info("%s: made its index, %d bytes for %d", what, index.size, layer.size)
         return index
-
-    def _open_aside(self) -> Path:
-        try:
-            handle, path = tempfile.mkstemp(dir=self._directory, prefix=".index.")
-            os.close(handle)
-        except OSError as error:
-            raise _storage_error(self._directory, error) from error
-        return Path(path)
-
-    def _path(self, index: OwnIndex) -> Path:
-        return self._directory / index.digest.partition(":")[2]
-
-    def _keep(self, aside: Path, index: OwnIndex) -> None:
-        path = self._path(index)
-        try:
-            aside.rename(path)
-            sync_directory(self._directory)
-        except OSError as error:
-            raise _storage_error(path, error) from error
-        self._library.add_own_index(index)
-        claim = LayerClaim(index.blob, index.diff_id, path.name)
-        self._library.add_checked(claim, "")  # all that a check would look at was looked at
 
     async def kept(self) -> list[OwnIndex]:
         """Give the indexes that were made here."""
@@ -172,15 +201,8 @@ class Indexes:
         if not found:
             raise NotFoundError(text, "this node has made no index of it")
         for index in found:
-            await asyncio.to_thread(self._remove, index)
+            await asyncio.to_thread(self._files.remove, index)
         return found
-
-    def _remove(self, index: OwnIndex) -> None:
-        if self._library.remove_own_index(index):
-            try:
-                self._path(index).unlink(missing_ok=True)
-            except OSError as error:
-                raise _storage_error(self._path(index), error) from error
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:

@@ -2,9 +2,9 @@
 
 Run as ``python -m lazyimg.images.indexing``: an IndexRequest as a line of JSON on standard input,
 then the blob, again and again; each time an IndexReply as a line on standard output. The parent has
-an `IndexMaker`. It costs as much
-processor time as unpacking the layer does, and a layer may be made to cost more than that: the
-child limits its own memory and time.
+an `IndexMaker`. Where the layer's device is wanted, too, it is written in the same pass. It costs
+as much processor time as unpacking the layer does, and a layer may be made to cost more than that:
+the child limits its own memory and time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import mmap
 import os
 import resource
 import signal
 import sys
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,9 +26,11 @@ import msgspec
 from lazyimg.errors import CorruptError, LazyimgError, NotLazyError, StorageError
 from lazyimg.images.build import lower_limit
 from lazyimg.layers.indexer import LayerIndexer
+from lazyimg.layers.staging import DeviceWriter
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.stream_index import parse_device
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -46,6 +49,8 @@ class IndexRequest(msgspec.Struct, frozen=True):
         path: of the index: a new file, in a directory where there is room.
         memory: as in `lazyimg.limits.BuildLimits`.
         processor_time: likewise; a large blob has more.
+        device: path of the layer's device, a new file; "": it is not wanted.
+        reserve: bytes that stay free where the device is.
     """
 
     blob: str
@@ -54,6 +59,8 @@ class IndexRequest(msgspec.Struct, frozen=True):
     path: str
     memory: int = BuildLimits.memory
     processor_time: int = BuildLimits.processor_time
+    device: str = ""
+    reserve: int = 0
 
     @property
     def seconds(self) -> int:
@@ -67,6 +74,8 @@ class IndexReply(msgspec.Struct, frozen=True):
     Attributes:
         digest: of the index.
         size: its bytes.
+        device: name of the device, if it was wanted.
+        device_size: its bytes.
         problem: why there is none.
         corrupt: how the blob is not the one that was asked for.
         storage: why it cannot be written.
@@ -76,6 +85,8 @@ class IndexReply(msgspec.Struct, frozen=True):
 
     digest: str = ""
     size: int = 0
+    device: str = ""
+    device_size: int = 0
     problem: str = ""
     corrupt: str = ""
     storage: str = ""
@@ -120,14 +131,20 @@ class IndexMaker:
         assert process.stdout is not None  # noqa: S101
         process.stdin.write(msgspec.json.encode(request) + b"\n")
         sent = 0
+        broken = False
         async for piece in pieces:
             sent += len(piece)
             if sent > request.size:
                 break
-            with suppress(BrokenPipeError, ConnectionResetError):  # the child's end says why
+            try:
                 process.stdin.write(piece)
                 await process.stdin.drain()
-        if sent != request.size:  # the child would wait for more, or take it for a request
+            except (BrokenPipeError, ConnectionResetError):  # its last answer, or its end, says why
+                broken = True
+                break
+        if (
+            sent != request.size and not broken
+        ):  # the child would wait for more, or take it for a request
             raise CorruptError(what, f"came as {sent} bytes or more, expected {request.size}")
         output = await process.stdout.readline()
         if output:
@@ -184,18 +201,36 @@ def index(request: IndexRequest, pieces: Iterator[bytes]) -> IndexReply:
         OSError: the index cannot be written.
     """
     path = Path(request.path)
-    with path.open("w+b") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("w+b"))
+        device = None
+        if request.device:
+            staged = stack.enter_context(Path(request.device).open("w+b"))
+            device = DeviceWriter(staged, request.reserve)
         indexer = LayerIndexer(
-            Digest.parse(request.blob), Digest.parse(request.diff_id), file, aside=path.parent
-        )
+            Digest.parse(request.blob), Digest.parse(request.diff_id), file, aside=path.parent,
+            device=device,
+        )  # fmt: skip
         with closing(indexer):
             for piece in pieces:
                 indexer.feed(piece)
             size = indexer.finish().size
+        del indexer
         os.fsync(file.fileno())
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return IndexReply(f"sha256:{digest}", size)
+        if device is None:
+            return IndexReply(f"sha256:{digest}", size)
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            name, device_size = _name_device(data)
+    return IndexReply(f"sha256:{digest}", size, name, device_size)
+
+
+def _name_device(index: mmap.mmap) -> tuple[str, int]:
+    """Give the name of the device that this index describes, and its bytes."""
+    with memoryview(index) as data:
+        table = parse_device(data)
+        return table.name, table.size
 
 
 def _read_pieces(size: int) -> Iterator[bytes]:

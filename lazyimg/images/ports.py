@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from lazyimg.errors import StorageError
     from lazyimg.images.library import ChainRecord
 
 
@@ -62,4 +63,38 @@ class Way(Protocol):
 
     async def dead(self) -> tuple[str, ...]:
         """Give the fsids, or how they begin, of dead mounts that somebody is in."""
+        ...
+
+
+class Staging(Protocol):
+    """Where devices are made whole, before the cache has them. All of it blocks."""
+
+    def stage(self) -> Path:
+        """Give the path of a new file, to write a whole device to.
+
+        It is to be given to `publish` or `abandon`; what is left is removed at the next start.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        ...
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Take a device that was staged whole, and synced; `staged` is gone afterwards.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        ...
+
+    def abandon(self, staged: Path) -> None:
+        """Remove what `stage` gave, as far as it is there. Raises OSError."""
+        ...
+
+    def shortage(self) -> StorageError | None:
+        """Say why nothing is stored now; None if there is room. Raises OSError."""
+        ...
+
+    def reserve(self) -> int:
+        """Give the bytes that stay free beside what is stored. Raises OSError."""
         ...

@@ -35,7 +35,8 @@ from lazyimg.images.library import (
 from lazyimg.images.locating import Locator, Sought
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
-from lazyimg.layers.locate import STARGZ, name_format
+from lazyimg.images.streaming import Wanted
+from lazyimg.layers.locate import PLAIN, STARGZ, locate_index, name_format
 from lazyimg.layers.parse import check_names
 from lazyimg.limits import BuildLimits
 from lazyimg.registry.ports import ProvingSource
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from lazyimg.images.catalog import Catalog
     from lazyimg.images.library import LayerClaim, Library
+    from lazyimg.images.streaming import Streams
     from lazyimg.layers.locate import IndexLocation
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg.registry.resolve import ResolvedImage
@@ -87,6 +89,7 @@ class Images:
         open_source: gives what to read an image from, and what to ask there for.
         limits: of building a bootstrap.
         referrers: as `Locator` takes it.
+        streams: read layers that have no index; None: they are refused.
     """
 
     def __init__(
@@ -95,9 +98,10 @@ class Images:
         library: Library,
         catalog: Catalog,
         open_source: OpenSource,
-        limits: BuildLimits | None = None,
         *,
+        limits: BuildLimits | None = None,
         referrers: str = "off",
+        streams: Streams | None = None,
     ) -> None:
         self._root = root
         self._limits = limits or BuildLimits()
@@ -107,6 +111,7 @@ class Images:
         self._proofs = Proofs(library)
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._locator = Locator(library, referrers)
+        self._streams = streams
         self._fetcher = IndexFetcher(root / "content")
 
     async def open(
@@ -117,6 +122,7 @@ class Images:
         depth: int | None = None,
         *,
         comparable: bool = False,
+        stream: bool = False,
     ) -> Image:
         """Give the image under a reference, ready to be mounted.
 
@@ -127,6 +133,7 @@ class Images:
             depth: how many of its layers, the lowest ones; None: all. Then the reference must
                 have the digest of a platform's manifest.
             comparable: with times as in `lazyimg.images.comparable`; for such parts only.
+            stream: read layers whole that have no index (`lazyimg.images.streaming`).
 
         Raises:
             BadReferenceError, UsageError: `text` or `platform_text` says nothing.
@@ -150,7 +157,7 @@ class Images:
         if isinstance(source, ProvingSource):
             needed = (*resolved.manifest.layers, resolved.manifest.config)
             await self._proofs.prove(source, needed)
-        return await self._open_resolved(part, resolved, source, access)
+        return await self._open_resolved(part, resolved, source, access, stream=stream)
 
     async def _as_known(self, part: _Part, image: Image, access: Access) -> Image:
         """Give an image that was made ready already; lowest layers perhaps in another repository.
@@ -301,6 +308,41 @@ class Images:
         source, _ = await self._open_source(_locate(image.what), access)
         return await self._locator.locate(image, source, range(depth))
 
+    async def stream(self, image: Sought, access: Access, number: int) -> None:
+        """Read a layer whole if it has no index.
+
+        Args:
+            image: its `what` is its reference.
+            access: how to reach the registry.
+            number: of the layer.
+
+        Raises:
+            NotLazyError: no index can be made of it.
+            LazyimgError: the registry, the image or the disk fails.
+        """
+        source, _ = await self._open_source(_locate(image.what), access)
+        await self._stream(image, source, [number])
+
+    async def _stream(self, image: Sought, source: ImageSource, numbers: Sequence[int]) -> int:
+        """Read those layers whole that have no index; gives the bytes of their blobs."""
+        if self._streams is None:
+            return 0
+        wanted = []
+        found = await self._locator.find(image, source, numbers)
+        for number, location in zip(numbers, found, strict=True):
+            layer, what = image.layers[number], image.name_layer(number)
+            if location is None and name_format(layer) not in PLAIN:
+                locate_index(layer, what)  # says why it cannot be used
+            if location is None or await asyncio.to_thread(self._is_lost, location):
+                wanted.append(Wanted(what, source, layer, str(image.diff_ids[number])))
+        await self._streams.read(wanted)
+        return sum({str(one.layer.digest): one.layer.size for one in wanted}.values())
+
+    def _is_lost(self, location: IndexLocation) -> bool:
+        """Tell whether an index of this node is not there any more."""
+        own = location.format in PLAIN and not location.artifact
+        return own and not (self._root / "content" / location.name).exists()
+
     async def resolve_in(
         self, text: str, platform_text: str, access: Access
     ) -> tuple[str, ImageSource, ResolvedImage]:
@@ -367,11 +409,16 @@ class Images:
         resolved: ResolvedImage,
         source: ImageSource,
         access: Access,
+        *,
+        stream: bool,
     ) -> Image:
         place, platform, depth, comparable = part
         sought = Sought.of(str(place), resolved)
         numbers = range(len(resolved.manifest.layers[:depth]))
+        streamed = 0
         while True:
+            if stream:
+                streamed += await self._stream(sought, source, numbers)
             locations = await self._locator.locate(sought, source, numbers)
             try:
                 chain = await self._make_chain(sought, source, locations, comparable=comparable)
@@ -390,7 +437,7 @@ class Images:
         self._catalog.add(chain)
         for device, one in sources:
             await self._catalog.add_source(device, one, access)
-        return Image(image.reference, image.digest, image.platform, chain)
+        return Image(image.reference, image.digest, image.platform, chain, streamed)
 
     async def _make_chain(
         self,

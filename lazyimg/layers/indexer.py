@@ -4,7 +4,9 @@
          --> cutter (`stretches`) --> tar --> diff ID
                                   |       --> digest of each span
                                   |       --> tar scanner --> headers, compressed --> kept aside
-                                  |                       --> LayerBuilder, which only checks
+                                  |                       --> LayerBuilder, which only checks,
+                                  |                           and says where files lie
+                                  |       --> device (`staging`), if it is wanted
                                   --> cuts, windows compressed --> the index's file
 
 What is made is `lazyimg_formats.stream_index`. Memory is bounded by the number of spans, 100 bytes
@@ -17,13 +19,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from itertools import accumulate
 from typing import IO, TYPE_CHECKING, Final
 
 from zstandard import ZstdCompressor
 
 from lazyimg.errors import CorruptError
 from lazyimg.layers.decompress import MAGIC_SIZE
-from lazyimg.layers.stretches import SPACING, Cut, SpanCutter, choose_cutter
+from lazyimg.layers.stretches import SPACING, Cut, NoSpansError, SpanCutter, choose_cutter
 from lazyimg_formats.device_table import MAX_SPANS, MAX_STORED_SPAN_SIZE
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import LayerBuilder, Piece, has_entry
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from lazyimg.layers.staging import DeviceWriter
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.tar.scanner import Member
 
@@ -55,6 +59,7 @@ class LayerIndexer:
         file: takes the index: new, empty, and can be read and sought.
         spacing: bytes of tar between two points at which a gzip stream can be entered.
         aside: directory for what is kept aside; None: the machine's for such files.
+        device: takes the layer's device; None: nothing does.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class LayerIndexer:
         spacing: int = SPACING,
         *,
         aside: Path | None = None,
+        device: DeviceWriter | None = None,
     ) -> None:
         self._blob, self._blob_hash = blob, blob.hasher()
         self._diff_id, self._tar_hash = diff_id, diff_id.hasher()
@@ -72,7 +78,8 @@ class LayerIndexer:
         self._file = file
         self._head = b""
         self._cutter: SpanCutter | None = None
-        self._builder = LayerBuilder(keep=False)
+        self._device = device
+        self._builder = LayerBuilder(keep=False, placed=None if device is None else device.place)
         self._scanner = TarScanner(self._take_header)
         self._headers: IO[bytes] = tempfile.TemporaryFile(dir=aside)  # noqa: SIM115 - closed by `close`
         self._compress = ZstdCompressor(level=_LEVEL).compressobj()
@@ -90,12 +97,19 @@ class LayerIndexer:
         self._scanner = TarScanner()
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the blob. What is wrong with them is said by `finish`."""
+        """Take the next bytes of the blob. What is wrong with them is said by `finish`.
+
+        Raises:
+            NoSpansError: no index can be made, whatever comes yet.
+            OSError: the disk is full or fails.
+        """
         self._blob_hash.update(data)
         if self._problem is not None:
             return
         try:
             self._feed(data)
+        except NoSpansError:
+            raise
         except FormatError as error:
             self._problem = error
 
@@ -118,19 +132,25 @@ class LayerIndexer:
             self._length += len(part)
             for member in self._scanner.feed(part):
                 self._check(member)
+            if self._device is not None:
+                self._device.feed(part)
 
     def _take_header(self, block: bytes) -> None:
         self._headers.write(self._compress.compress(block))
 
     def _check(self, member: Member) -> None:
         """See that the index can be used: that its entries are possible ones."""
-        regions = member.regions
+        at, regions = member.data_offset, member.regions
         if not member.data_size or not has_entry(member.entry.path):
             pieces = []
         elif regions is None:
-            pieces = [Piece(0, member.data_size, 0)]
+            pieces = [Piece(0, member.data_size, 0, at)]
         else:
-            pieces = [Piece(offset, length, 0) for offset, length in regions]
+            starts = accumulate((length for _, length in regions), initial=at)
+            pieces = [
+                Piece(offset, length, 0, start)
+                for (offset, length), start in zip(regions, starts, strict=False)
+            ]
         self._builder.add(member.entry, pieces)
 
     def _add_span(self, cut: Cut) -> None:
@@ -172,6 +192,8 @@ class LayerIndexer:
         if not self._tar_hash.matches():
             found = self._tar_hash.digest()
             raise FormatError("diff ID", f"its tar has {found}, its image says {self._diff_id}")
+        if self._device is not None:
+            self._device.finish(self._builder.finish().table.size)
         return self._write()
 
     def _write(self) -> StreamHeader:

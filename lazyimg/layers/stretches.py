@@ -34,6 +34,10 @@ PIECE: Final = 512 << 10
 _TRAILER: Final = 8  # bytes behind a gzip member's last block
 
 
+class NoSpansError(FormatError):
+    """A layer that can only be decoded from its beginning to its end, as far as that is known."""
+
+
 class Cut(NamedTuple):
     """The end of a span: where it lies in the blob, and what it needs to be entered.
 
@@ -63,7 +67,8 @@ class SpanCutter(Protocol):
         """Take the next bytes of the blob.
 
         Raises:
-            FormatError: they are damaged, or have no spans of a size that can be used.
+            FormatError: they are damaged.
+            NoSpansError: they have no spans of a size that can be used.
         """
         ...
 
@@ -111,7 +116,7 @@ class GzipCutter:
             if step.output:
                 self._length += len(step.output)
                 if self._length > MAX_SPAN_SIZE:
-                    raise FormatError(
+                    raise NoSpansError(
                         "gzip", f"a block of over {MAX_SPAN_SIZE - self._spacing} bytes"
                     )
                 yield bytes(step.output)
@@ -188,7 +193,7 @@ class ZstdCutter:
 
 
 def _too_large_frame() -> FormatError:
-    return FormatError(
+    return NoSpansError(
         "zstd",
         f"a frame of over {MAX_FRAME >> 20} MiB; nothing in a frame can be decoded without all that"
         " comes before it",

@@ -87,15 +87,19 @@ class RemoteLayers:
         mounts: mounts them.
         repositories: patterns of the repositories (with registry) that may be loaded lazily;
             none: all of them.
+        stream: whether a layer that has no index is read whole, and one made, rather than unpacked.
 
     Attributes:
         pulled: is called with the uppermost lazily loaded layer of an image that is pulled.
     """
 
-    def __init__(self, images: Images, mounts: Mounts, repositories: Sequence[str]) -> None:
+    def __init__(
+        self, images: Images, mounts: Mounts, repositories: Sequence[str], *, stream: bool = False
+    ) -> None:
         self._images = images
         self._mounts = mounts
         self.pulled: Callable[[RemoteLayer], None] = lambda _: None
+        self._stream = stream
         self._repositories = tuple(repositories) or ("*",)
         self._known: OrderedDict[str, _Layers] = OrderedDict()
         self._users: dict[int, Image] = {}
@@ -137,6 +141,8 @@ class RemoteLayers:
         depth = image.chains.index(chain) + 1
         if depth != below + 1:
             raise NotLazyError(image.reference, ORDER, reason="order")
+        if self._stream:
+            await self._images.stream(image.sought, NODE, depth - 1)
         await self._check(image, depth)
         await self._images.prove(image.reference, NODE, (*image.sought.layers, image.config))
         await self._images.fetch_index(image.sought, NODE, depth - 1)

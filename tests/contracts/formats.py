@@ -73,6 +73,19 @@ def check_debian(images: StargzImages, lazyimg: Lazyimg, target: Path, form: str
         lazyimg.verb("umount", target)
 
 
+def check_nasty_tree_streamed(lazyimg: Lazyimg, target: Path) -> None:
+    """Mount that tree the first time, its layers read whole and without an index."""
+    tree = nasty_tree()
+    image = f"oci:{tree.layout()}:nasty"
+    with lazyimg.serving():
+        lazyimg.verb("mount", image, target)
+        assert differences(tree.expected(), read_tree(target)) == []
+        found = layers(lazyimg, image)
+        assert {layer["format"] for layer in found} == {"gzip"}
+        assert all(layer["present"] == layer["device_size"] for layer in found)
+        lazyimg.verb("umount", target)
+
+
 def check_debian_as_it_is(lazyimg: Lazyimg, target: Path, tag: str) -> None:
     """Mount an image of gzip layers, as they are."""
     images = debian_images()
@@ -87,6 +100,7 @@ def check_nasty_tree_as_it_is(lazyimg: Lazyimg, target: Path) -> None:
 
 
 def _mount_as_it_is(lazyimg: Lazyimg, image: str, target: Path, expected: Tree) -> None:
+    lazyimg.settings["LAZYIMG_MOUNT_UNINDEXED"] = "refuse"
     with lazyimg.serving():
         refused = lazyimg.failure("mount", image, target, status=67)
         assert "lazyimg index create REF --local" in refused

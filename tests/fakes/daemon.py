@@ -34,6 +34,7 @@ from lazyimg.api.messages import (
     RegistryReport,
     SnapshotterReport,
     StatusReply,
+    StreamReport,
     UnmountReply,
     UnmountRequest,
     UnpushIndexReply,
@@ -68,6 +69,8 @@ class FakeDaemon:
         restarts: likewise.
         registries: likewise.
         failure: likewise.
+        streamed: what a mount says of it.
+        streams: what status says of them.
         snapshotter: likewise.
         verdicts: of the devices in the cache, by name; another one is removed meanwhile.
         artifact: what is pushed; "" for nothing.
@@ -80,6 +83,8 @@ class FakeDaemon:
         self.restarts = 3
         self.registries: list[RegistryReport] = []
         self.failure = ""
+        self.streamed = 0
+        self.streams: list[StreamReport] = []
         self.snapshotter: SnapshotterReport | None = None
         self.verdicts: dict[str, CacheCheckReply] = {}
         self.artifact = "sha256:2"
@@ -99,7 +104,13 @@ class FakeDaemon:
             size=100 * MIB,
             present=25 * MIB,
         )
-        return MountReply(reference=IMAGE, digest=DIGEST, fsid=FSID, directory=request.directory)
+        return MountReply(
+            reference=IMAGE,
+            digest=DIGEST,
+            fsid=FSID,
+            directory=request.directory,
+            streamed=self.streamed,
+        )
 
     async def unmount(self, request: UnmountRequest) -> UnmountReply:
         """Unmount it."""
@@ -255,6 +266,7 @@ class FakeDaemon:
             root="/var/lib/lazyimg",
             uptime=3725.0,
             mounts=list(self.mounts.values()),
+            streams=self.streams,
             reads=1000,
             reads_failed=1,
             fetched=12 * MIB,

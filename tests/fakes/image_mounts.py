@@ -54,6 +54,7 @@ class Cache:
         self.moved: list[set[str]] = []
         self.domains: list[str] = []
         self.waited: list[str] = []
+        self.brought: set[str] = set()
         self.failure: Exception | None = None
 
     def shortage(self) -> None:
@@ -73,6 +74,10 @@ class Cache:
     def move_strays(self, cookies: Iterable[str]) -> None:
         assert self.host.table == []
         self.moved.append(set(cookies))
+
+    async def bring_staged(self, cookies: Iterable[str]) -> None:
+        assert self.host.table
+        self.brought |= set(cookies)
 
     async def opened(self, cookie: str) -> None:
         assert self.host.table

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lazyimg.errors import KernelError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.own_mounts import OwnMounts
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
@@ -28,11 +29,13 @@ from lazyimg.images.prefetching import Prefetcher
 from lazyimg.images.publishing import Publisher
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
+from lazyimg.images.streaming import Streams
 from lazyimg.images.validation import Validator
 from lazyimg.limits import BuildLimits, FillLimits
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.resolve import open_source, parse_location
 from lazyimg.registry.retry import RetryPolicy
+from lazyimg.transports.cachefiles.staging import StagedDevices
 from lazyimg.transports.counters import Counters
 from lazyimg_formats.device_table import BLOCK_SIZE
 from tests.fakes.devices import MemorySink
@@ -60,16 +63,18 @@ class MemoryTransport:
         sinks: of the objects that were opened.
         closed: whether no object is open now, and what is present is on disk only.
         failures: raised when what is present of an object is asked for.
+        staged: devices that were made here whole.
         tight: answers whether the cache has little room, one after the other.
         counters: as the transport's.
     """
 
-    def __init__(self, host: FakeMounts) -> None:
+    def __init__(self, host: FakeMounts, root: Path) -> None:
         self.name = "cachefiles"
         self._host = host
         self.sinks: dict[str, MemorySink] = {}
         self.failures: dict[str, Exception] = {}
         self.tight: list[bool | OSError] = []
+        self.staged = StagedDevices(CacheSpace(root, CacheLimits(bstop=0, fstop=0), root))
         self.counters = Counters()
         self.control_fd = -1
 
@@ -87,6 +92,12 @@ class MemoryTransport:
 
     def move_strays(self, cookies: Iterable[str]) -> None:
         assert set(cookies) == set()
+
+    async def bring_staged(self, cookies: Iterable[str]) -> None:
+        for cookie in cookies:
+            if self.staged.has(cookie):
+                sink = await self.opened(cookie)
+                await self.staged.copy(cookie, sink, self._present(cookie) or [])
 
     def is_tight(self) -> bool:
         answer = self.tight.pop(0) if self.tight else False
@@ -142,9 +153,13 @@ class Node:
         self.shown = ShownAccess()
         self.catalog = Catalog(self.root, self.library, self.engine, self.open_blob, self.shown)
         self.catalog.load()
-        self.transport = MemoryTransport(self.host)
+        self.transport = MemoryTransport(self.host, self.root)
         self.catalog.use(self.transport)
-        self.images = Images(self.root, self.library, self.catalog, self.open_source)
+        staged = self.transport.staged
+        self.streams = Streams(self.root, self.library, BuildLimits(), staged)
+        self.images = Images(
+            self.root, self.library, self.catalog, self.open_source, streams=self.streams
+        )
         self.publisher = Publisher(self.root, self.library, self.images)
         self.indexes = Indexes(self.root, self.library, self.images, BuildLimits())
         self.validator = Validator(

@@ -289,9 +289,10 @@ def test_mounts_of_a_killed_daemon_are_made_again_by_the_next_one(
         assert start_python(target) == '"it runs"'
 
 
-def test_image_of_another_format_is_refused_with_the_remedy(
+def test_image_without_an_index_is_refused_with_the_remedy(
     images: DebianImages, lazyimg: Lazyimg, target: Path
 ) -> None:
+    lazyimg.settings["LAZYIMG_MOUNT_UNINDEXED"] = "refuse"
     with lazyimg.serving():
         line = lazyimg.failure("mount", f"oci:{images.layout}:python", target, status=67)
         assert "layer 1 of 2" in line

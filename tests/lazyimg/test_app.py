@@ -48,7 +48,7 @@ from lazyimg.errors import (
 )
 from lazyimg.host import service_manager
 from lazyimg.host.service_manager import ServiceManager
-from lazyimg.host.space import CacheLimits
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.images.given import GivenCredentials
 from lazyimg.images.library import (
     ChainRecord,
@@ -61,6 +61,7 @@ from lazyimg.images.shown import ShownAccess
 from lazyimg.registry.auth import Credential
 from lazyimg.snapshotter.lifecycle import REF
 from lazyimg.transports import choice
+from lazyimg.transports.cachefiles.staging import StagedDevices
 from lazyimg_formats.containerd.labels import serialize_image_labels
 from tests.fakes.api_client import ApiClient
 from tests.fakes.host_mounts import FakeMounts
@@ -104,6 +105,7 @@ class Started:
                 control_fd: int | None = None,
             ) -> None:
                 assert directory.is_dir()
+                self.staged = StagedDevices(CacheSpace(directory, limits, directory))
                 if control_fd is None:
                     started.events.append(("start", directory, tag, limits, domain_id))
                     if started.failure is not None:
@@ -118,7 +120,7 @@ class Started:
             async def stop(self) -> None:
                 started.events.append(("stop", list(started.host.points)))
 
-        return Transport(self.host)
+        return Transport(self.host, Path("/nowhere"))
 
 
 @pytest.fixture
@@ -198,7 +200,7 @@ class FileTransport(MemoryTransport):
     """A transport that names the files to mount."""
 
     def __init__(self, host: FakeMounts) -> None:
-        super().__init__(host)
+        super().__init__(host, Path("/nowhere"))
         self.name = "fuse"
         self.served: set[str] = set()
 

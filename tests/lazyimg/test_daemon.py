@@ -30,7 +30,7 @@ from lazyimg.api.messages import (
     ValidateEvent,
 )
 from lazyimg.cache.device_cache import DeviceCache
-from lazyimg.config import Config, ImageServiceSettings, SnapshotterSettings
+from lazyimg.config import Config, ImageServiceSettings, MountSettings, SnapshotterSettings
 from lazyimg.daemon import LazyimgDaemon
 from lazyimg.errors import (
     AccessDeniedError,
@@ -39,10 +39,12 @@ from lazyimg.errors import (
     KernelError,
     LazyimgError,
     NotFoundError,
+    NotLazyError,
     UsageError,
 )
 from lazyimg.host.service_manager import ServiceManager
 from lazyimg.host.space import CacheLimits
+from lazyimg.images import streaming
 from lazyimg.images.cached import CachedDevices
 from lazyimg.images.completion import Counters, Lie
 from lazyimg.images.mounted import Mounted
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.api.messages import PrefetchEvent
+    from lazyimg.images.streaming import Stream
 
 NOISE = os.urandom(100_000)
 
@@ -113,6 +116,7 @@ def make_daemon(
         transport=node.transport,
         manager=ServiceManager({"LAZYIMG_SUPERVISOR_PID": "41", "LAZYIMG_WORKER_RESTARTS": "3"}),
         client=node.client,
+        streams=node.streams,
         snapshotter=snapshotter,
         completion=completion,
         cached=cached,
@@ -560,3 +564,36 @@ async def test_indexes_are_made_listed_and_removed(
     assert [(one.format, one.index, one.index_size) for one in own] == [
         ("zstd:chunked", "", 0)
     ] * len(layers)
+
+
+async def test_image_without_an_index(
+    node: Node, daemon: LazyimgDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = make_tar()
+    blob = gzip.compress(tar, mtime=0)
+    node.registry.add_image("app", "1", {blob: tar})
+    request = MountRequest(reference=node.reference, directory="/one")
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon, "_config", Config(mount=MountSettings(unindexed="refuse")))
+        with pytest.raises(NotLazyError):
+            await daemon.mount(request)
+    gate, begun = asyncio.Event(), asyncio.Event()
+    count = streaming._count
+
+    async def hold(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
+        async for piece in count(pieces, stream):
+            begun.set()
+            await gate.wait()
+            yield piece
+
+    monkeypatch.setattr(streaming, "_count", hold)
+    mounting = asyncio.create_task(daemon.mount(request))
+    await asyncio.wait_for(begun.wait(), 60)
+    (report,) = (await daemon.status()).streams
+    assert (report.size, report.done) == (len(blob), len(blob))
+    assert report.image == f"{node.reference}: layer 1 of 1"
+    gate.set()
+    assert (await mounting).streamed == len(blob)
+    status = await daemon.status()
+    assert status.streams == []
+    assert status.mounts[0].present == status.mounts[0].size > 0

@@ -10,6 +10,7 @@ from tests.contracts.formats import (
     check_debian,
     check_debian_as_it_is,
     check_nasty_tree_as_it_is,
+    check_nasty_tree_streamed,
     check_one_image_in_every_form,
     check_soci,
 )
@@ -65,3 +66,7 @@ def test_nasty_tree_as_it_is(lazyimg: Lazyimg, target: Path) -> None:
 @pytest.mark.parametrize("tag", ["nginx", "nasty"][: scaled(2)])
 def test_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
     check_soci(lazyimg, target, tag)
+
+
+def test_nasty_tree_streamed(lazyimg: Lazyimg, target: Path) -> None:
+    check_nasty_tree_streamed(lazyimg, target)

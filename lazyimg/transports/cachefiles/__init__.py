@@ -25,7 +25,8 @@ through a few page-aligned buffers: pwrite(2) on an object is O_DIRECT. Culling 
 its own, because `cull` acts on the working directory and that thread has its own.
 
 On disk: `<dir>/cache/Ierofs,<domain>/@xx/D<cookie>`, sparse files, 256 fan-out directories
-(`backing.py`); `<dir>/graveyard` is the kernel's.
+(`backing.py`); `<dir>/graveyard` is the kernel's; `<dir>/staging` has devices that were made
+whole and are not in the cache yet (`staging.py`).
 
 Source: Documentation/filesystems/caching/cachefiles.rst, fs/cachefiles/ondemand.c.
 """

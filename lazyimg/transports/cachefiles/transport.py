@@ -19,6 +19,7 @@ from lazyimg.transports.cachefiles.backing import (
 from lazyimg.transports.cachefiles.device import Device, bind_cache, open_device, restore_cache
 from lazyimg.transports.cachefiles.object_file import when_ready
 from lazyimg.transports.cachefiles.server import Server
+from lazyimg.transports.cachefiles.staging import StagedDevices
 from lazyimg.transports.counters import Counters
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class CachefilesTransport:
         self._server: Server | None = None
         self._space: CacheSpace | None = None
         self._counters = Counters()
+        self.staged: StagedDevices | None = None
+        """Once it was started: devices on their way into the cache."""
         self.control_fd = -1
         """While it is started: what another process needs to take over, see `start`."""
 
@@ -92,6 +95,7 @@ class CachefilesTransport:
             else:
                 restore_cache(device.fd)
             self._space = CacheSpace(directory, limits, find_top(directory))
+            self.staged = StagedDevices(self._space)
             server = Server(device, self._filler, self._space)
             server.start()
         except BaseException:
@@ -188,6 +192,18 @@ class CachefilesTransport:
         if self._space is not None:
             directory = self._space.directory
             move_strays(directory, self._domain_id, self._first_domain, cookies)
+
+    async def bring_staged(self, cookies: Iterable[str]) -> None:
+        """Write devices into the cache that were made here; of objects of a mount.
+
+        Raises:
+            LazyimgError: one cannot be written, or the kernel does not open it.
+        """
+        for cookie in cookies:
+            if self.staged is not None and self.staged.has(cookie):
+                sink = await self.opened(cookie)
+                present = await asyncio.to_thread(self.present, cookie)
+                await self.staged.copy(cookie, sink, present or [])
 
     def shortage(self) -> StorageError | None:
         """Say why the kernel stores nothing now; None if there is room. Blocks; raises OSError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import tempfile
 import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -374,3 +375,94 @@ async def test_nothing_is_open_after_the_close(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write to the cache: Bad file descriptor"):
         file.write_now(0, [DATA])
     assert file.absent(0, SIZE) == [range(BLOCK, SIZE)]
+
+
+def staged(cache: DeviceCache, data: memoryview = DATA) -> Path:
+    path = cache.stage()
+    path.write_bytes(data)
+    return path
+
+
+async def test_device_that_was_made_whole(cache: DeviceCache, tmp_path: Path) -> None:
+    name = "a" * 64
+    cache.publish(staged(cache), name)
+    assert cache.names() == [name]
+    assert not cache.is_used(name)
+    file = cache.open(name, SIZE)
+    assert file.complete
+    buffer = memoryview(bytearray(SIZE))
+    assert file.read_into(0, buffer) == SIZE
+    assert buffer == DATA
+    assert names_in(tmp_path) == [name]
+    async with opened(tmp_path) as other:
+        found = other.find(name)
+        assert found is not None
+        assert found.complete
+
+
+async def test_device_that_is_there_gets_what_it_lacks(cache: DeviceCache, tmp_path: Path) -> None:
+    """It may be mounted: nothing that is there is touched."""
+    name = "a" * 64
+    file = cache.open(name, SIZE)
+    file.write_now(BLOCK, [memoryview(b"y" * BLOCK)])
+    cache.publish(staged(cache), name)
+    file.sync()
+    assert file.complete
+    assert file.path.read_bytes() == b"x" * BLOCK + b"y" * BLOCK + b"x" * (2 * BLOCK)
+    assert names_in(tmp_path) == [name]
+    cache.publish(staged(cache), name)
+    assert names_in(tmp_path) == [name]
+
+
+async def test_device_of_another_size_is_replaced(cache: DeviceCache) -> None:
+    name = "a" * 64
+    cache.open(name, 2 * SIZE)
+    cache.release(name)
+    cache.publish(staged(cache), name)
+    found = cache.find(name)
+    assert found is not None
+    assert (found.size, found.complete) == (SIZE, True)
+
+
+async def test_device_that_is_given_up(cache: DeviceCache, tmp_path: Path) -> None:
+    path = staged(cache)
+    cache.abandon(path)
+    cache.abandon(path)
+    staged(cache)  # what a process that died leaves
+    cache.load()
+    assert names_in(tmp_path) == []
+
+
+async def test_device_that_cannot_be_staged_or_taken(
+    cache: DeviceCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = staged(cache)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(device_cache, "make_record", refuse)
+    with pytest.raises(StorageError) as caught:
+        cache.publish(path, "a" * 64)
+    assert str(caught.value) == (
+        f"{'a' * 64}: cannot be put into the cache: No space left on device; {REMEDY}"
+    )
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+        cache.stage()
+
+
+async def test_space_that_stays_free(cache: DeviceCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CacheSpace, "reserve", lambda _: 4711)
+    assert cache.reserve() == 4711
+
+
+async def test_staged_file_that_lost_its_end(
+    cache: DeviceCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "a" * 64
+    cache.open(name, SIZE)
+    path, preadv = staged(cache), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, parts, at: preadv(fd, parts, at + SIZE))
+    with pytest.raises(StorageError, match="cannot be put into the cache: is shorter than it was"):
+        cache.publish(path, name)

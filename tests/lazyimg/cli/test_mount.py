@@ -34,7 +34,19 @@ def test_mount_as_json(run: Callable[..., Result], tmp_path: Path) -> None:
         "digest": DIGEST,
         "fsid": FSID,
         "directory": str(tmp_path),
+        "streamed": 0,
     }
+
+
+def test_first_use_that_was_not_lazy(
+    run: Callable[..., Result], daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    daemon.streamed = 41_200_000
+    said = (
+        "41.2 MB were downloaded first, of layers without an index; they are local now, and have"
+        " one\n"
+    )
+    assert run("mount", IMAGE, str(tmp_path)) == (0, f"{DIGEST} {tmp_path}\n", said)
 
 
 def test_flags_and_relative_directory_reach_the_daemon(

@@ -13,6 +13,7 @@ from lazyimg.api.messages import (
     QuarantineReport,
     RegistryReport,
     SnapshotterReport,
+    StreamReport,
 )
 from tests.fakes.daemon import DIGEST, IMAGE
 
@@ -54,6 +55,15 @@ def test_status_after_a_failure(run: Callable[..., Result], daemon: FakeDaemon) 
     lines = run("status").out.splitlines()
     assert lines[5:7] == ["reads       1000, 1 failed", "failed last device: is away"]
     assert json.loads(run("status", "--json").out)["failure"] == "device: is away"
+
+
+def test_layers_that_are_read_whole(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    daemon.streams = [
+        StreamReport(layer="sha256:1", image="app:1: layer 2 of 3", size=40_000_000, done=5_000_000)
+    ]
+    said = "downloads  app:1: layer 2 of 3, which has no index: 5.0 MB of 40.0 MB"
+    assert said in run("status").out.splitlines()
+    assert json.loads(run("status", "--json").out)["streams"][0]["done"] == 5_000_000
 
 
 @pytest.mark.parametrize(

@@ -146,4 +146,5 @@ def test_room(
     monkeypatch.setattr(os, "statvfs", lambda _path: status)
     space = CacheSpace(tmp_path, CacheLimits(), tmp_path)
     assert space.room() == room
+    assert space.reserve() == status.f_blocks // 100 * 4096
     assert space.below_cull() == below_cull

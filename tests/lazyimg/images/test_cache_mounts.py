@@ -36,6 +36,7 @@ class Cache:
         self.waited: list[str] = []
         self.asked_first = asyncio.Event()
         self.full: StorageError | OSError | None = None
+        self.brought: set[str] = set()
 
     def shortage(self) -> StorageError | None:
         if isinstance(self.full, OSError):
@@ -54,6 +55,9 @@ class Cache:
 
     def move_strays(self, cookies: Iterable[str]) -> None:
         assert set(cookies) == set()
+
+    async def bring_staged(self, cookies: Iterable[str]) -> None:
+        self.brought |= set(cookies)
 
     async def opened(self, cookie: str) -> None:
         self.waited.append(cookie)
@@ -75,6 +79,7 @@ async def test_new_files_of_all_devices_are_waited_for(tmp_path: Path, host: Fak
     cache.opening.set()
     assert await holding == tmp_path / "mnt" / CHAIN.fsid
     assert cache.asked == {CHAIN.fsid, "one", "two"}
+    assert cache.brought == {"one", "two"}
     assert cache.waited == ["one", "two"]
     assert host.calls == ["mount_erofs", "unmount", "mount_erofs"]
     assert host.read_ahead == {CHAIN.fsid: 4}

@@ -62,6 +62,36 @@ async def test_child_makes_the_same(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
+async def test_device_is_made_with_it(tmp_path: Path) -> None:
+    request = request_of(tmp_path, device=str(tmp_path / "device"))
+    reply = await ask(request)
+    data = (tmp_path / "index").read_bytes()
+    table = parse_stream_index(data).table
+    assert reply == IndexReply(str(Digest.of(data)), len(data), table.name, table.size)
+    device = (tmp_path / "device").read_bytes()
+    assert device[:8] == b"lazyimg\n"
+    assert device[4096:] == bytes(range(256)) * 2000
+    with pytest.raises(StorageError, match="No space left on device"):
+        await ask(msgspec.structs.replace(request, reserve=1 << 60))
+
+
+async def test_child_that_gives_up_is_not_fed_on(tmp_path: Path) -> None:
+    """What nobody would take need not be fetched."""
+    taken = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for _ in range(200):
+            taken += 1
+            yield bytes(1 << 20)
+
+    request = request_of(tmp_path / "none", size=200 << 20)
+    async with aclosing(_Closing()) as maker:
+        with pytest.raises(StorageError, match="No such file or directory"):
+            await maker.make("layer", request, pieces())
+    assert taken < 100
+
+
 async def test_child_says_what_is_wrong(tmp_path: Path) -> None:
     for blob in (BLOB[:1000], BLOB + b"x"):
         with pytest.raises(CorruptError, match=r"^layer: came as \d+ bytes or more, expected"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from lazyimg.errors import NotFoundError, RegistryError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.own_mounts import OwnMounts
+from lazyimg.host.space import CacheLimits, CacheSpace
 from lazyimg.images import service
 from lazyimg.images.access import parse_access
 from lazyimg.images.build import BuildReply, BuildRequest, build
@@ -20,7 +22,8 @@ from lazyimg.images.library import LayerClaim, Library
 from lazyimg.images.mounts import Mounts
 from lazyimg.images.service import Images
 from lazyimg.images.shown import ShownAccess
-from lazyimg.limits import FillLimits
+from lazyimg.images.streaming import Streams
+from lazyimg.limits import BuildLimits, FillLimits
 from lazyimg.registry.auth import Credential
 from lazyimg.registry.client import RegistryClient
 from lazyimg.registry.ports import Access
@@ -28,11 +31,13 @@ from lazyimg.registry.resolve import local_platform, open_source
 from lazyimg.registry.retry import RetryPolicy
 from lazyimg.snapshotter.lifecycle import RemoteLayer, Unpacked
 from lazyimg.snapshotter.remote import KEPT, RemoteLayers
+from lazyimg.transports.cachefiles.staging import StagedDevices
 from lazyimg_formats.containerd.labels import REFERENCE, serialize_image_labels
 from lazyimg_formats.oci.chain import chain_ids
 from lazyimg_formats.oci.digest import Digest
 from tests.fakes import stored_index
 from tests.fakes.devices import MemoryBlob
+from tests.fakes.gzip_layer import make_tar
 from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.image_mounts import Cache
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
@@ -66,7 +71,11 @@ class Node:
         self.engine = Engine(limits=FillLimits())
         self.shown = ShownAccess()
         self.catalog = Catalog(root, self.library, self.engine, self.open_blob, self.shown)
-        self.images = Images(root, self.library, self.catalog, self.open_source)
+        staged = StagedDevices(CacheSpace(root, CacheLimits(bstop=0, fstop=0), root))
+        self.streams = Streams(root, self.library, BuildLimits(), staged)
+        self.images = Images(
+            root, self.library, self.catalog, self.open_source, streams=self.streams
+        )
 
     async def open_source(
         self, location: Location, access: Access
@@ -130,11 +139,13 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         await node.close()
 
 
-def remote_layers(node: Node, host: FakeMounts, *patterns: str) -> RemoteLayers:
+def remote_layers(
+    node: Node, host: FakeMounts, *patterns: str, stream: bool = False
+) -> RemoteLayers:
     way = CacheMounts(node.root, "lazyimg", 1 << 20, Cache(host))
     own = OwnMounts(node.root, "lazyimg")
     mounts = Mounts(own, way, node.library, readers=node.catalog.readers)
-    return RemoteLayers(node.images, mounts, patterns)
+    return RemoteLayers(node.images, mounts, patterns, stream=stream)
 
 
 @pytest.fixture
@@ -615,3 +626,33 @@ async def test_ordinary_layers_whose_indexes_are_not_there(
     found = await remote.find(str(chain), labels, None)
     assert isinstance(found, Unpacked)
     assert found.reason == "format"
+
+
+async def test_layer_without_an_index_is_read_whole_if_that_is_wanted(
+    node: Node, host: FakeMounts
+) -> None:
+    """One after the other, as containerd asks for them; the image is lazy then."""
+    tars = [make_tar(files) for files in (BASE, TOP)]
+    blobs = {gzip.compress(tar, mtime=0): tar for tar in tars}
+    manifest = node.registry.add_image("app", "1", blobs)
+    chains = [str(chain) for chain in chain_ids(map(Digest.of, tars))]
+    labels = [
+        serialize_image_labels(f"{node.registry.host}/app:1", manifest.digest, Digest.of(blob))
+        for blob in blobs
+    ]
+    unpacked = await remote_layers(node, host).find(chains[0], labels[0], None)
+    assert isinstance(unpacked, Unpacked)
+    assert node.registry.sent("/blobs/") < 1000
+    remote = remote_layers(node, host, stream=True)
+    sent = []
+    below: RemoteLayer | None = None
+    for chain, label in zip(chains, labels, strict=True):
+        found = await remote.find(chain, label, below)
+        assert isinstance(found, RemoteLayer)
+        below = found
+        sent.append([node.registry.sent(f"/blobs/{Digest.of(blob)}") for blob in blobs])
+    first, second = map(len, blobs)
+    assert sent == [[first, 0], [first, second]]
+    assert below is not None
+    await remote.mount(below, 1)
+    await remote.release(1)

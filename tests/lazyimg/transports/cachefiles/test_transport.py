@@ -218,3 +218,20 @@ async def test_opened_gives_up(
     await transport.stop()
     with pytest.raises(KernelError, match="is not served: the transport has stopped"):
         await transport.opened(COOKIE)
+
+
+async def test_device_that_was_made_here(served: tuple[CachefilesTransport, Kernel]) -> None:
+    transport, kernel = served
+    assert transport.staged is not None
+    data = bytes(range(256)) * 32
+    path = transport.staged.stage()
+    path.write_bytes(data)
+    transport.staged.publish(path, COOKIE)
+    bringing = asyncio.create_task(transport.bring_staged(["other", COOKIE]))
+    await kernel.open(1)
+    sink = transport.sink(COOKIE)
+    assert sink is not None
+    await bringing
+    assert transport.present(COOKIE) == [range(8192)]
+    assert os.pread(sink._file.fd, 8192, 0) == data
+    assert not transport.staged.has(COOKIE)
