@@ -67,7 +67,8 @@ class DeviceWriter:
 
     def _flush(self) -> None:
         space = os.fstatvfs(self._fd)
-        if space.f_bavail * space.f_frsize < self._reserve + len(self._batch):
+        left_free = space.f_bavail * space.f_frsize - len(self._batch)
+        if space.f_blocks and left_free < self._reserve:  # some do not say how large they are
             raise OSError(ENOSPC, os.strerror(ENOSPC))
         with memoryview(self._batch) as left:
             done = 0

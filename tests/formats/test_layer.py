@@ -450,6 +450,26 @@ def test_only_checked() -> None:
     assert (index.table.size, index.table.span_count) == (8192 + 65_536 + 65_536, 0)
 
 
+def test_only_checked_and_said_where_it_lies() -> None:
+    """As what is kept says it: files, and chunks of sparse ones."""
+    placed: list[tuple[int, int, int, int]] = []
+    kept = LayerBuilder()
+    kept.add_span(0, 10, 3 * MIB, bytes(32), Codec.RAW)
+    checked = LayerBuilder(keep=False, placed=lambda *extent: placed.append(extent))
+    for builder in (kept, checked):
+        builder.add(Entry(b"a", Kind.REGULAR, size=5000), [Piece(10, 4990, 0, 7)])
+        pieces = [Piece(0, 1, 0, 5000), Piece(65_000, 1000, 0, 5001)]
+        builder.add(Entry(b"b", Kind.REGULAR, size=2 * MIB), pieces)
+        builder.add(Entry(b"c", Kind.REGULAR, size=1), [Piece(0, 1, 0, 9000)])
+    table = kept.finish().table
+    extents = [table.extent(number) for number in range(table.extent_count)]
+    assert placed == [
+        (one.device_offset, one.length, one.span, one.inner_offset) for one in extents
+    ]
+    assert len(placed) == 5
+    assert checked.finish().table.size == table.size
+
+
 def test_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer, "MAX_ENTRIES", 2)
     builder = LayerBuilder(keep=False)

@@ -27,6 +27,7 @@ from lazyimg_formats.stream_index import (
     HEADER_SIZE,
     StreamHeader,
     StreamSpan,
+    parse_device,
     parse_header,
     parse_stream_index,
     serialize_header,
@@ -254,3 +255,11 @@ def test_damaged(data: st.DataObject) -> None:
         parse_stream_index(bytes(damaged))
     except FormatError:
         return
+
+
+def test_device_alone() -> None:
+    tar = make_tar({f"file{number}": bytes([number]) * 3000 for number in range(20)})
+    data = make_stream_index(tar, 10_000)
+    assert parse_device(data).data == parse_stream_index(data).table.data
+    with pytest.raises(FormatError):
+        parse_device(data[:-1])

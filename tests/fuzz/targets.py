@@ -31,7 +31,8 @@ from lazyimg.errors import (
     LazyimgError,
     UsageError,
 )
-from lazyimg.fill.decode import decode_span
+from lazyimg.fill.assembly import gather
+from lazyimg.fill.decode import decode_span, decode_spans
 from lazyimg.host.mount_table import find_mount, parse_mount_table, parse_mounts_on
 from lazyimg.host.own_mounts import parse_mapped_files
 from lazyimg.images.access import parse_access
@@ -46,6 +47,7 @@ from lazyimg.layers.decompress import MAGIC_SIZE, choose_decompressor
 from lazyimg.layers.indexer import LayerIndexer
 from lazyimg.layers.locate import IndexLocation, locate_index, name_format
 from lazyimg.layers.parse import parse_index
+from lazyimg.layers.staging import DeviceWriter
 from lazyimg.registry import resolve
 from lazyimg.registry.login import parse_registry
 from lazyimg.registry.manifests import parse_digest
@@ -90,7 +92,7 @@ from lazyimg_formats.oci.referrers import parse_referrers
 from lazyimg_formats.soci.manifest import parse_soci_index
 from lazyimg_formats.soci.toc import parse_ztoc
 from lazyimg_formats.stream_comparison import StreamComparison
-from lazyimg_formats.stream_index import parse_stream_index
+from lazyimg_formats.stream_index import parse_device, parse_stream_index
 from lazyimg_formats.tar.header import BLOCK, parse_header, parse_number
 from lazyimg_formats.tar.pax import parse_integer, parse_records, parse_time
 from lazyimg_formats.tar.scanner import Member, TarScanner
@@ -523,6 +525,8 @@ def run_stream_index(data: bytes) -> None:
         index = parse_stream_index(data)
         if DeviceTable(index.table.data).name != index.table.name:
             raise AssertionError("another device than was said")
+        if parse_device(data).name != index.table.name:
+            raise AssertionError("another device without its entries")
         for number in range(index.table.span_count):
             each(lambda number=number: index.table.window(number))  # type: ignore[misc]
 
@@ -542,14 +546,22 @@ def run_indexer(data: bytes) -> None:
     def index() -> None:
         tar = b"".join(islice(choose_decompressor(data[:MAGIC_SIZE]).feed(data), 100))
         file = io.BytesIO()
-        with closing(LayerIndexer(Digest.of(data), Digest.of(tar), file, 1000)) as indexer:
-            for at in range(0, len(data), 100):
-                indexer.feed(data[at : at + 100])
-            header = indexer.finish()
+        with open(os.memfd_create("device"), "w+b") as staged:  # noqa: PTH123 - an fd
+            device = DeviceWriter(staged)
+            indexer = LayerIndexer(Digest.of(data), Digest.of(tar), file, 1000, device=device)
+            with closing(indexer):
+                for at in range(0, len(data), 100):
+                    indexer.feed(data[at : at + 100])
+                header = indexer.finish()
+            written = os.pread(staged.fileno(), 1 << 24, 0)
         try:
-            parse_stream_index(file.getvalue())
+            table = parse_stream_index(file.getvalue()).table
         except FormatError as error:
             raise AssertionError("an index that cannot be used") from error
+        decoded, _ = decode_spans(table, range(table.span_count), 0, data)
+        small = table.size <= 1 << 24
+        if small and written != b"".join(gather(table, 0, table.size, decoded)):
+            raise AssertionError("another device than its spans give")
         if header.tar_size != len(tar):
             raise AssertionError("a tar of another size")
 
