@@ -36,6 +36,7 @@ EMBED: Final = "Also push the image under TAG, with a manifest that commits to t
 @click.argument("reference", metavar="REF")
 @click.option("--local", is_flag=True, help="Keep them on this node, for this node; push nothing.")
 @click.option("--embed", metavar="TAG", default="", help=EMBED)
+@click.option("--soci", is_flag=True, help="Make and push SOCI indexes instead; needs no daemon.")
 @platform_option
 @output_option
 @access_options
@@ -47,6 +48,7 @@ def create(
     reference: str,
     local: bool,
     embed: str,
+    soci: bool,
     platform: str,
     output: str,
     access: Access,
@@ -63,7 +65,18 @@ def create(
     nothing commits to it. They use it always for the image that --embed makes: the same layers and
     the same config, and a manifest that names each index by digest. TAG may be the one that REF
     has, which then stands for the new image.
+
+    With --soci, what is made is as the soci snapshotter has it: a SOCI index of version 1 refers to
+    the image; one of version 2 is named by the image that --embed makes, which may be in an image
+    layout, too. Layers compressed with zstd, and those with sparse files, are left out.
     """
+    if local and soci:
+        raise UsageError("index", "--soci keeps nothing on this node")
+    if soci:
+        from lazyimg.cli.index_soci import create_soci  # noqa: PLC0415  not for --help
+
+        create_soci(invocation, reference, platform, access, embed, output)
+        return
     if local and embed:
         raise UsageError("index", "--local pushes nothing, so nothing can be embedded")
     request = _request(reference, platform, access)

@@ -27,9 +27,12 @@ from lazyimg.errors import CorruptError, LazyimgError, NotLazyError, StorageErro
 from lazyimg.images.build import lower_limit
 from lazyimg.layers.indexer import LayerIndexer
 from lazyimg.layers.staging import DeviceWriter
+from lazyimg.layers.stored_digests import StoredDigests
+from lazyimg.layers.stretches import SPACING
 from lazyimg.limits import MIB, BuildLimits
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.soci.writer import make_ztoc
 from lazyimg_formats.stream_index import parse_device
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class IndexRequest(msgspec.Struct, frozen=True):
         processor_time: likewise; a large blob has more.
         device: path of the layer's device, a new file; "": it is not wanted.
         reserve: bytes that stay free where the device is.
+        ztoc: of the layer's zTOC, a new file; "": none is wanted.
     """
 
     blob: str
@@ -61,6 +65,7 @@ class IndexRequest(msgspec.Struct, frozen=True):
     processor_time: int = BuildLimits.processor_time
     device: str = ""
     reserve: int = 0
+    ztoc: str = ""
 
     @property
     def seconds(self) -> int:
@@ -201,6 +206,7 @@ def index(request: IndexRequest, pieces: Iterator[bytes]) -> IndexReply:
         OSError: the index cannot be written.
     """
     path = Path(request.path)
+    stored = StoredDigests() if request.ztoc else None
     with ExitStack() as stack:
         file = stack.enter_context(path.open("w+b"))
         device = None
@@ -209,13 +215,16 @@ def index(request: IndexRequest, pieces: Iterator[bytes]) -> IndexReply:
             device = DeviceWriter(staged, request.reserve)
         indexer = LayerIndexer(
             Digest.parse(request.blob), Digest.parse(request.diff_id), file, aside=path.parent,
-            device=device,
+            device=device, stored=stored,
         )  # fmt: skip
         with closing(indexer):
             for piece in pieces:
                 indexer.feed(piece)
             size = indexer.finish().size
         del indexer
+        if stored is not None:
+            file.seek(0)
+            Path(request.ztoc).write_bytes(make_ztoc(file.read(), stored.finish(), SPACING))
         os.fsync(file.fileno())
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.layers.staging import DeviceWriter
+    from lazyimg.layers.stored_digests import StoredDigests
     from lazyimg_formats.oci.digest import Digest
     from lazyimg_formats.tar.scanner import Member
 
@@ -60,6 +61,7 @@ class LayerIndexer:
         spacing: bytes of tar between two points at which a gzip stream can be entered.
         aside: directory for what is kept aside; None: the machine's for such files.
         device: takes the layer's device; None: nothing does.
+        stored: is told of the blob's bytes, and where spans begin.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class LayerIndexer:
         *,
         aside: Path | None = None,
         device: DeviceWriter | None = None,
+        stored: StoredDigests | None = None,
     ) -> None:
         self._blob, self._blob_hash = blob, blob.hasher()
         self._diff_id, self._tar_hash = diff_id, diff_id.hasher()
         self._spacing = spacing
+        self._stored = stored
         self._file = file
         self._head = b""
         self._cutter: SpanCutter | None = None
@@ -104,6 +108,8 @@ class LayerIndexer:
             OSError: the disk is full or fails.
         """
         self._blob_hash.update(data)
+        if self._stored is not None:
+            self._stored.feed(data)
         if self._problem is not None:
             return
         try:
@@ -158,6 +164,8 @@ class LayerIndexer:
             raise FormatError("layer", f"over {MAX_SPANS} gzip members or zstd frames")
         if cut.length > MAX_STORED_SPAN_SIZE:
             raise FormatError("layer", f"a span of {cut.length} bytes")
+        if self._stored is not None:
+            self._stored.begin(cut.offset, cut.bit)
         window = self._window(cut.window) if cut.window else b""
         self._file.write(window)
         self._windows += len(window)

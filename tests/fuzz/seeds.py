@@ -51,8 +51,11 @@ from lazyimg_formats.index_artifact import (
     LAYER_DIGEST,
     LAYER_INDEX,
 )
+from lazyimg_formats.layer import Entry, Kind
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.oci.documents import serialize_document
+from lazyimg_formats.soci.writer import make_ztoc, serialize_ztoc
+from lazyimg_formats.soci.ztoc import GZIP, POINTS
 from lazyimg_formats.stream_index import StreamSpan
 from lazyimg_formats.zstd_chunked.location import (
     TocLocation,
@@ -289,8 +292,16 @@ def device_tables() -> list[bytes]:
 
 
 def ztocs() -> list[bytes]:
+    """Small ones: an old zTOC leaves out the only point of entry, and so its window."""
     layer = SociLayer()
-    return [layer.ztoc, serialize_document(make_soci_index([layer]))]
+    members = [
+        (Entry(b"dir/", Kind.DIRECTORY, 0o755, mtime=5), 512),
+        (Entry(b"dir/file", Kind.REGULAR, 0o644, size=600, xattrs=((b"user.a", b"b"),)), 1024),
+        (Entry(b"dir/link", Kind.HARDLINK, target=b"dir/file"), 2560),
+    ]
+    old = serialize_ztoc(900, 4096, members, GZIP, POINTS.pack(1, 4096), [bytes(32)])
+    plain = make_ztoc(make_stream_index(tar(), 4096), [], 4096)
+    return [old, plain, serialize_document(make_soci_index([layer]))]
 
 
 def stream_indexes() -> list[bytes]:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.digest import Digest
-from lazyimg_formats.oci.documents import Manifest, parse_document
+from lazyimg_formats.oci.documents import Descriptor, Manifest, describe, parse_document
 from lazyimg_formats.soci.ztoc import MAX_ZTOC
 
 if TYPE_CHECKING:
-    from lazyimg_formats.oci.documents import Descriptor
+    from collections.abc import Iterable
+
+    from lazyimg_formats.index_artifact import StoredIndex
 
 SOCI_V1: Final = "application/vnd.amazon.soci.index.v1+json"
 """The media type of the config of an index that refers to its image."""
@@ -26,6 +28,15 @@ INDEX_DIGEST: Final = "com.amazon.soci.index-digest"
 
 MANIFEST_DIGEST: Final = "com.amazon.soci.image-manifest-digest"
 """The annotation of an index's entry, in the image index, that says which image it is of."""
+
+LAYER_TYPE: Final = "com.amazon.soci.image-layer-mediaType"
+"""The annotation of a zTOC that says what media type its layer has."""
+
+BUILD_TOOL: Final = "com.amazon.soci.build-tool-identifier"
+"""The annotation of an index that says what has made it."""
+
+EMPTY: Final = b"{}"
+"""The config of an index."""
 
 LAYER_DIGEST: Final = "com.amazon.soci.image-layer-digest"
 """The annotation of a zTOC that says which layer it is of."""
@@ -59,3 +70,30 @@ def parse_soci_index(data: bytes, subject: Digest | None = None) -> dict[Digest,
         if ztocs.setdefault(Digest.parse(layer), one).digest != one.digest:
             raise FormatError(_WHAT, f"two zTOCs of layer {layer[:80]}")
     return ztocs
+
+
+def make_soci_index(
+    ztocs: Iterable[tuple[Descriptor, StoredIndex]], subject: Descriptor | None
+) -> Manifest:
+    """Give the SOCI index of an image.
+
+    Args:
+        ztocs: layers, and their zTOCs.
+        subject: the manifest that it refers to: version 1. None: version 2.
+    """
+    kind = SOCI_V2 if subject is None else SOCI_V1
+    layers = tuple(
+        Descriptor(
+            media_type=ZTOC_TYPE,
+            digest=ztoc.digest,
+            size=ztoc.size,
+            annotations={LAYER_TYPE: layer.media_type, LAYER_DIGEST: str(layer.digest)},
+        )
+        for layer, ztoc in ztocs
+    )
+    return Manifest(
+        config=describe(EMPTY, kind),
+        layers=layers,
+        subject=subject,
+        annotations={BUILD_TOOL: "lazyimg"},
+    )

@@ -17,6 +17,7 @@ from lazyimg.errors import CorruptError, LazyimgError, NotLazyError, StorageErro
 from lazyimg.images import indexing as module
 from lazyimg.images.indexing import IndexMaker, IndexReply, IndexRequest, index
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.soci.toc import parse_ztoc
 from lazyimg_formats.stream_index import parse_stream_index
 from tests.fakes.gzip_layer import make_tar
 from tests.lazyimg.images.test_build import stand_in
@@ -192,3 +193,12 @@ def test_replies(reply: IndexReply, kind: type[LazyimgError], said: str, tmp_pat
 
 def test_processor_time_grows_with_the_blob(tmp_path: Path) -> None:
     assert request_of(tmp_path, size=100 << 20, processor_time=10).seconds == 60
+
+
+def test_ztoc(tmp_path: Path) -> None:
+    request = request_of(tmp_path, ztoc=str(tmp_path / "ztoc"))
+    index(request, iter([BLOB[:1000], BLOB[1000:]]))
+    made = parse_stream_index((tmp_path / "index").read_bytes())
+    ztoc = parse_ztoc((tmp_path / "ztoc").read_bytes())
+    assert ztoc.layer.entries == made.entries
+    assert ztoc.layer.table.span_count == made.table.span_count
