@@ -104,6 +104,9 @@ class Codec(IntEnum):
     DEFLATE_PART = 8  # a part of a stretch, which may go on into further gzip members
 
 
+_CODECS: Final = tuple(Codec)  # by number; the class takes twice as long
+
+
 PARTS: Final = frozenset({Codec.GZIP, Codec.ZSTD_PART, Codec.LZ4_PART, Codec.DEFLATE_PART})
 """Codecs whose span is a part of what is decoded: bytes before and behind it are passed over."""
 
@@ -328,7 +331,7 @@ class DeviceTable:
             self._span_blob_length[index],
             self._span_length[index],
             bytes(self._span_digest[32 * index : 32 * index + 32]),
-            Codec(self._span_codec[index] & _CODEC_MASK),
+            _CODECS[self._span_codec[index] & _CODEC_MASK],
             self._span_skip[index] if self.has_parts else 0,
             self._span_codec[index] >> _CODEC_BITS,
             self.hash,

@@ -44,6 +44,7 @@ _TRAILER: Final = 8  # bytes of a gzip member behind its deflate stream
 _MEMBER_PIECE: Final = 32 << 10  # bytes: what is left of them at a member's end is copied
 _LZ4_RATIO: Final = 255  # bytes that a byte of an lz4 block gives at most
 _PIECE: Final = 256 << 10  # bytes of what is passed over that are decoded at a time
+_MUCH: Final = 4 * _PIECE
 
 
 class _Decompressors(threading.local):
@@ -256,8 +257,9 @@ class _GzipStream:
         """See _Stream."""
         decoded = b""
         while not decoded and not self._member.eof:
-            if not self._rest:  # small pieces: what is not taken is copied
-                self._rest, self._data = self._data[:_PIECE], self._data[_PIECE:]
+            if not self._rest:  # what is not taken is copied: small pieces, unless much is wanted
+                size = _PIECE if length < _MUCH else len(self._data)
+                self._rest, self._data = self._data[:size], self._data[size:]
             end = not self._rest
             decoded = self._member.decompress(self._rest, length)
             self._rest = self._member.unconsumed_tail

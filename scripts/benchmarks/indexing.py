@@ -49,7 +49,7 @@ def measure_indexing(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
     figures = [Figure(f"{name}, each entry", "us", kept) for name, kept in steps.items()]
     total = [sum(values) for values in zip(*steps.values(), strict=True)]
     figures.append(Figure("scan, index and bootstrap, each entry", "us", total, 20.0, most=True))
-    runs = [_run_stargz(tar) for _ in range(rounds)]
+    runs = [measure_stargz(tar) for _ in range(rounds)]
     figures.append(Figure("index of eStargz, each entry", "us", runs, 15.0, most=True))
     return figures + _measure_large(work, rounds, 20_000 if quick else 100_000)
 
@@ -81,7 +81,7 @@ def _run_steps(tar: bytes, toc: bytes, end: int) -> dict[str, float]:
     return {name: 1e6 * (after - before) / entries for name, before, after in steps}
 
 
-def _run_stargz(tar: bytes) -> float:
+def measure_stargz(tar: bytes) -> float:
     """Give microseconds of CPU for one entry of an eStargz layer's index."""
     scanner = TarScanner()
     members = [

@@ -146,6 +146,15 @@ def test_part_of_the_first_member_only() -> None:
         decode(half + half, Codec.GZIP)
 
 
+def test_large_part_of_a_member() -> None:
+    """All that the decoder is given at once: it is wanted."""
+    content = pattern(3 << 20, 7)
+    member = encode(content + pattern(1 << 20, 8), Codec.GZIP)
+    assert decode(member, Codec.GZIP, content) == content
+    with pytest.raises(CorruptError, match="does not decode as GZIP|bytes decoded, got"):
+        decode(member[: len(member) // 2], Codec.GZIP, content)
+
+
 def test_part_of_a_frame_that_needs_much_memory() -> None:
     parameters = zstandard.ZstdCompressionParameters(window_log=27)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
