@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from lazyimg.images.prefetching import Prefetcher
     from lazyimg.images.publishing import Publisher
     from lazyimg.images.service import Images
+    from lazyimg.images.sharing import Sharing
     from lazyimg.images.streaming import Streams
     from lazyimg.registry.auth import Credential
     from lazyimg.registry.client import RegistryClient
@@ -242,6 +243,7 @@ async def start(
         snapshotter=snapshots.snapshotter,
         completion=snapshots.completion,
         cached=cached,
+        sharing=_share(config, library, images, stack),
     )
     await _listen(listener, daemon, stack)
     await snapshots.start(sockets, stack)
@@ -253,6 +255,19 @@ def _make_publisher(root: Path, library: Library, images: Images) -> Publisher:
     from lazyimg.images.publishing import Publisher  # noqa: PLC0415  readers come first
 
     return Publisher(root, library, images)
+
+
+def _share(
+    config: Config, library: Library, images: Images, stack: AsyncExitStack
+) -> Sharing | None:
+    """Have indexes of first uses pushed, if the configuration says so."""
+    if config.indexes.push == "off":
+        return None
+    from lazyimg.images.sharing import Sharing  # noqa: PLC0415  readers come first
+
+    sharing = Sharing(_make_publisher(Path(config.root), library, images))
+    stack.push_async_callback(sharing.close)
+    return sharing
 
 
 def _make_mounts(

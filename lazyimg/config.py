@@ -364,7 +364,7 @@ class BuildSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IndexesSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the indexes of layers that have none themselves may come from.
+    """Where the indexes of layers that have none themselves come from, and go.
 
     What an image's manifest commits to, and what this node has made, is used always.
     """
@@ -377,6 +377,15 @@ class IndexesSettings(msgspec.Struct, frozen=True, kw_only=True):
             "Nothing commits to them: whoever may write to the image's repository decides what its "
             "containers see, until the background check of the layers finds a lie. "
             "same-repository: those in the image's own repository are used.",
+        ),
+    ] = "off"
+    push: Annotated[
+        str,
+        Meta(
+            pattern="^(off|first-use)$",
+            description="Whether indexes are pushed to the image's repository without being told "
+            "to. first-use: those that a first mount or prefetch has made, in the background, with "
+            "the credentials of who asked for it, if these may write there.",
         ),
     ] = "off"
 

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from lazyimg.images.prefetching import Prefetcher, Progress
     from lazyimg.images.publishing import Publisher
     from lazyimg.images.service import Images
+    from lazyimg.images.sharing import Sharing
     from lazyimg.images.streaming import Streams
     from lazyimg.images.validation import Validator
     from lazyimg.registry.client import RegistryClient
@@ -99,6 +100,7 @@ class LazyimgDaemon:
         snapshotter: containerd's, if there is one; asked for what it has.
         completion: of its images; asked for what it does.
         cached: looks after the cache, if it is our own.
+        sharing: pushes the indexes that a first use has made, if that is wanted.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class LazyimgDaemon:
         snapshotter: Snapshotter | None = None,
         completion: Completion | None = None,
         cached: CachedDevices | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self._config = config
         self._images = images
@@ -134,6 +137,7 @@ class LazyimgDaemon:
         self._snapshotter = snapshotter
         self._completion = completion
         self._cached = cached
+        self._sharing = sharing
         self._streams = streams
         self._started = time.monotonic()
 
@@ -448,12 +452,12 @@ class LazyimgDaemon:
         )
 
     async def _open(self, request: ImageRequest) -> Image:
-        return await self._images.open(
-            request.reference,
-            request.platform,
-            _registry_access(request.access),
-            stream=self._config.mount.unindexed == "stream",
-        )
+        access = _registry_access(request.access)
+        stream = self._config.mount.unindexed == "stream"
+        image = await self._images.open(request.reference, request.platform, access, stream=stream)
+        if image.streamed and self._sharing is not None:
+            self._sharing.begin(image, access)
+        return image
 
     async def _report_mounts(self) -> list[MountReport]:
         await self._mounts.reconcile()

@@ -15,6 +15,7 @@ only: `shown` has those of users, `given` those that came with pulls of containe
 
 A layer without an index is read whole at its first use (`streaming`): index and device are made in
 one pass, by a child (`indexing`), the device where the cache takes it from (`ports.Staging`).
+`sharing` pushes such indexes, if that is wanted.
 
 `completion` makes images local in the background, and has `check`, another short-lived child, find
 out whether their layers are what they say; the library keeps what was found.

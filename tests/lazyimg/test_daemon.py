@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.api.messages import PrefetchEvent
+    from lazyimg.images.image import Image
     from lazyimg.images.streaming import Stream
 
 NOISE = os.urandom(100_000)
@@ -597,3 +598,23 @@ async def test_image_without_an_index(
     status = await daemon.status()
     assert status.streams == []
     assert status.mounts[0].present == status.mounts[0].size > 0
+
+
+async def test_index_of_a_first_use_is_shared_if_that_is_wanted(
+    node: Node, daemon: LazyimgDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    class Shared:
+        def begin(self, image: Image, access: RegistryAccess) -> None:
+            begun.append((image.streamed, access))
+
+    monkeypatch.setattr(daemon, "_sharing", Shared())
+    await daemon.mount(MountRequest(reference=node.reference, directory="/lazy"))
+    assert begun == []
+    layer = make_layer()
+    node.registry.add_image("app", "2", layer)
+    reference = f"{node.registry.host}/app:2"
+    for directory in ("/one", "/two"):
+        await daemon.mount(MountRequest(reference=reference, directory=directory))
+    assert begun == [(len(next(iter(layer))), RegistryAccess())]
