@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -141,6 +142,15 @@ def different_files(mount: Path, files: Path) -> list[str]:
     return found
 
 
+def has_open(process: subprocess.Popen[bytes], path: Path) -> bool:
+    """Tell whether a process has a file open, or had, and has ended."""
+    fds = Path(f"/proc/{process.pid}/fd")
+    with suppress(OSError):  # one was closed this moment
+        if any(os.readlink(fd) == str(path) for fd in fds.iterdir()):  # noqa: PTH115 - a text
+            return True
+    return process.poll() is not None
+
+
 def piece_command(path: Path, number: int = 0) -> list[str | Path]:
     """Give the command that prints a block of a file."""
     return ["dd", f"if={path}", f"bs={PIECE}", f"skip={number}", "count=1", "status=none"]
@@ -192,10 +202,12 @@ class EndingsContract:
             counts.held = True
             readers = [net.start(["cat", target / LARGE]) for _ in range(4)]
             eventually(counts.blob_reads)
+            for reader in readers:  # one that comes later finds nothing mounted
+                eventually(partial(has_open, reader, target / LARGE))
         counts.held = False
         for reader in readers:
             _, said = net.finish(reader)
-            assert b"Input/output error" in said or b"No buffer space" in said
+            assert b"Input/output error" in said or b"No buffer space" in said, said
         assert mounts_below(target.parent) == []
 
     def test_worker_killed_in_the_middle_of_reads(

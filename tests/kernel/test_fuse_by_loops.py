@@ -1,10 +1,15 @@
-"""FUSE on a kernel that mounts EROFS from block devices only, and hands no requests over."""
+"""FUSE on a kernel that mounts EROFS from block devices only, and asks nothing again: Linux 6.1.
+
+On a later one, loop devices are asked for.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -15,6 +20,13 @@ from tests.real.safety import Guard, SafetyNet, guarded, safety_net
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+RELEASE: Final = tuple(map(int, os.uname().release.split(".")[:2]))
+SETTINGS: Final = {
+    "LAZYIMG_TRANSPORT": "fuse",
+    "LAZYIMG_FUSE_MOUNT": "auto" if RELEASE < (6, 12) else "loop",
+}
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +56,8 @@ class TestEndings(EndingsContract):
     """Of the suite of all transports, what depends on what a kernel hands over."""
 
     @pytest.fixture
-    def transport(self) -> str:
-        return "fuse"
+    def settings(self) -> dict[str, str]:
+        return SETTINGS
 
 
 class TestLoops(LoopContract):
@@ -54,7 +66,13 @@ class TestLoops(LoopContract):
     @pytest.fixture
     def lazyimg(self, disk: Path, net: SafetyNet) -> Iterator[Lazyimg]:
         with tempfile.TemporaryDirectory(dir=disk) as directory:
-            yield Lazyimg(Path(directory, "state"), {"LAZYIMG_TRANSPORT": "fuse"})
+            yield Lazyimg(Path(directory, "state"), SETTINGS)
+
+    def test_doctor_says_so(self, lazyimg: Lazyimg) -> None:
+        checks = json.loads(lazyimg.verb("doctor", "--json"))
+        (check,) = [check for check in checks if check["name"] == "transport fuse"]
+        by_loops = ", by loop devices" if RELEASE < (6, 12) else ""
+        assert (check["ok"], check["detail"]) == (True, f"an image was mounted and read{by_loops}")
 
     @pytest.fixture
     def target(self, tmp_path: Path, net: SafetyNet) -> Path:
