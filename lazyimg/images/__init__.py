@@ -6,8 +6,9 @@ Steps: `service` resolves a reference (registry, or what is recorded when the re
 `proofs` show that this user may read the layers, `locating` say where the index of each is, and
 `fetching` bring it here, and runs `build` in a short-lived child: parsing and merging cost memory
 and hold the interpreter's lock, and the daemon should pay neither. `upper` and `merge` are the pure
-part of it. `catalog` answers the transport: a name is a bootstrap, whose bytes are in a local file,
-or a device, which the fill engine fills.
+part of it. A Nydus image has one index for all its layers: `nydus_making` fetches it, and the same
+child builds it (`nydus`). `catalog` answers the transport: a name is a bootstrap, whose bytes are
+in a local file, or a device, which the fill engine fills.
 
 A device is filled from repositories of images that are mounted (`readers`): what another user may
 read is not fetched with this user's credentials, nor the other way round. Credentials are in memory

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lazyimg.errors import CorruptError, LazyimgError, StorageError
+from lazyimg.errors import CorruptError, LazyimgError, NotLazyError, StorageError
 from lazyimg.host.files import write_file
 from lazyimg.images.comparable import mark_times
 from lazyimg.images.merge import merge_layers
+from lazyimg.images.nydus import BuiltBlob, MissingContext, NydusSource, build_nydus
 from lazyimg.layers.locate import IndexLocation  # noqa: TC001 - msgspec reads the annotation
 from lazyimg.layers.parse import parse_index
 from lazyimg.limits import MIB, BuildLimits
@@ -28,14 +29,17 @@ from lazyimg_formats.device_table import BLOCK_SIZE
 from lazyimg_formats.erofs.tree import Device
 from lazyimg_formats.erofs.writer import serialize_image
 from lazyimg_formats.errors import FormatError
+from lazyimg_formats.nydus.bootstrap import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lazyimg_formats.erofs.tree import Node
     from lazyimg_formats.layer import LayerIndex
 
 
 _REMEDY: Final = "convert it again, or report it to its owner"
+_CONVERT: Final = "convert the image it was made from: lazyimg convert SRC DST"
 
 
 class LayerSource(msgspec.Struct, frozen=True):
@@ -63,6 +67,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
         memory: as in `lazyimg.limits.BuildLimits`.
         processor_time: likewise.
         comparable: whether its times are marked, as in `lazyimg.images.comparable`.
+        nydus: a Nydus image, in place of layers.
     """
 
     layers: list[LayerSource]
@@ -70,6 +75,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
     memory: int = BuildLimits.memory
     processor_time: int = BuildLimits.processor_time
     comparable: bool = False
+    nydus: NydusSource | None = None
 
 
 class BuiltLayer(msgspec.Struct, frozen=True):
@@ -89,12 +95,16 @@ class BuiltLayer(msgspec.Struct, frozen=True):
 class BuildReply(msgspec.Struct, frozen=True):
     """The bootstrap's name and size in bytes, and each layer's device; or what is wrong.
 
+    Of a Nydus image, `blobs` in place of layers, or what is `missing` to build it.
     `out_of_memory` means that the request's `memory` is too little.
     """
 
     fsid: str = ""
     size: int = 0
     layers: list[BuiltLayer] = []
+    blobs: list[BuiltBlob] = []
+    missing: list[MissingContext] = []
+    unsupported: str = ""
     out_of_memory: bool = False
     corrupt: str = ""
     storage: str = ""
@@ -110,6 +120,7 @@ async def build_image(what: str, request: BuildRequest) -> BuildReply:
     Raises:
         CorruptError: an index breaks its format, the layers contradict each other, or the image
             takes more than `BuildLimits` to build.
+        NotLazyError: it is a Nydus image of a kind that is not read here.
         StorageError: the disk is full or fails.
         LazyimgError: the child died.
     """
@@ -143,6 +154,8 @@ async def build_image(what: str, request: BuildRequest) -> BuildReply:
     reply = msgspec.json.decode(output, type=BuildReply)
     if reply.out_of_memory:
         raise _too_large(what, request)
+    if reply.unsupported:
+        raise NotLazyError(what, reply.unsupported, _CONVERT)
     if reply.corrupt:
         raise CorruptError(what, reply.corrupt, _REMEDY)
     if reply.storage:
@@ -165,6 +178,8 @@ def build(request: BuildRequest) -> BuildReply:
         FormatError: an index breaks its format, or the layers contradict each other.
         OSError: a file cannot be read or written.
     """
+    if request.nydus is not None:
+        return _build_nydus(request, request.nydus)
     devices: list[Device] = []
     numbers: dict[str, int] = {}
     built: list[BuiltLayer] = []
@@ -187,10 +202,23 @@ def build(request: BuildRequest) -> BuildReply:
         raise FormatError("image", "it has no layers")
     if request.comparable:
         mark_times(root)
+    fsid, size = _write(request, root, devices)
+    return BuildReply(fsid, size, built)
+
+
+def _build_nydus(request: BuildRequest, source: NydusSource) -> BuildReply:
+    built = build_nydus(source)
+    if built.root is None:
+        return BuildReply(missing=built.missing)
+    fsid, size = _write(request, built.root, built.devices)
+    return BuildReply(fsid, size, blobs=built.blobs)
+
+
+def _write(request: BuildRequest, root: Node, devices: list[Device]) -> tuple[str, int]:
     image = serialize_image(root, devices)
     fsid = hashlib.sha256(image).hexdigest()
     write_file(Path(request.bootstraps) / fsid, image)
-    return BuildReply(fsid, len(image), built)
+    return fsid, len(image)
 
 
 def _parse(layer: LayerSource) -> LayerIndex:
@@ -218,6 +246,8 @@ def main() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # there must be some for the answer
         reply = BuildReply(out_of_memory=True)
+    except UnsupportedError as error:
+        reply = BuildReply(unsupported=str(error))
     except FormatError as error:
         reply = BuildReply(corrupt=str(error))
     except OSError as error:

@@ -33,10 +33,12 @@ from lazyimg.images.library import (
     SourceRecord,
 )
 from lazyimg.images.locating import Locator, Sought
+from lazyimg.images.nydus_making import NydusMaker, chain_key, list_blobs
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
 from lazyimg.images.streaming import Wanted
 from lazyimg.layers.locate import PLAIN, STARGZ, locate_index, name_format
+from lazyimg.layers.nydus import is_nydus
 from lazyimg.layers.parse import check_names
 from lazyimg.limits import BuildLimits
 from lazyimg.registry.ports import ProvingSource
@@ -45,11 +47,12 @@ from lazyimg_formats.errors import FormatError
 from lazyimg_formats.oci.reference import ArchiveLocation, LayoutLocation, RegistryLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from lazyimg.images.catalog import Catalog
     from lazyimg.images.library import LayerClaim, Library
+    from lazyimg.images.nydus import NydusSource
     from lazyimg.images.streaming import Streams
     from lazyimg.layers.locate import IndexLocation
     from lazyimg.registry.ports import Access, ImageSource
@@ -113,6 +116,7 @@ class Images:
         self._locator = Locator(library, referrers)
         self._streams = streams
         self._fetcher = IndexFetcher(root / "content")
+        self._nydus = NydusMaker(root, self._fetcher, self._request)
 
     async def open(
         self,
@@ -202,7 +206,11 @@ class Images:
         sought = Sought.of(str(location), resolved)
         found = await self._locator.find(sought, opened, range(len(layers)))
         indexes = tuple("" if one is None else one.place for one in found)
-        if all(indexes):
+        if is_nydus(layers):
+            key = chain_key(sought, BUILDER)
+            chain = await asyncio.to_thread(self._library.find_chain, key)
+            indexes = ("layer",) * len(layers if chain is None else chain.layers)
+        elif all(indexes):
             key = _chain_key(layers, [one for one in found if one is not None])
             chain = await asyncio.to_thread(self._library.find_chain, key)
         digest = str(resolved.descriptor.digest)
@@ -416,7 +424,11 @@ class Images:
         sought = Sought.of(str(place), resolved)
         numbers = range(len(resolved.manifest.layers[:depth]))
         streamed = 0
-        while True:
+        locations: list[IndexLocation] = []
+        whole = depth is None and is_nydus(sought.layers)
+        if whole:
+            chain = await self._make_nydus(sought, source)
+        while not whole:
             if stream:
                 streamed += await self._stream(sought, source, numbers)
             locations = await self._locator.locate(sought, source, numbers)
@@ -450,12 +462,36 @@ class Images:
         """Give what is made of the lowest layers of an image, as many as there are locations."""
         layers = sought.layers[: len(locations)]
         key = _chain_key(layers, locations, comparable=comparable)
+
+        async def make() -> ChainRecord:
+            found = await self._fetcher.complete(sought.what, source, layers, locations)
+            return await self._build(key, layers, found, source, comparable=comparable)
+
+        return await self._find_or_make(key, make)
+
+    async def _make_nydus(self, sought: Sought, source: ImageSource) -> ChainRecord:
+        """Give what is made of a Nydus image, whose manifest need not have all of its blobs."""
+        key = chain_key(sought, BUILDER)
+        chain = await self._find_or_make(key, lambda: self._nydus.make(key, sought, source))
+        if isinstance(source, ProvingSource):
+            await self._proofs.prove(source, list_blobs(chain))
+        return chain
+
+    async def _find_or_make(
+        self, key: str, make: Callable[[], Coroutine[None, None, ChainRecord]]
+    ) -> ChainRecord:
         async with self._building[key]:
             chain = await asyncio.to_thread(self._library.find_chain, key)
             if chain is None or not await asyncio.to_thread(self._is_whole, chain):
-                locations = await self._fetcher.complete(sought.what, source, layers, locations)
-                chain = await self._build(key, layers, locations, source, comparable=comparable)
+                chain = await make()
+                await asyncio.to_thread(self._library.add_chain, chain)
         return chain
+
+    def _request(self, nydus: NydusSource) -> BuildRequest:
+        return BuildRequest(
+            [], str(self._root / "bootstraps"), self._limits.memory, self._limits.processor_time,
+            nydus=nydus,
+        )  # fmt: skip
 
     async def _find_indexes(
         self, sought: Sought, source: ImageSource, numbers: Sequence[int]
@@ -501,7 +537,7 @@ class Images:
             comparable,
         )
         built = await build_image(source.name, request)
-        chain = ChainRecord(
+        return ChainRecord(
             key,
             built.fsid,
             built.size,
@@ -513,8 +549,6 @@ class Images:
                 for layer, location, one in zip(layers, locations, built.layers, strict=True)
             ],
         )  # fmt: skip
-        await asyncio.to_thread(self._library.add_chain, chain)
-        return chain
 
     async def fetch_index(self, image: Sought, access: Access, number: int) -> None:
         """Have an index that may turn out to be none that can be used, once it is looked at.

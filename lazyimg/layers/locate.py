@@ -28,6 +28,9 @@ from lazyimg_formats.zstd_chunked.location import parse_annotations
 if TYPE_CHECKING:
     from lazyimg_formats.oci.documents import Descriptor
 
+BOOTSTRAP: Final = "containerd.io/snapshot/nydus-bootstrap"
+"""Annotation of the layer with a Nydus image's bootstrap."""
+
 ZSTD_CHUNKED: Final = "zstd:chunked"
 ESTARGZ: Final = "estargz"
 
@@ -43,6 +46,12 @@ LAZY: Final = frozenset({ZSTD_CHUNKED}) | STARGZ
 SOCI: Final = "soci"
 """A plain layer with a zTOC: an artifact. No layer's descriptor says so."""
 
+NYDUS: Final = "nydus"
+"""A blob of a Nydus image."""
+
+NYDUS_BOOTSTRAP: Final = "nydus bootstrap"
+"""The layer that has the index of a whole Nydus image."""
+
 PLAIN: Final = frozenset({"gzip", "zstd", "tar"})
 """The formats that have no index, and of which a node can make its own."""
 
@@ -53,7 +62,7 @@ _FORMATS: Final = {
     DOCKER_LAYER_GZIP: "gzip",
     OCI_LAYER_ZSTD: "zstd",
     DOCKER_LAYER_ZSTD: "zstd",
-    "application/vnd.oci.image.layer.nydus.blob.v1": "nydus",
+    "application/vnd.oci.image.layer.nydus.blob.v1": NYDUS,
 }
 
 
@@ -102,6 +111,8 @@ class IndexLocation(msgspec.Struct, frozen=True):
 def name_format(layer: Descriptor) -> str:
     """Give the format of a layer in one word: one of `LAZY`, or another."""
     known = _FORMATS.get(layer.media_type, layer.media_type)
+    if BOOTSTRAP in layer.annotations:
+        return NYDUS_BOOTSTRAP
     if known == "gzip" and TOC_DIGEST in layer.annotations:
         return ESTARGZ
     if known != "zstd":
@@ -127,6 +138,10 @@ def locate_index(layer: Descriptor, what: str) -> IndexLocation:
         CorruptError: the annotations contradict each other.
     """
     kind = name_format(layer)
+    if kind in {NYDUS, NYDUS_BOOTSTRAP}:
+        raise NotLazyError(
+            what, "a part of a Nydus image: only all of it can be loaded lazily", "mount the image"
+        )
     if kind not in LAZY:
         raise NotLazyError(
             what,

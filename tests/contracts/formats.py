@@ -1,7 +1,7 @@
 """Images as others make them, mounted: equal to what they were made of.
 
-Those of stargz-snapshotter, those with SOCI's indexes, and ordinary ones, of gzip layers, of which
-the node makes indexes.
+Those of stargz-snapshotter, those with SOCI's indexes, Nydus's, and ordinary ones, of gzip layers,
+of which the node makes indexes.
 
 Over any transport: `tests/kernel` and `tests/transports` run these.
 """
@@ -9,8 +9,10 @@ Over any transport: `tests/kernel` and `tests/transports` run these.
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
+from tests.fakes.nydus import NydusImage, merged_files, source_files, source_members
 from tests.real.debian_images import debian_images
 from tests.real.debian_trees import expected_tree
 from tests.real.nasty_tree import nasty_tree
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from tests.real.lazyimg_process import Lazyimg
 
+NYDUS = ("none", "lz4", "gzip", "sha256", "batch-lz4", "batch-zstd", "zran", "merged")
 FORMATS = {"estargz": "estargz", "joined": "estargz", "zstd": "zstd:chunked (stargz)"}
 
 
@@ -110,6 +113,45 @@ def _mount_as_it_is(lazyimg: Lazyimg, image: str, target: Path, expected: Tree) 
         assert differences(expected, read_tree(target)) == []
         assert {layer["format"] for layer in layers(lazyimg, image)} == {"gzip"}
         lazyimg.verb("umount", target)
+
+
+def check_nydus(lazyimg: Lazyimg, directory: Path) -> None:
+    """Mount images that Nydus's builder made, of every kind, at once."""
+    images = {name: NydusImage.of(name) for name in NYDUS}
+    with lazyimg.serving():
+        for name, image in images.items():
+            image.write(directory / f"{name}.layout")
+            target = directory / name
+            target.mkdir()
+            lazyimg.verb("mount", f"oci:{directory}/{name}.layout:1", target)
+        for name in images:
+            found = _read_files(directory / name)
+            assert found == (merged_files() if name == "merged" else source_files()), name
+            if name != "merged":
+                _check_attributes(directory / name)
+        for name in images:
+            lazyimg.verb("umount", directory / name)
+
+
+def _read_files(root: Path) -> dict[str, bytes]:
+    found = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def _check_attributes(root: Path) -> None:
+    for member in source_members():
+        path = root / member.name
+        seen = path.lstat()
+        assert (seen.st_mode & 0o7777, seen.st_uid, seen.st_gid, seen.st_mtime) == (
+            member.mode, member.uid, member.gid, member.mtime
+        ), member.name  # fmt: skip
+        if member.issym():
+            assert str(path.readlink()) == member.linkname
+        if member.islnk():
+            assert path.samefile(root / member.linkname)
+        if member.ischr():
+            assert seen.st_rdev == os.makedev(member.devmajor, member.devminor)
+    assert os.getxattr(root / "usr/cap", "user.color") == b"blue"
 
 
 def check_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:

@@ -15,7 +15,7 @@ from lazyimg.errors import KernelError, StorageError
 from lazyimg.fill.engine import Engine
 from lazyimg.host.own_mounts import OwnMounts
 from lazyimg.host.space import CacheLimits, CacheSpace
-from lazyimg.images import service
+from lazyimg.images import nydus_making, service
 from lazyimg.images.access import parse_access
 from lazyimg.images.blob import RemoteBlob
 from lazyimg.images.build import BuildReply, BuildRequest, build
@@ -218,6 +218,7 @@ async def run_node(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             return await asyncio.to_thread(index, request, iter(blob))
 
         monkeypatch.setattr(service, "build_image", build_here)
+        monkeypatch.setattr(nydus_making, "build_image", build_here)
         monkeypatch.setattr(IndexMaker, "make", index_here)
         try:
             yield node

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
+import json
 import struct
 import tarfile
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import zstandard
 
+from lazyimg.layers.locate import BOOTSTRAP
+from lazyimg.registry.resolve import local_platform
 from lazyimg_formats.nydus.bootstrap import parse_bootstrap
 from lazyimg_formats.nydus.context import decode_context, parse_context
 from lazyimg_formats.nydus.layout import CONTEXT_HEADER
+from lazyimg_formats.oci.documents import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER_GZIP,
+    REF_NAME,
+    Manifest,
+)
+from tests.fakes.registry import FakeRegistry
 
 if TYPE_CHECKING:
     from lazyimg_formats.nydus.bootstrap import Blob
@@ -27,6 +40,9 @@ WHOLE: Final = ("none", "lz4", "gzip", "zstd", "sha256")
 """Samples whose chunks are compressed one by one."""
 
 BATCHES: Final = ("batch-none", "batch-lz4", "batch-gzip", "batch-zstd")
+
+NYDUS_LAYER: Final = "application/vnd.oci.image.layer.nydus.blob.v1"
+REF: Final = "containerd.io/snapshot/nydus-ref"
 
 SUPER: Final = 1024
 EXTENSION: Final = 1152
@@ -91,3 +107,109 @@ def pack_layer(files: dict[str, bytes]) -> bytes:
 def digest(data: bytes) -> str:
     """Give the 64 digits of a sha256."""
     return hashlib.sha256(data).hexdigest()
+
+
+@dataclass
+class NydusImage:
+    """An image to put into a registry.
+
+    Attributes:
+        boot: its bootstrap.
+        blobs: data of its blobs, lowest first.
+        originals: of those that are about gzip layers, by their numbers: that layer.
+        files: what else is in the bootstrap layer.
+        annotated: whether the manifest says which layer has the bootstrap.
+        original_name: what the manifest calls a gzip layer, if not by its digest.
+    """
+
+    boot: bytes
+    blobs: list[bytes]
+    originals: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    annotated: bool = True
+    original_name: str = ""
+
+    @classmethod
+    def of(cls, name: str, *, contexts: bool = False) -> NydusImage:
+        """Give the image of a sample; `contexts`: its bootstrap layer has them."""
+        if name == "merged":
+            return cls(sample("merged.boot"), [sample("toc.blob"), sample("toc-upper.blob")])
+        image = cls(sample(f"{name}.boot"), [sample(f"{name}.blob")])
+        if name == "zran":
+            image.originals[0] = sample("zran.original")
+        if contexts:
+            data = image.blobs[0]
+            image.files[f"{digest(data)}.blob.meta"] = context_file(blob_of(name), data)
+        return image
+
+    def layer(self) -> bytes:
+        """Give the bootstrap layer."""
+        return pack_layer({"image/image.boot": self.boot, **self.files})
+
+    def add(self, registry: FakeRegistry, tag: str = "1") -> None:
+        """Put it into the repository ``app``."""
+        layers = []
+        for number, data in enumerate(self.blobs):
+            annotations = {"containerd.io/snapshot/nydus-blob": "true"}
+            if number in self.originals:
+                original = registry.add_blob("app", self.originals[number])
+                annotations[REF] = self.original_name or str(original.digest)
+            layer = registry.add_blob("app", data, NYDUS_LAYER)
+            layers.append(replace(layer, annotations=annotations))
+        last = registry.add_blob("app", self.layer(), OCI_LAYER_GZIP)
+        layers.append(replace(last, annotations={BOOTSTRAP: "true"} if self.annotated else {}))
+        system, machine = local_platform().os, local_platform().architecture
+        config = {
+            "os": system,
+            "architecture": machine,
+            "rootfs": {"type": "layers", "diff_ids": [str(one.digest) for one in layers]},
+        }
+        described = registry.add_blob("app", json.dumps(config).encode(), OCI_CONFIG)
+        registry.add_manifest("app", tag, Manifest(config=described, layers=tuple(layers)))
+
+    def write(self, layout: Path) -> None:
+        """Write a layout directory of it."""
+        registry = FakeRegistry()
+        self.add(registry)
+        media_type, manifest = registry.manifests["app"]["1"]
+        described = {
+            "mediaType": media_type,
+            "digest": f"sha256:{digest(manifest)}",
+            "size": len(manifest),
+            "annotations": {REF_NAME: "1"},
+        }
+        (layout / "blobs/sha256").mkdir(parents=True)
+        for data in (manifest, *registry.blobs["app"].values()):
+            (layout / "blobs/sha256" / digest(data)).write_bytes(data)
+        (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [described]}
+        (layout / "index.json").write_text(json.dumps(index))
+
+
+def source_members() -> list[tarfile.TarInfo]:
+    """Give what the layer has that the samples were made of."""
+    with tarfile.open(fileobj=io.BytesIO(sample("zran.original"))) as archive:
+        return archive.getmembers()
+
+
+def source_files() -> dict[str, bytes]:
+    """Give the regular files of the layer that the samples were made of."""
+    return _files_of(gzip.decompress(sample("zran.original")))
+
+
+def merged_files() -> dict[str, bytes]:
+    """Give the regular files of the merged sample."""
+    upper = _files_of(sample("upper.tar"))
+    kept = {name: data for name, data in source_files().items() if not name.startswith("old/")}
+    del kept["etc/gone"]
+    return kept | {name: data for name, data in upper.items() if "/.wh." not in name}
+
+
+def _files_of(tar: bytes) -> dict[str, bytes]:
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        for member in archive:
+            file = None if member.issym() else archive.extractfile(member)
+            if file is not None:
+                found[member.name] = file.read()
+    return found

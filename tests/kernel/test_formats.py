@@ -9,6 +9,7 @@ import pytest
 from tests.contracts.formats import (
     check_debian,
     check_debian_as_it_is,
+    check_nydus,
     check_one_image_in_every_form,
     check_soci,
 )
@@ -45,3 +46,7 @@ def test_debian_as_it_is(lazyimg: Lazyimg, target: Path, tag: str) -> None:
 @pytest.mark.parametrize("tag", ["nginx", "nasty"][: scaled(2)])
 def test_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
     check_soci(lazyimg, target, tag)
+
+
+def test_nydus(lazyimg: Lazyimg, tmp_path: Path) -> None:
+    check_nydus(lazyimg, tmp_path)

@@ -11,6 +11,7 @@ from tests.contracts.formats import (
     check_debian_as_it_is,
     check_nasty_tree_as_it_is,
     check_nasty_tree_streamed,
+    check_nydus,
     check_one_image_in_every_form,
     check_soci,
 )
@@ -70,3 +71,7 @@ def test_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
 
 def test_nasty_tree_streamed(lazyimg: Lazyimg, target: Path) -> None:
     check_nasty_tree_streamed(lazyimg, target)
+
+
+def test_nydus(lazyimg: Lazyimg, tmp_path: Path) -> None:
+    check_nydus(lazyimg, tmp_path)

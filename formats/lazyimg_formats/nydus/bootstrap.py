@@ -54,6 +54,10 @@ _UNREADABLE: Final = int(ChunkFlags.HOLECHUNK | ChunkFlags.ENCRYPTED)
 _OLD_BLOCKS: Final = 4096  # s_blocks of old bootstraps without blobs
 
 
+class UnsupportedError(FormatError):
+    """A good image of a kind that is not read here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A blob, as the bootstrap describes it.
@@ -140,7 +144,7 @@ class Bootstrap:
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
         if data.startswith(RAFSV5_SUPER_MAGIC):
-            raise FormatError("RAFS", "version 5 is not supported, only version 6")
+            raise UnsupportedError("RAFS", "version 5 is not supported, only version 6")
         size = len(data)
         if not BLOCK_SIZE <= size <= MAX_BOOTSTRAP or size % BLOCK_SIZE:
             raise FormatError("RAFS", f"a bootstrap of {size} bytes")
@@ -173,11 +177,11 @@ class Bootstrap:
     def _check_super(self) -> None:
         superblock = self.image.superblock
         if not int(superblock.compat) & FEATURE_COMPAT_RAFS_V6:
-            raise FormatError("RAFS", "no image of version 6")
+            raise UnsupportedError("RAFS", "no image of version 6")
         if superblock.incompat != _INCOMPAT:
             raise FormatError("RAFS", f"incompatible features {int(superblock.incompat):#x}")
         if superblock.block_size != BLOCK_SIZE:
-            raise FormatError("RAFS", "blocks of 512 bytes (tarfs) are not supported")
+            raise UnsupportedError("RAFS", "blocks of 512 bytes (tarfs) are not supported")
         if superblock.slot_offset * SLOT_SIZE != DEVTABLE_OFFSET:
             raise FormatError("RAFS", f"device slots at {superblock.slot_offset * SLOT_SIZE}")
         no_devices = not superblock.devices and superblock.blocks not in {0, _OLD_BLOCKS}
@@ -256,8 +260,9 @@ def parse_bootstrap(data: bytes) -> Bootstrap:
         data: the bootstrap, whole.
 
     Raises:
-        FormatError: it is none of version 6, breaks the format, or its image cannot be read here:
-            encrypted ones, and those whose blobs are not of Nydus's own format.
+        UnsupportedError: it is of another version, encrypted, or its blobs are not of Nydus's own
+            format.
+        FormatError: it breaks the format.
     """
     return Bootstrap(data)
 
@@ -268,9 +273,9 @@ def _check_flags(flags: int) -> None:
     if (flags & COMPRESSIONS).bit_count() != 1 or (flags & HASHES).bit_count() != 1:
         raise FormatError("RafsV6SuperBlockExt", f"flags {flags:#x} contradict each other")
     if flags & SuperFlags.ENCRYPTION_AES_128_XTS:
-        raise FormatError("RAFS", "encrypted images are not supported")
+        raise UnsupportedError("RAFS", "encrypted images are not supported")
     if flags & SuperFlags.TARFS_MODE:
-        raise FormatError("RAFS", "images of plain tars (tarfs) are not supported")
+        raise UnsupportedError("RAFS", "images of plain tars (tarfs) are not supported")
 
 
 def _is_chunk_size(size: int) -> bool:
@@ -294,9 +299,9 @@ def _parse_blob(data: bytes, number: int, chunk_size: int) -> Blob:
     features = BlobFeatures(raw.features)
     for feature, text in _REFUSED.items():
         if feature in features:
-            raise FormatError("RafsV6Blob", f"blob {number} {text}: that is not supported")
+            raise UnsupportedError("RafsV6Blob", f"blob {number} {text}: that is not supported")
     if raw.cipher_algo:
-        raise FormatError("RafsV6Blob", f"blob {number} is encrypted: that is not supported")
+        raise UnsupportedError("RafsV6Blob", f"blob {number} is encrypted: that is not supported")
     try:
         name = raw.blob_id.decode("ascii")
         compressor, own = Compressor(raw.compression_algo), Compressor(raw.ci_compressor)

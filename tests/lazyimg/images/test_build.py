@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from lazyimg.errors import CorruptError, LazyimgError, StorageError
+from lazyimg.errors import CorruptError, LazyimgError, NotLazyError, StorageError
 from lazyimg.images import build as build_module
 from lazyimg.images.build import (
     BuildReply,
@@ -25,11 +25,13 @@ from lazyimg.images.build import (
     build,
     build_image,
 )
+from lazyimg.images.nydus import NydusSource
 from lazyimg.layers.locate import locate_index
 from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.erofs.reader import Image
 from lazyimg_formats.errors import FormatError
 from tests.fakes.lazy_image import make_lazy_layer
+from tests.fakes.nydus import pack_layer, sample
 
 if TYPE_CHECKING:
     from tests.fakes.lazy_image import LazyLayer
@@ -298,3 +300,24 @@ async def test_comparable_image_differs_by_its_times_only(workshop: Workshop) ->
     for path, inode in one.items():
         assert other[path].mtime == inode.mtime
         assert (inode.mtime_ns, other[path].mtime_ns) == (0, int(path.count(b"/") == 1))
+
+
+async def test_nydus_image_in_a_child(tmp_path: Path) -> None:
+    for name in ("bootstraps", "tables"):
+        (tmp_path / name).mkdir()
+    layer = tmp_path / "layer"
+    layer.write_bytes(pack_layer({"image/image.boot": sample("merged.boot")}))
+    source = NydusSource(str(layer), "name", str(tmp_path / "tables"))
+    request = BuildRequest([], str(tmp_path / "bootstraps"), nydus=source)
+    reply = await build_image("app", request)
+    image = Image((tmp_path / "bootstraps" / reply.fsid).read_bytes())
+    assert image.lookup(b"etc/hostname") is not None
+    assert [slot.tag.decode() for slot in image.slots] == [blob.device for blob in reply.blobs]
+    assert reply == build(request)
+
+    layer.write_bytes(pack_layer({"image/image.boot": sample("v5.boot")}))
+    with pytest.raises(NotLazyError, match="app: RAFS: version 5 is not supported"):
+        await build_image("app", request)
+    layer.write_bytes(pack_layer({"image/image.boot": sample("zran.boot")}))
+    reply = build(request)
+    assert (reply.fsid, len(reply.missing)) == ("", 1)

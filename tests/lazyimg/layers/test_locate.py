@@ -103,7 +103,7 @@ def test_layer_that_is_not_lazy() -> None:
         " or: lazyimg index create REF --local"
     )
     with pytest.raises(NotLazyError) as caught:
-        locate_index(layer("application/vnd.oci.image.layer.nydus.blob.v1", {}), "image")
+        locate_index(layer("application/vnd.example.layer", {}), "image")
     assert str(caught.value).endswith("lazyimg convert SRC DST")
 
 
