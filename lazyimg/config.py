@@ -414,8 +414,9 @@ class SnapshotterSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             pattern="^(eager|stream)$",
             description="What becomes of a layer that nobody has made an index of. eager: "
-            "containerd downloads and unpacks it as usual. stream: it is read whole, once, as "
-            "containerd pulls the image, and its index made; nothing is unpacked.",
+            "containerd downloads and unpacks it as usual; but not small ones that SOCI leaves "
+            "out, below layers that have an index. stream: it is read whole, once, as containerd "
+            "pulls the image, and its index made; nothing is unpacked.",
         ),
     ] = "eager"
 

@@ -37,7 +37,7 @@ from lazyimg.images.nydus_making import NydusMaker, chain_key, list_blobs
 from lazyimg.images.proofs import Proofs
 from lazyimg.images.readers import repository_of
 from lazyimg.images.streaming import Wanted
-from lazyimg.layers.locate import PLAIN, STARGZ, locate_index, name_format
+from lazyimg.layers.locate import PLAIN, SOCI, STARGZ, locate_index, name_format
 from lazyimg.layers.nydus import is_nydus
 from lazyimg.layers.parse import check_names
 from lazyimg.limits import BuildLimits
@@ -316,20 +316,31 @@ class Images:
         source, _ = await self._open_source(_locate(image.what), access)
         return await self._locator.locate(image, source, range(depth))
 
-    async def stream(self, image: Sought, access: Access, number: int) -> None:
+    async def stream(
+        self, image: Sought, access: Access, number: int, *, always: bool = True
+    ) -> None:
         """Read a layer whole if it has no index.
 
         Args:
             image: its `what` is its reference.
             access: how to reach the registry.
             number: of the layer.
+            always: False: only if it is one that SOCI leaves out, since it is small, below one that
+                has an index.
 
         Raises:
             NotLazyError: no index can be made of it.
             LazyimgError: the registry, the image or the disk fails.
         """
         source, _ = await self._open_source(_locate(image.what), access)
-        await self._stream(image, source, [number])
+        if always or await self._is_left_out(image, source, number):
+            await self._stream(image, source, [number])
+
+    async def _is_left_out(self, image: Sought, source: ImageSource, number: int) -> bool:
+        if name_format(image.layers[number]) not in PLAIN:
+            return False
+        found = await self._locator.find(image, source, range(number, len(image.layers)))
+        return found[0] is None and any(one is not None and one.format == SOCI for one in found)
 
     async def _stream(self, image: Sought, source: ImageSource, numbers: Sequence[int]) -> int:
         """Read those layers whole that have no index; gives the bytes of their blobs."""

@@ -88,6 +88,7 @@ class RemoteLayers:
         repositories: patterns of the repositories (with registry) that may be loaded lazily;
             none: all of them.
         stream: whether a layer that has no index is read whole, and one made, rather than unpacked.
+            One that SOCI leaves out is, always: else no layer above it could be lazy.
 
     Attributes:
         pulled: is called with the uppermost lazily loaded layer of an image that is pulled.
@@ -141,8 +142,7 @@ class RemoteLayers:
         depth = image.chains.index(chain) + 1
         if depth != below + 1:
             raise NotLazyError(image.reference, ORDER, reason="order")
-        if self._stream:
-            await self._images.stream(image.sought, NODE, depth - 1)
+        await self._images.stream(image.sought, NODE, depth - 1, always=self._stream)
         await self._check(image, depth)
         await self._images.prove(image.reference, NODE, (*image.sought.layers, image.config))
         await self._images.fetch_index(image.sought, NODE, depth - 1)

@@ -35,6 +35,8 @@ from lazyimg.transports.cachefiles.staging import StagedDevices
 from lazyimg_formats.containerd.labels import REFERENCE, serialize_image_labels
 from lazyimg_formats.oci.chain import chain_ids
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.oci.documents import Manifest, parse_document
+from lazyimg_formats.soci.manifest import INDEX_DIGEST
 from tests.fakes import stored_index
 from tests.fakes.devices import MemoryBlob
 from tests.fakes.gzip_layer import make_tar
@@ -42,6 +44,7 @@ from tests.fakes.host_mounts import FakeMounts
 from tests.fakes.image_mounts import Cache
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
 from tests.fakes.registry import FakeRegistry, run_registry
+from tests.fakes.soci_layer import SociLayer, make_soci_index
 from tests.fakes.stargz_layer import StargzLayer
 from tests.fakes.stored_index import add_plain_image
 
@@ -656,3 +659,37 @@ async def test_layer_without_an_index_is_read_whole_if_that_is_wanted(
     assert below is not None
     await remote.mount(below, 1)
     await remote.release(1)
+
+
+async def test_small_layers_that_soci_leaves_out_are_read_whole(
+    node: Node, remote: RemoteLayers
+) -> None:
+    """Below one that has a zTOC; the uppermost one is unpacked."""
+    small, large, top = (
+        SociLayer(make_tar({"small": b"small"})),
+        SociLayer(),
+        SociLayer(make_tar({"top": b"top"})),
+    )
+    layers = [small, large, top]
+    soci = make_soci_index([large])
+    named = node.registry.add_manifest("app", "", soci).digest
+    node.registry.add_blob("app", large.ztoc, "application/octet-stream")
+    plain = node.registry.add_image("app", "", {layer.blob: layer.tar for layer in layers})
+    document = parse_document(node.registry.manifests["app"][str(plain.digest)][1])
+    assert isinstance(document, Manifest)
+    manifest = node.registry.add_manifest(
+        "app", "1", replace(document, annotations={INDEX_DIGEST: str(named)})
+    )
+    chains = [str(chain) for chain in chain_ids(layer.diff_id for layer in layers)]
+    tagged = f"{node.registry.host}/app:1"
+    labels = [
+        serialize_image_labels(tagged, manifest.digest, Digest.of(layer.blob)) for layer in layers
+    ]
+    first = await remote.find(chains[0], labels[0], None)
+    assert isinstance(first, RemoteLayer)
+    sent = [node.registry.sent(f"/blobs/{Digest.of(layer.blob)}") for layer in layers]
+    assert sent == [len(small.blob), 0, 0]
+    second = await remote.find(chains[1], labels[1], first)
+    assert isinstance(second, RemoteLayer)
+    assert isinstance(await remote.find(chains[2], labels[2], second), Unpacked)
+    assert node.registry.sent(f"/blobs/{Digest.of(top.blob)}") == 0
