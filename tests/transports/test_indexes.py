@@ -97,12 +97,13 @@ def test_another_node_mounts_it_lazily(
 def test_what_refers_to_an_image_where_it_is_allowed(
     pushed: Pushed, state: Path, net: SafetyNet, target: Path
 ) -> None:
-    node = Lazyimg(state / "node", FUSE)
+    node = Lazyimg(state / "node", FUSE | {"LAZYIMG_MOUNT_UNINDEXED": "refuse"})
     with node.serving():
         node.failure("mount", pushed.tagged("1"), target, status=67)
     node.settings["LAZYIMG_INDEXES_REFERRERS"] = "same-repository"
     with node.serving():
         node.mount(pushed.tagged("1"), target)
+        assert pushed.registry.counts.sent() < SIZE // 20
         net.run(["diff", "--recursive", pushed.image.files, target])
         node.unmount(target)
 
