@@ -51,6 +51,15 @@ MAX_INDEX_DEPTH: Final = 4
 _DOCUMENT_TYPES: Final = frozenset({*MANIFEST_TYPES, *INDEX_TYPES})
 _ANY_PLATFORM: Final = 1 << 16
 
+NYDUS_MANIFEST: Final = "application/vnd.nydus.image.manifest.v1+json"
+"""Artifact type of an image's Nydus twin in its index (nydus-snapshotter, constant.go)."""
+
+NYDUS_FEATURE: Final = "nydus.remoteimage.v1"
+"""What `os.features` of an older one says."""
+
+NYDUS_CONFIG: Final = "application/vnd.nydus.image.config.v1+json"
+"""Media type of a twin's config, so that nobody else takes it for an image."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedImage:
@@ -165,6 +174,7 @@ async def resolve_image(
 def choose_manifest(what: str, index: Index, platform: Platform) -> Descriptor:
     """Give the entry of an index that serves `platform` best, the first of equals.
 
+    The Nydus twin of an image, which is for the same platform, is taken if there is no other.
     An entry that says nothing of its platform is taken if no other fits; one for an unknown
     platform, such as an attestation, never.
 
@@ -172,19 +182,27 @@ def choose_manifest(what: str, index: Index, platform: Platform) -> Descriptor:
         NoPlatformError: there is none; `what` is named.
     """
     best: Descriptor | None = None
-    best_rank = -1
+    best_rank = (False, -1)
     offered = [entry for entry in index.manifests if entry.media_type in _DOCUMENT_TYPES]
     for entry in offered:
         if entry.platform is None:
             rank: int | None = _ANY_PLATFORM
         else:
             rank = None if entry.platform.is_unknown else rank_platform(platform, entry.platform)
-        if rank is not None and (best is None or rank < best_rank):
-            best, best_rank = entry, rank
+        if rank is not None and (best is None or (_is_twin(entry), rank) < best_rank):
+            best, best_rank = entry, (_is_twin(entry), rank)
     if best is None:
         names = [str(entry.platform) for entry in offered if not _is_unknown(entry)]
         raise _no_platform(what, platform, names)
     return best
+
+
+def _is_twin(entry: Descriptor) -> bool:
+    """Whether it is the Nydus form of another image of its index."""
+    features = entry.platform.extra.get("os.features") if entry.platform is not None else None
+    return entry.artifact_type == NYDUS_MANIFEST or (
+        isinstance(features, list) and NYDUS_FEATURE in features
+    )
 
 
 def _is_unknown(entry: Descriptor) -> bool:
@@ -207,7 +225,7 @@ async def _complete(
 ) -> ResolvedImage:
     manifest, data = found
     what = _name(source, descriptor)
-    if manifest.config.media_type not in CONFIG_TYPES:
+    if manifest.config.media_type not in {*CONFIG_TYPES, NYDUS_CONFIG}:
         kind = manifest.artifact_type or manifest.config.media_type
         raise NotLazyError(what, f"is {kind[:80]!r}, no container image")
     if manifest.config.size > MAX_CONFIG:

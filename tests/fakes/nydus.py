@@ -120,6 +120,7 @@ class NydusImage:
         files: what else is in the bootstrap layer.
         annotated: whether the manifest says which layer has the bootstrap.
         original_name: what the manifest calls a gzip layer, if not by its digest.
+        config_type: media type of its config.
     """
 
     boot: bytes
@@ -128,6 +129,7 @@ class NydusImage:
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     annotated: bool = True
     original_name: str = ""
+    config_type: str = OCI_CONFIG
 
     @classmethod
     def of(cls, name: str, *, contexts: bool = False) -> NydusImage:
@@ -164,7 +166,7 @@ class NydusImage:
             "architecture": machine,
             "rootfs": {"type": "layers", "diff_ids": [str(one.digest) for one in layers]},
         }
-        described = registry.add_blob("app", json.dumps(config).encode(), OCI_CONFIG)
+        described = registry.add_blob("app", json.dumps(config).encode(), self.config_type)
         registry.add_manifest("app", tag, Manifest(config=described, layers=tuple(layers)))
 
     def write(self, layout: Path) -> None:

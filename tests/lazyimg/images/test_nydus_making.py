@@ -9,6 +9,7 @@ import pytest
 from lazyimg.errors import CorruptError, NotLazyError, StorageError
 from lazyimg.images import nydus_making
 from lazyimg.registry.ports import Access
+from lazyimg.registry.resolve import NYDUS_CONFIG
 from lazyimg_formats.erofs.layout import FileType
 from lazyimg_formats.erofs.reader import Image as ErofsImage
 from tests.fakes.devices import MemorySink
@@ -95,6 +96,16 @@ async def test_image_of_two_blobs(node: Node) -> None:
     assert described.chain == image.chain
     assert described.formats == ("nydus", "nydus", "nydus bootstrap")
     assert described.indexes == ("layer",) * 3
+
+
+async def test_twin_by_its_digest(node: Node) -> None:
+    twin = NydusImage.of("merged")
+    twin.config_type = NYDUS_CONFIG
+    twin.add(node.registry)
+    resolved = await node.images.resolve(node.reference, NO_ACCESS)
+    pinned = f"{node.registry.host}/app@{resolved.descriptor.digest}"
+    image = await node.images.open(pinned, "", NO_ACCESS)
+    assert await read_files(node, image) == merged_files()
 
 
 async def test_image_that_is_only_described(node: Node) -> None:

@@ -76,6 +76,23 @@ class TestChoice:
         one, two = entry(AMD64, "one"), entry(AMD64, "two")
         assert choose("linux/amd64", entry(ARM64), one, two) == one
 
+    def test_nydus_twin_only_if_there_is_nothing_else(self) -> None:
+        plain = entry(AMD64)
+        featured = replace(AMD64, extra={"os.features": ["nydus.remoteimage.v1"]})
+        twins = [
+            entry(featured, "older"),
+            replace(
+                entry(AMD64, "newer"), artifact_type="application/vnd.nydus.image.manifest.v1+json"
+            ),
+        ]
+        for twin in twins:
+            assert choose("linux/amd64", twin, plain) == plain
+            assert choose("linux/amd64", plain, twin) == plain
+            assert choose("linux/amd64", twin, entry(ARM64)) == twin
+        assert choose("linux/amd64", *twins) == twins[0]
+        other = entry(replace(AMD64, extra={"os.features": "nydus.remoteimage.v1"}), "text")
+        assert choose("linux/amd64", other, plain) == other
+
     def test_platform_that_is_not_said(self) -> None:
         silent, right = entry(None), entry(AMD64)
         assert choose("linux/amd64", silent, right) == right
