@@ -120,6 +120,9 @@ class CacheMounts:
         """
         self._use_domain(await asyncio.to_thread(self._read_domain))
 
+    async def leave(self, fsid: str, path: Path) -> None:
+        """Do nothing: the kernel says which superblocks it keeps, see `dead`."""
+
     async def begin(self) -> None:
         """Choose a domain in which nothing dead is left.
 

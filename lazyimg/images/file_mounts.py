@@ -19,6 +19,7 @@ from itertools import chain as chained
 from typing import TYPE_CHECKING, Protocol
 
 from lazyimg.errors import LazyimgError
+from lazyimg.host.endings import Endings
 from lazyimg.host.loops import FileMounter, exchange_file
 from lazyimg.images.bootstrap import read_devices, verify_bootstrap
 
@@ -90,10 +91,21 @@ class FileMounts:
         self._awaited: set[str] = set()  # devices that are to be switched once they are complete
         self._switching: set[asyncio.Task[None]] = set()
         self._used: dict[str, dict[str, int]] = {}  # of each fsid: (name: bytes) of its devices
+        self._endings: Endings | None = None
+        self._dead: dict[int, str] = {}  # fsids, by the numbers of watches
         self._lock = asyncio.Lock()  # what is prepared for one image is not released for another
 
     async def begin(self) -> None:
         """Begin with nothing mounted."""
+
+    async def leave(self, fsid: str, path: Path) -> None:
+        """Watch a dead mount for its end. Nothing of it is read."""
+        try:
+            if self._endings is None:
+                self._endings = Endings()
+            self._dead[self._endings.watch(str(path))] = fsid
+        except OSError as error:
+            _log.warning("%s: who is in it is not known: %s", path, error.strerror)
 
     async def adopt(self, fsids: Collection[str]) -> None:
         """Begin with images that the process before this one has mounted."""
@@ -162,8 +174,11 @@ class FileMounts:
                 _log.info("%s: complete; %d loop devices read the cache's file now", name, count)
 
     async def dead(self) -> tuple[str, ...]:
-        """Give nothing: a dead mount that somebody is in is in nobody's way."""
-        return ()
+        """Give the fsids of dead mounts that this process detached, and somebody is in."""
+        if self._endings is not None:
+            for number in self._endings.ended():
+                self._dead.pop(number, None)
+        return tuple(self._dead.values())
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

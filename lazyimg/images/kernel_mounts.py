@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from lazyimg.errors import LazyimgError, NotFoundError, StorageError, UsageError
@@ -44,6 +45,12 @@ class KernelMounts:
     async def begin(self) -> None:
         """Begin with nothing mounted but what is dead. Raises StorageError."""
         await self._way.begin()
+
+    async def leave(self, dead: Iterable[str]) -> None:
+        """Note that dead mounts on these paths are about to be detached."""
+        for path in map(PurePath, dead):
+            if path.parent == self._directory:
+                await self._way.leave(path.name, self._directory / path.name)
 
     async def dead(self) -> tuple[str, ...]:
         """Give the fsids, or how they begin, of dead mounts that somebody is in."""

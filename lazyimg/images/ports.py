@@ -41,6 +41,10 @@ class Way(Protocol):
         """
         ...
 
+    async def leave(self, fsid: str, path: Path) -> None:
+        """Note that a dead mount of an image is about to be detached. Raises nothing."""
+        ...
+
     async def begin(self) -> None:
         """Begin with nothing mounted but what is dead, detached and in use.
 

@@ -132,6 +132,7 @@ class Recovery:
 
     async def _detach_dead(self) -> None:
         stale = [mount.mount_point for mount in await host.mount_table() if self._is_ours(mount)]
+        await self._kernel.leave(stale)
         for target in reversed(stale):
             _log.warning("%s: left by a daemon that died; unmounted", target)
             with suppress(NotFoundError):  # it went with one that it was propagated from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tests.contracts.transports import eventually
 from tests.real.docker_registry import Registry, running_registry
 from tests.real.lazyimg_process import Lazyimg, kill_all, mounts_below, worker_of
 from tests.real.plain_image import PlainImage, make_plain_image
+from tests.real.safety import READING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +110,34 @@ def test_both_killed_and_started_with_another_transport(
         assert lazyimg.status()["transport"] == then
         assert_equal(net, image, target)
         lazyimg.unmount(target)
+
+
+@pytest.mark.parametrize("transport", ["fuse", "fanotify"])
+def test_dead_mount_that_somebody_is_in_is_told(
+    registry: Registry,
+    lazyimg: Lazyimg,
+    image: PlainImage,
+    target: Path,
+    net: SafetyNet,
+    transport: str,
+) -> None:
+    """Until nobody is in it any more; who comes later finds the image in its place."""
+    lazyimg.settings["LAZYIMG_TRANSPORT"] = transport
+    with lazyimg.serving(ends=-signal.SIGKILL) as daemon:
+        lazyimg.mount(f"{registry.address}/app", target)
+        insider = subprocess.Popen(["cat"], cwd=target, stdin=subprocess.PIPE)
+        kill_all(daemon)
+    try:
+        with lazyimg.serving():
+            (mount,) = lazyimg.status()["mounts"]
+            assert (mount["directory"], mount["dead"]) == (str(target), True)
+            assert "is in a dead mount" in lazyimg.verb("mount")
+            assert_equal(net, image, target)
+            insider.communicate(timeout=READING)
+            eventually(lambda: not lazyimg.status()["mounts"][0]["dead"])
+            lazyimg.unmount(target)
+    finally:
+        insider.kill()
 
 
 def test_validation_of_an_image_that_this_node_has_indexed(

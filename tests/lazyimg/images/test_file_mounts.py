@@ -211,6 +211,26 @@ async def test_devices_of_a_process_that_died_are_adopted(
     assert way.by_hand is None
 
 
+async def test_dead_mounts_are_known_until_they_end(root: Path, transport: Transport) -> None:
+    way = FileMounts(root, transport)
+    kernel = KernelMounts(root, way)
+    for name in ("one", "other"):
+        (root / "mnt" / name).mkdir(parents=True)
+    await kernel.leave([f"{root}/mnt/one", "/elsewhere", f"{root}/mnt/other"])
+    assert set(await kernel.dead()) == {"one", "other"}
+    (root / "mnt" / "one").rmdir()  # as the end of its file system
+    assert await kernel.dead() == ("other",)
+
+
+async def test_dead_mount_that_cannot_be_watched(
+    root: Path, transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    way = FileMounts(root, transport)
+    await way.leave("fsid", root / "none")
+    assert await way.dead() == ()
+    assert "none: who is in it is not known: No such file or directory" in caplog.text
+
+
 class Loops:
     """The kernel's loop devices; `exchanged` is what was exchanged, `failure` what comes of it."""
 

@@ -32,6 +32,9 @@ class Way:
     async def adopt(self, fsids: Collection[str]) -> None:
         self.told += [("adopt", fsid[0]) for fsid in sorted(fsids)]
 
+    async def leave(self, fsid: str, path: Path) -> None:
+        self.told.append(("leave", fsid[0]))
+
     async def begin(self) -> None:
         self.told.append(("begin", ""))
 
