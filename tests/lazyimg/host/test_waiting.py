@@ -187,13 +187,16 @@ def test_callers_that_the_supervisor_has_greeted(
         waiting = greet_callers(ServiceManager({}))
         waiting["grpc-a"].answer(str(tmp_path / "new"))
         for caller in callers:
-            with caller, caller.dup() as sending:
-                sending.sendall(PREFACE + ACKNOWLEDGEMENT)
-                sending.shutdown(socket.SHUT_WR)
-                accepted, _ = server.accept()
-                with accepted:
-                    assert receive(accepted, 1000) == PREFACE
-                    accepted.sendall(b"answer")
+            caller.sendall(PREFACE + ACKNOWLEDGEMENT)
+            caller.shutdown(socket.SHUT_WR)
+        for _ in callers:  # in any order: each has a thread
+            accepted, _ = server.accept()
+            accepted.settimeout(LIMIT)
+            with accepted:
+                assert receive(accepted, 1000) == PREFACE
+                accepted.sendall(b"answer")
+        for caller in callers:
+            with caller:
                 assert receive(caller, 1000) == b"answer"  # and no second greeting
         waiting["grpc-a"].close()
 
