@@ -1,4 +1,9 @@
-"""Workers and supervisors that are killed, at every moment, while the kernel waits for them."""
+"""Workers and supervisors that are killed, at every moment, while the kernel waits for them.
+
+With cachefiles: OPENs, domains and /dev/cachefiles itself are what is at stake. What holds for the
+transports of plain files, whose moments are others, is in `tests/transports`: the takeovers of the
+contract, `test_fuse`, `test_fanotify` and `test_daemon`.
+"""
 
 from __future__ import annotations
 
