@@ -231,7 +231,7 @@ async def start(
         indexes=Indexes(root, library, images, config.build.limits()),
         publisher=_make_publisher(root, library, images),
         validator=Validator(
-            root / "content", library, registries.open_image, config.build.limits()
+            root, library, registries.open_image, config.build.limits(), config.indexes.referrers
         ),
         mounts=mounts,
         prefetcher=prefetcher,

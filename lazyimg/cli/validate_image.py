@@ -44,6 +44,8 @@ async def validate_image(  # noqa: PLR0917 - two of them are settings
 
     with tempfile.TemporaryDirectory(prefix="lazyimg-") as directory:
         root = Path(directory)
+        for name in ("content", "tables", "bootstraps"):
+            (root / name).mkdir()
         async with make_client(settings) as client:
             with closing(Library(root / "library.sqlite")) as library:
                 validator = Validator(root, library, open_image, limits)

@@ -22,6 +22,7 @@ import signal
 import sys
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -35,18 +36,17 @@ from lazyimg.layers.decompress import MAGIC_SIZE, Decompressor, choose_decompres
 from lazyimg.layers.locate import PLAIN, SOCI, STARGZ, IndexLocation
 from lazyimg.layers.parse import check_index, parse_index
 from lazyimg.limits import MIB, BuildLimits
-from lazyimg_formats.device_table import BLOCK_SIZE
+from lazyimg_formats.device_table import BLOCK_SIZE, DeviceTable
 from lazyimg_formats.errors import FormatError
-from lazyimg_formats.layer import ChunkMap
+from lazyimg_formats.layer import ChunkMap, LayerIndex
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.soci.toc import parse_ztoc
 from lazyimg_formats.stream_comparison import StreamComparison
 from lazyimg_formats.tar.comparison import TarComparison
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-    from lazyimg_formats.layer import LayerIndex
 
 _PIECE: Final = 1 << 20
 _BEHIND: Final = 19  # nice(2): after everybody else
@@ -59,13 +59,14 @@ class CheckRequest(msgspec.Struct, frozen=True):
     Attributes:
         blob: the blob's digest.
         size: its bytes.
-        diff_id: what its tar must have.
+        diff_id: what its tar must have; "": it is no tar.
         location: of its index; None: it has none, and only blob and tar are checked.
         index: path of the index, as it was fetched.
         device: name of the device that was made from the index; "": none was.
         memory: as in `lazyimg.limits.BuildLimits`.
         processor_time: likewise; a large blob has more.
         spans: whether each span is decoded, too.
+        table: path of a device table whose spans lie in the blob, if there is no index of it.
     """
 
     blob: str
@@ -77,6 +78,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     memory: int = BuildLimits.memory
     processor_time: int = BuildLimits.processor_time
     spans: bool = False
+    table: str = ""
 
     @property
     def seconds(self) -> int:
@@ -248,15 +250,20 @@ class _Spans:
     def __init__(self, index: LayerIndex) -> None:
         self._index = index
         self._table = index.table
-        self._next = 0
+        count = self._table.span_count
+        self._order: Sequence[int] = range(count)  # of the blob
+        starts = [self._table.blob_range(number)[0] for number in self._order]
+        if any(before > after for before, after in pairwise(starts)):
+            self._order = sorted(self._order, key=starts.__getitem__)
+        self._next = 0  # of that order
         self._held = bytearray()
         self._start = 0  # where what is held begins in the blob
 
     def feed(self, data: bytes) -> None:
         self._held += data
         end = self._start + len(self._held)
-        while self._next < self._table.span_count:
-            offset, length = self._table.blob_range(self._next)
+        while self._next < len(self._order):
+            offset, length = self._table.blob_range(self._order[self._next])
             if offset + length > end:
                 break
             self._check(offset, length)
@@ -268,37 +275,38 @@ class _Spans:
             self._start += done
 
     def finish(self) -> None:
-        if self._next < self._table.span_count:
-            offset, length = self._table.blob_range(self._next)
-            raise self._differs(f"bytes {offset}-{offset + length - 1} are past the blob's end")
+        if self._next < len(self._order):
+            number = self._order[self._next]
+            offset, length = self._table.blob_range(number)
+            raise self._differs(
+                number, f"bytes {offset}-{offset + length - 1} are past the blob's end"
+            )
 
     def _check(self, offset: int, length: int) -> None:
         """Check the next span, and all others that lie in the same bytes."""
         stop = self._next + 1
-        while stop < self._table.span_count and self._table.blob_range(stop) == (offset, length):
+        while stop < len(self._order) and self._table.blob_range(self._order[stop]) == (
+            offset, length,
+        ):  # fmt: skip
             stop += 1
         at = offset - self._start
-        if at < 0:
-            raise self._differs(f"begins at byte {offset}, before the end of the one before")
         data = bytes(self._held[at : at + length])
+        number = self._order[self._next]
         try:
             for number, decoded in iterate_spans(
-                self._table, range(self._next, stop), offset, data
+                self._table, self._order[self._next : stop], offset, data
             ):
-                self._next = number
                 if isinstance(decoded, CorruptError):
-                    raise self._differs(decoded.problem)
+                    raise self._differs(number, decoded.problem)
         except StorageError as error:  # a window that is none
-            raise self._differs(error.problem) from error
+            raise self._differs(number, error.problem) from error
         self._next = stop
 
-    def _differs(self, problem: str) -> FormatError:
-        number = self._next
+    def _differs(self, number: int, problem: str) -> FormatError:
         extents = self._table.extents_of(range(number, number + 1))
         path = find_file(self._index, self._table.extent(extents[0]).device_offset)
-        return FormatError(
-            "index", f"span {number} of {self._table.span_count}, of {path[:80]!r}: {problem}"
-        )
+        of = f", of {path[:80]!r}" if path else ""
+        return FormatError("index", f"span {number} of {self._table.span_count}{of}: {problem}")
 
 
 def find_file(index: LayerIndex, offset: int) -> bytes:
@@ -333,8 +341,9 @@ def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
     """
     expected = Digest.parse(request.blob)
     comparison, spans, problem = _open_index(request)
-    tar = _Tar(Digest.parse(request.diff_id), comparison)
-    steps: list[_Step] = [tar] if spans is None else [tar, spans]
+    steps: list[_Step] = [] if spans is None else [spans]
+    if request.diff_id:
+        steps.insert(0, _Tar(Digest.parse(request.diff_id), comparison))
     blob = expected.hasher()
     for piece in pieces:  # all of them, whatever is found: see above
         blob.update(piece)
@@ -352,6 +361,9 @@ def check(request: CheckRequest, pieces: Iterator[bytes]) -> CheckReply:
 def _open_index(request: CheckRequest) -> tuple[_Step | None, _Step | None, str]:
     """Give what compares tar and blob with the index; or how the index breaks its format."""
     location = request.location
+    if request.table:
+        table = DeviceTable(Path(request.table).read_bytes())
+        return None, _Spans(LayerIndex([], table)), ""
     if location is None:
         return None, None, ""
     data = Path(request.index).read_bytes()

@@ -6,6 +6,7 @@ Nothing is mounted and nothing kept but small documents, so neither a daemon is 
 without one, the indexes that a node has made are not known.
 
 A layer without an index is checked as those who unpack it do: its blob's digest and its diff ID.
+The blobs of a Nydus image are no tars: their digests are checked, and all chunks in them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lazyimg.errors import CorruptError, NotLazyError
+from lazyimg.images.build import BuildRequest
 from lazyimg.images.check import CheckRequest, Finding, open_check
-from lazyimg.images.fetching import IndexFetcher
+from lazyimg.images.fetching import IndexFetcher, MissingIndexError
 from lazyimg.images.kept import KeptConfigs
 from lazyimg.images.library import LayerClaim
 from lazyimg.images.locating import Locator, Sought
+from lazyimg.images.nydus_making import NydusMaker, list_blobs
 from lazyimg.layers.locate import PLAIN, name_format
+from lazyimg.layers.nydus import is_nydus
 from lazyimg.registry.resolve import parse_location, parse_platform, resolve_image
 
 if TYPE_CHECKING:
@@ -28,10 +32,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lazyimg.images.library import Library
+    from lazyimg.images.nydus import NydusSource
     from lazyimg.layers.locate import IndexLocation
     from lazyimg.limits import BuildLimits
     from lazyimg.registry.ports import Access, ImageSource
     from lazyimg_formats.oci.digest import Digest
+    from lazyimg_formats.oci.documents import Descriptor
     from lazyimg_formats.oci.reference import Location
 
     OpenSource = Callable[[Location, Access], Awaitable[tuple[ImageSource, Digest | str]]]
@@ -76,30 +82,41 @@ class Validated:
 class _Layer(NamedTuple):
     source: ImageSource
     what: str
-    number: int
-    location: IndexLocation | None
-    problem: str  # why the index could not be had
+    blob: Descriptor
+    diff_id: str  # "": it is no tar
+    location: IndexLocation | None = None
+    problem: str = ""  # why the index could not be had
+    table: str = ""  # of a device, without an index
 
 
 class Validator:
     """Reads images.
 
     Args:
-        directory: for configs and indexes, by their digests.
+        root: has the directories content, for configs and indexes by their digests, tables and
+            bootstraps.
         library: the records: the indexes that this node has made, and what was found of layers.
         open_source: gives what to read an image from, and what to ask there for.
         limits: of the process that checks a layer.
+        referrers: which indexes that refer to an image may be used, as in the configuration.
     """
 
     def __init__(
-        self, directory: Path, library: Library, open_source: OpenSource, limits: BuildLimits
+        self,
+        root: Path,
+        library: Library,
+        open_source: OpenSource,
+        limits: BuildLimits,
+        referrers: str = "off",
     ) -> None:
-        self._directory = directory
+        self._root = root
+        self._directory = root / "content"
         self._library = library
         self._open_source = open_source
         self._limits = limits
-        self._locator = Locator(library)
-        self._fetcher = IndexFetcher(directory)
+        self._locator = Locator(library, referrers)
+        self._fetcher = IndexFetcher(self._directory)
+        self._nydus = NydusMaker(root, self._fetcher, self._request)
 
     async def validate(
         self,
@@ -125,7 +142,8 @@ class Validator:
         source = KeptConfigs(opened, self._directory)
         resolved = await resolve_image(source, wanted, parse_platform(platform_text))
         image = Sought.of(str(location), resolved)
-        total = sum(layer.size for layer in image.layers)
+        layers = await (self._open_nydus if is_nydus(image.layers) else self._open)(image, opened)
+        total = sum(layer.blob.size for layer in layers)
         done = 0
 
         def add(size: int) -> None:
@@ -134,15 +152,49 @@ class Validator:
             progress(done, total)
 
         add(0)
-        verdicts = []
-        numbers = range(len(image.layers))
-        for number, found in zip(
-            numbers, await self._locator.find(image, source, numbers), strict=True
-        ):
-            layer = await self._complete(image, number, opened, found)
-            verdicts.append(await self._check(image, layer, add))
+        verdicts = [await self._check(layer, add) for layer in layers]
         digest, platform = str(resolved.descriptor.digest), str(resolved.config.platform)
         return Validated(str(location), digest, platform, verdicts)
+
+    async def _open(self, image: Sought, source: ImageSource) -> list[_Layer]:
+        numbers = range(len(image.layers))
+        found = await self._locator.find(image, source, numbers)
+        return [
+            await self._complete(image, number, source, one)
+            for number, one in zip(numbers, found, strict=True)
+        ]
+
+    async def _open_nydus(self, image: Sought, source: ImageSource) -> list[_Layer]:
+        """Give the blobs of the manifest, and those that they refer to."""
+        problem, tables, blobs = "", {}, {str(blob.digest): blob for blob in image.layers}
+        try:
+            chain = await self._nydus.make("", image, source)
+        except NotLazyError:
+            pass  # of a kind that is not read
+        except CorruptError as error:
+            problem = error.problem
+        else:
+            for blob in list_blobs(chain):
+                blobs.setdefault(str(blob.digest), blob)
+            tables = {
+                layer.blob: str(self._root / "tables" / layer.table)
+                for layer in chain.layers
+                if layer.device_size
+            }
+        bootstrap = str(image.layers[-1].digest)
+        return [
+            _Layer(
+                source, f"{image.what}: blob {digest}", blob, "",
+                problem=problem if digest == bootstrap else "", table=tables.get(digest, ""),
+            )
+            for digest, blob in blobs.items()
+        ]  # fmt: skip
+
+    def _request(self, nydus: NydusSource) -> BuildRequest:
+        return BuildRequest(
+            [], str(self._root / "bootstraps"), self._limits.memory, self._limits.processor_time,
+            nydus=nydus,
+        )  # fmt: skip
 
     async def _complete(
         self, image: Sought, number: int, source: ImageSource, found: IndexLocation | None
@@ -157,13 +209,14 @@ class Validator:
             except NotLazyError as error:
                 gone = found.format in PLAIN  # not one that lies where it is not looked for
                 found, problem = None, error.problem if gone else ""
-            except CorruptError as error:
+            except (CorruptError, MissingIndexError) as error:
                 found, problem = None, error.problem
-        return _Layer(source, what, number, found, problem)
+        blob, diff_id = image.layers[number], str(image.diff_ids[number])
+        return _Layer(source, what, blob, diff_id, found, problem)
 
-    async def _check(self, image: Sought, layer: _Layer, add: Callable[[int], None]) -> Verdict:
-        descriptor, diff_id = image.layers[layer.number], str(image.diff_ids[layer.number])
-        blob, location = str(descriptor.digest), layer.location
+    async def _check(self, layer: _Layer, add: Callable[[int], None]) -> Verdict:
+        descriptor, diff_id, location = layer.blob, layer.diff_id, layer.location
+        blob = str(descriptor.digest)
         request = CheckRequest(
             blob,
             descriptor.size,
@@ -173,6 +226,7 @@ class Validator:
             memory=self._limits.memory,
             processor_time=self._limits.processor_time,
             spans=True,
+            table=layer.table,
         )
         finding = Finding(layer.problem)
         try:

@@ -162,9 +162,7 @@ class Node:
         )
         self.publisher = Publisher(self.root, self.library, self.images)
         self.indexes = Indexes(self.root, self.library, self.images, BuildLimits())
-        self.validator = Validator(
-            self.root / "content", self.library, self.open_source, BuildLimits()
-        )
+        self.validator = Validator(self.root, self.library, self.open_source, BuildLimits())
         way = CacheMounts(self.root, "lazyimg", 1 << 20, self.transport)
         own = OwnMounts(self.root, "lazyimg")
         self.mounts = Mounts(own, way, self.library, readers=self.catalog.readers)

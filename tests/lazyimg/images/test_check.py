@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import io
 import os
 import random
@@ -24,7 +25,7 @@ from lazyimg.images.check import CheckReply, CheckRequest, Finding, check, find_
 from lazyimg.layers.indexer import LayerIndexer
 from lazyimg.layers.locate import ESTARGZ, IndexLocation, locate_index
 from lazyimg.layers.parse import parse_index
-from lazyimg_formats.device_table import Codec, DeviceTable, serialize_device_table
+from lazyimg_formats.device_table import Codec, DeviceColumns
 from lazyimg_formats.errors import FormatError
 from lazyimg_formats.layer import Entry, Kind, LayerBuilder, Piece
 from lazyimg_formats.oci.digest import Digest
@@ -265,21 +266,23 @@ def test_spans_of_layers_of_stargz_snapshotter(tmp_path: Path, *, zstd: bool) ->
             assert found == ""
 
 
-def test_span_before_the_one_before(
-    layer: LazyLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No format allows it; one that did would need more of the blob than is kept."""
-    index = parse_index(locate_index(layer.descriptor, "layer"), layer.index)
-    table = index.table
-    spans = [table.span(number) for number in range(table.span_count)]
-    spans[-1] = replace(spans[-1], blob_offset=0)
-    extents = [table.extent(number) for number in range(table.extent_count)]
-    changed = DeviceTable(serialize_device_table(table.size, extents, spans))
-    lie = msgspec.structs.replace(index, table=changed)
-    monkeypatch.setattr(check_module, "parse_index", lambda *_: lie)
-    request = request_of(layer, tmp_path, device="", spans=True)
-    found = check(request, iter(pieces(layer.blob))).problem
-    assert found.endswith("of b'bin/tool': begins at byte 0, before the end of the one before")
+def test_device_in_another_order_than_its_blob(tmp_path: Path) -> None:
+    """Its spans are checked as they arrive; there is no index that says whose bytes they are."""
+    parts = [bytes([number]) * 5000 for number in range(4)]
+    blob, columns = b"".join(parts), DeviceColumns()
+    for place, number in enumerate((2, 0, 3, 1)):
+        digest = hashlib.sha256(parts[number]).digest()
+        span = columns.add_span(5000 * number, 5000, 5000, digest, Codec.RAW)
+        columns.add_extent(8192 * place, 5000, span, 0)
+    path = tmp_path / "table"
+    path.write_bytes(columns.serialize(4 * 8192))
+    request = CheckRequest(str(Digest.of(blob)), len(blob), "", table=str(path))
+    assert check(request, iter(pieces(blob, 700))) == CheckReply()
+    wrong = blob[:12_000] + b"?" + blob[12_001:]
+    request = msgspec.structs.replace(request, blob=str(Digest.of(wrong)))
+    assert check(request, iter(pieces(wrong, 700))).problem.startswith(
+        "index: span 0 of 4: bytes 10000-14999 of its blob: expected digest sha256:"
+    )
 
 
 def test_index_that_breaks_its_format(layer: LazyLayer, tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazyimg.errors import NoPlatformError, NotFoundError
+from lazyimg.errors import CorruptError, NoPlatformError, NotFoundError, NotLazyError
 from lazyimg.images.library import LayerClaim, OwnIndex
+from lazyimg.images.nydus_making import NydusMaker
 from lazyimg.registry.ports import Access
+from lazyimg_formats.device_table import DeviceTable
 from lazyimg_formats.oci.digest import Digest
 from lazyimg_formats.stream_index import HEADER_SIZE, parse_header, serialize_header
 from tests.fakes.gzip_layer import make_tar
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, lying_layer, make_lazy_layer
 from tests.fakes.node import Node, run_node
+from tests.fakes.nydus import NydusImage
 from tests.fakes.stargz_layer import StargzLayer
 from tests.fakes.stream_layers import make_stream_index
 
@@ -153,3 +156,48 @@ async def test_images_that_cannot_be_read(node: Node, honest: LazyLayer) -> None
     add_lazy_image(node.registry, "app", "1", [honest], "arm64")
     with pytest.raises(NoPlatformError):
         await validate(node, "linux/386")
+
+
+@pytest.mark.parametrize("name", ["none", "lz4", "zstd", "batch-gzip", "zran"])
+async def test_nydus_images(node: Node, name: str) -> None:
+    """All chunks are checked, in blobs that the image only refers to as well."""
+    NydusImage.of(name).add(node.registry)
+    found = (await validate(node)).layers
+    assert [layer.problem for layer in found] == [""] * len(found)
+    formats = {layer.format for layer in found}
+    assert formats == {"nydus", "nydus bootstrap"} | ({"gzip"} if name == "zran" else set())
+
+
+async def test_nydus_image_that_lies(node: Node) -> None:
+    """The bootstrap says of a chunk that it has another digest."""
+    image = NydusImage.of("none")
+    image.add(node.registry)
+    await validate(node)
+    tables = [DeviceTable(path.read_bytes()) for path in (node.root / "tables").iterdir()]
+    (chunk,) = [table.span(0).digest for table in tables if table.span_count]
+    assert image.boot.count(chunk) == 1
+    image.boot = image.boot.replace(chunk, bytes(32))
+    image.add(node.registry)
+    problems = [layer.problem for layer in (await validate(node)).layers]
+    assert problems[0].startswith("index: span 0 of ")
+    assert problems[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (CorruptError("image", "breaks its format"), "breaks its format"),
+        (NotLazyError("a", "b"), ""),
+    ],
+)
+async def test_nydus_image_that_cannot_be_read(
+    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str
+) -> None:
+    """Its blobs are checked all the same."""
+
+    async def make(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(NydusMaker, "make", make)
+    NydusImage.of("none").add(node.registry)
+    assert [layer.problem for layer in (await validate(node)).layers] == ["", problem]
