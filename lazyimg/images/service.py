@@ -201,10 +201,13 @@ class Images:
                 resolved.reference, resolved.digest, resolved.platform, (), (), (), resolved.chain
             )
         layers = resolved.manifest.layers
-        formats = tuple(name_format(layer) for layer in layers)
         chain = None
         sought = Sought.of(str(location), resolved)
         found = await self._locator.find(sought, opened, range(len(layers)))
+        formats = tuple(
+            name_format(layer) if one is None else one.format
+            for layer, one in zip(layers, found, strict=True)
+        )
         indexes = tuple("" if one is None else one.place for one in found)
         if is_nydus(layers):
             key = chain_key(sought, BUILDER)

@@ -161,5 +161,17 @@ def check_soci(lazyimg: Lazyimg, target: Path, tag: str) -> None:
     with lazyimg.serving():
         lazyimg.verb("mount", image, target)
         assert differences(expected, read_tree(target)) == []
+        assert {layer["format"] for layer in layers(lazyimg, image)} == {"soci"}
         assert json.loads(lazyimg.verb("index", "ls", "--json")) == []
+        lazyimg.verb("umount", target)
+
+
+def check_sparse_soci(lazyimg: Lazyimg, target: Path) -> None:
+    """Mount an image of which SOCI's index has one layer only: the others are read whole, once."""
+    image = f"oci:{soci_images().layout('sparse')}:sparse"
+    with lazyimg.serving():
+        lazyimg.verb("mount", image, target)
+        assert differences(expected_tree(debian_images(), "nginx"), read_tree(target)) == []
+        assert [layer["format"] for layer in layers(lazyimg, image)] == ["soci", "gzip", "gzip"]
+        assert len(json.loads(lazyimg.verb("index", "ls", "--json"))) == 2
         lazyimg.verb("umount", target)

@@ -7,16 +7,26 @@ import io
 import random
 import zlib
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from lazyimg.layers.indexer import LayerIndexer
 from lazyimg_formats.oci.digest import Digest
-from lazyimg_formats.oci.documents import OCI_LAYER_GZIP, Descriptor, Manifest, describe
-from lazyimg_formats.soci.manifest import LAYER_DIGEST, SOCI_V2, ZTOC_TYPE
+from lazyimg_formats.oci.documents import (
+    OCI_LAYER_GZIP,
+    Descriptor,
+    Manifest,
+    describe,
+    parse_document,
+)
+from lazyimg_formats.soci.manifest import INDEX_DIGEST, LAYER_DIGEST, SOCI_V2, ZTOC_TYPE
 from lazyimg_formats.soci.writer import make_ztoc
 from lazyimg_formats.soci.ztoc import POINT, POINTS, Ztoc
 from lazyimg_formats.stream_index import iterate_spans
 from tests.fakes.gzip_layer import make_tar
+
+if TYPE_CHECKING:
+    from tests.fakes.registry import FakeRegistry
 
 FILES = {
     "etc/name": b"lazyimg\n",
@@ -93,3 +103,15 @@ def make_soci_index(
         for layer in layers
     )
     return Manifest(config=describe(b"{}", kind), layers=ztocs, subject=subject)
+
+
+def add_soci_image(registry: FakeRegistry, name: str, tag: str, *layers: SociLayer) -> Descriptor:
+    """Put an image into a registry whose manifest names its SOCI index."""
+    made = registry.add_image(name, "", {layer.blob: layer.tar for layer in layers})
+    document = parse_document(registry.manifests[name][str(made.digest)][1])
+    assert isinstance(document, Manifest)
+    for layer in layers:
+        registry.add_blob(name, layer.ztoc, ZTOC_TYPE)
+    index = registry.add_manifest(name, "", make_soci_index(list(layers)))
+    annotations = {INDEX_DIGEST: str(index.digest)}
+    return registry.add_manifest(name, tag, replace(document, annotations=annotations))

@@ -2,6 +2,7 @@
 
     images = soci_images()
     images.layout("nasty")       # an OCI layout with the tag "nasty", whose manifest has the index
+    images.layout("sparse")      # "nginx", with a zTOC of its lowest layer only
     images.artifacts("nasty")    # the index as soci wrote it, and its zTOCs: a directory of blobs
 
 The command, of Debian trixie, writes indexes of the first version only. Those of the second one are
@@ -93,6 +94,8 @@ def make(directory: Path) -> None:
                 source = import_image(containerd, layout, image)
                 soci(containerd, state, "create", "--min-layer-size", "0", source)
                 write_image(layout, image, state / CONTENT, made / image)
+                if image == "nginx":
+                    write_image(layout, image, state / CONTENT, made / "sparse", count=1)
                 shutil.copytree(state / CONTENT, made / f"{image}-soci")
         made.rename(directory)
 
@@ -118,8 +121,10 @@ def run(*command: str | Path) -> str:
     return ended.stdout
 
 
-def write_image(source: Path, image: str, artifacts: Path, layout: Path) -> None:
-    """Write an image into a layout of its own, with an index of the second version."""
+def write_image(
+    source: Path, image: str, artifacts: Path, layout: Path, count: int | None = None
+) -> None:
+    """Write an image into a layout of its own, with an index (v2) of the first `count` layers."""
     (layout / "blobs/sha256").mkdir(parents=True)
     (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (entry,) = [
@@ -131,9 +136,10 @@ def write_image(source: Path, image: str, artifacts: Path, layout: Path) -> None
     for blob in (manifest["config"], *manifest["layers"]):
         link(blob_path(source, blob["digest"]), blob_path(layout, blob["digest"]))
     index = find_index(artifacts, entry["digest"])
+    index["layers"] = index["layers"][:count]
     for blob in index["layers"]:
         link(artifacts / blob["digest"].partition(":")[2], blob_path(layout, blob["digest"]))
-    write_v2(layout, manifest, index, image)
+    write_v2(layout, manifest, index, layout.name)
 
 
 def write_v2(layout: Path, manifest: dict[str, Any], index: dict[str, Any], tag: str) -> None:

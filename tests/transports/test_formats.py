@@ -14,6 +14,7 @@ from tests.contracts.formats import (
     check_nydus,
     check_one_image_in_every_form,
     check_soci,
+    check_sparse_soci,
 )
 from tests.real.eventually import eventually
 from tests.real.scale import scaled
@@ -75,3 +76,7 @@ def test_nasty_tree_streamed(lazyimg: Lazyimg, target: Path) -> None:
 
 def test_nydus(lazyimg: Lazyimg, tmp_path: Path) -> None:
     check_nydus(lazyimg, tmp_path)
+
+
+def test_sparse_soci(lazyimg: Lazyimg, target: Path) -> None:
+    check_sparse_soci(lazyimg, target)

@@ -44,6 +44,7 @@ from tests.fakes.devices import MemoryBlob, MemorySink
 from tests.fakes.gzip_layer import make_layer
 from tests.fakes.lazy_image import LazyLayer, add_lazy_image, make_lazy_layer
 from tests.fakes.registry import FakeRegistry, run_registry
+from tests.fakes.soci_layer import FILES, SociLayer, add_soci_image
 from tests.fakes.stargz_layer import StargzLayer
 
 if TYPE_CHECKING:
@@ -688,3 +689,26 @@ async def test_index_that_turns_out_not_to_be_there(node: Node, layers: list[Laz
         await node.images.fetch_index(sought, NO_ACCESS, number)
     kept = [path.read_bytes() for path in (node.root / "content").iterdir()]
     assert [data for data in kept if not data.startswith(b"{")] == [good.blob[good.toc_offset :]]
+
+
+async def test_image_with_a_soci_index(node: Node) -> None:
+    """Two images of the same blob, of which one zTOC lies, have a device each."""
+    layer = SociLayer()
+    lie = bytearray(layer.ztoc)
+    for at in range(layer.point(1) + 17, layer.point(2)):  # a window
+        lie[at] ^= 1
+    devices = set()
+    for ztoc in (bytes(lie), layer.ztoc):
+        add_soci_image(node.registry, "app", "1", SociLayer(ztoc=ztoc))
+        image = await node.open()
+        (one,) = image.chain.layers
+        assert one.format == "soci"
+        devices.add(one.device)
+        described = await node.images.describe(node.reference, "", NO_ACCESS)
+        assert (described.formats, described.indexes) == (("soci",), ("repository",))
+        assert described.chain == image.chain
+    assert len(devices) == 2
+    sink = MemorySink()
+    await node.catalog.fill(one.device, 0, one.device_size, sink)
+    tool = layer.tar.index(FILES["bin/tool"][:100])
+    assert bytes(sink.data[4096:40_960]) == layer.tar[tool : tool + 36_864]
