@@ -25,7 +25,11 @@ import zstandard
 
 from lazyimg.fill import decode
 from lazyimg.layers.indexer import LayerIndexer
+from lazyimg.layers.stored_digests import StoredDigests
+from lazyimg.layers.stretches import SPACING
 from lazyimg_formats.oci.digest import Digest
+from lazyimg_formats.soci.toc import parse_ztoc
+from lazyimg_formats.soci.writer import make_ztoc
 from lazyimg_formats.stream_index import parse_stream_index
 from lazyimg_formats.tar.writer import END
 from lazyimg_formats.zstd_chunked.location import FOOTER_FRAME_SIZE, parse_footer
@@ -68,8 +72,13 @@ def measure_formats(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
     figures.append(Figure("index of gzip to a device, each entry", "us", [taken]))
     runs = [measure_stargz(tar) for _ in range(rounds)]
     figures.append(Figure("TOC of eStargz to a device, each entry", "us", runs, 15.0, most=True))
+    ztoc = make_soci(tar, blob)
+    runs = [measure_ztoc(ztoc) for _ in range(rounds)]
+    figures.append(Figure("zTOC of SOCI to a device, each entry", "us", runs, 40.0, most=True))
     gzip = Layer(blob, parse_stream_index(index).table)
     figures += measure_decoding("gzip, our index", gzip, inflate(blob), rounds)
+    soci = Layer(blob, parse_ztoc(ztoc).layer.table)
+    figures += measure_decoding("gzip, SOCI's index", soci, inflate(blob), rounds)
     stargz = make_stargz(tar)
     figures += measure_decoding("eStargz", stargz, inflate_spans(stargz), rounds)
     chunked = make_chunked(tar)
@@ -90,6 +99,22 @@ def make_index(tar: bytes, blob: bytes) -> bytes:
             indexer.feed(blob[at : at + PIECE])
         indexer.finish()
     return file.getvalue()
+
+
+def make_soci(tar: bytes, blob: bytes) -> bytes:
+    """Give the zTOC of a layer; its points of entry are those of our own index."""
+    file, stored = io.BytesIO(), StoredDigests()
+    with closing(LayerIndexer(Digest.of(blob), Digest.of(tar), file, stored=stored)) as indexer:
+        indexer.feed(blob)
+        indexer.finish()
+    return make_ztoc(file.getvalue(), stored.finish(), SPACING)
+
+
+def measure_ztoc(ztoc: bytes) -> float:
+    """Give the microseconds that each entry takes."""
+    began = time.process_time()
+    entries = len(parse_ztoc(ztoc).layer.entries)
+    return 1e6 * (time.process_time() - began) / entries
 
 
 def make_stargz(tar: bytes) -> Layer:
