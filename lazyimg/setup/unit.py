@@ -23,7 +23,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-ExecStartPre=-/sbin/modprobe --all cachefiles erofs fuse overlay
+ExecStartPre=-/sbin/modprobe --all cachefiles erofs fuse loop overlay
 ExecStart={command}
 KillMode=process
 Restart=always
