@@ -465,8 +465,17 @@ async def test_reader_in_order_finds_what_lies_ahead_filled(
 ) -> None:
     """As much again as was read."""
     monkeypatch.setattr(following, "AFTER", 4 * BLOCK)
+    noted: SimpleQueue[None] = SimpleQueue()
+    note = following.Following.note
+
+    def tell(*arguments: Any) -> None:
+        note(*arguments)
+        noted.put(None)
+
+    monkeypatch.setattr(following.Following, "note", tell)
     for offset in range(0, 4 * BLOCK, BLOCK):
         assert (await bench.read(offset, BLOCK))[0] == 0
+        await asyncio.to_thread(noted.get, timeout=WAIT)  # an answer comes before
     for _ in range(1000):
         if not bench.file.absent(0, 8 * BLOCK):
             break
