@@ -193,7 +193,7 @@ async def open_check(what: str, request: CheckRequest) -> AsyncIterator[LayerChe
     finally:
         if process.returncode is None:
             process.kill()
-            await asyncio.shield(process.communicate())
+        await asyncio.shield(process.communicate())  # else its pipes may outlive the loop
 
 
 class _Step(Protocol):

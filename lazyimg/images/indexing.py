@@ -160,9 +160,10 @@ class IndexMaker:
     async def close(self) -> None:
         """End the process."""
         process = self._process
-        if process is not None and process.returncode is None:
-            process.kill()
-            await asyncio.shield(process.communicate())
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+            await asyncio.shield(process.communicate())  # else its pipes may outlive the loop
 
 
 def _explain_end(what: str, request: IndexRequest, code: int | None, errors: bytes) -> LazyimgError:
