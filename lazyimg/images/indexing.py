@@ -17,7 +17,7 @@ import os
 import resource
 import signal
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -158,12 +158,17 @@ class IndexMaker:
         raise _explain_end(what, request, process.returncode, errors)
 
     async def close(self) -> None:
-        """End the process."""
+        """End the process; nothing of it is left, also if it has ended by itself."""
         process = self._process
-        if process is not None:
-            if process.returncode is None:
-                process.kill()
-            await asyncio.shield(process.communicate())  # else its pipes may outlive the loop
+        if process is None:
+            return
+        if process.returncode is None:
+            process.kill()
+        assert process.stdin is not None  # noqa: S101 - a pipe was asked for
+        process.stdin.close()
+        await asyncio.shield(process.communicate())
+        with suppress(BrokenPipeError, ConnectionResetError):  # what it has not taken
+            await process.stdin.wait_closed()
 
 
 def _explain_end(what: str, request: IndexRequest, code: int | None, errors: bytes) -> LazyimgError:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec, TypeVar
 
@@ -27,7 +27,7 @@ from lazyimg.images.indexing import IndexMaker, IndexRequest
 from lazyimg.images.library import OwnIndex
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from pathlib import Path
 
     from lazyimg.images.library import Library
@@ -190,8 +190,8 @@ class Streams:
         )  # fmt: skip
         maker = IndexMaker()
         try:
-            pieces = _count(source.stream_blob(layer), stream)
-            reply = await maker.make(what, request, pieces)
+            async with aclosing(_count(source.stream_blob(layer), stream)) as pieces:
+                reply = await maker.make(what, request, pieces)
         finally:
             await maker.close()
         index = OwnIndex(str(layer.digest), diff_id, layer.size, reply.digest, reply.size)
@@ -214,10 +214,15 @@ class Streams:
             raise StorageError(what, f"the cache cannot be looked at: {error.strerror}") from error
 
 
-async def _count(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        stream.done += len(piece)
-        yield piece
+async def _count(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncGenerator[bytes]:
+    try:
+        async for piece in pieces:
+            stream.done += len(piece)
+            yield piece
+    finally:
+        close = getattr(pieces, "aclose", None)  # else it is left to whenever it is freed
+        if close is not None:
+            await close()
 
 
 async def _finished(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -62,7 +62,7 @@ from tests.fakes.lazy_images import FakeLazyImages
 from tests.fakes.node import Node, run_node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
     from lazyimg.api.messages import PrefetchEvent
@@ -581,7 +581,7 @@ async def test_image_without_an_index(
     gate, begun = asyncio.Event(), asyncio.Event()
     count = streaming._count
 
-    async def hold(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
+    async def hold(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncGenerator[bytes]:
         async for piece in count(pieces, stream):
             begun.set()
             await gate.wait()

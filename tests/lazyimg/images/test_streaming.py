@@ -25,7 +25,7 @@ from tests.fakes.lazy_image import make_lazy_layer
 from tests.fakes.node import Node, run_node
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from lazyimg.images.image import Image
@@ -167,7 +167,7 @@ async def test_zstd_of_one_frame_is_refused_and_not_read_to_its_end(
     counted = []
     count = streaming._count
 
-    async def look(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
+    async def look(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncGenerator[bytes]:
         async for piece in count(pieces, stream):
             counted.append(len(piece))
             yield piece
@@ -265,7 +265,7 @@ class Held:
         self.most = 0
         count = streaming._count
 
-        async def hold(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[bytes]:
+        async def hold(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncGenerator[bytes]:
             async for piece in count(pieces, stream):
                 self.most = max(self.most, sum(one.done > 0 for one in node.streams.running()))
                 self.begun.set()
