@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING, TypeVar
@@ -29,6 +30,10 @@ for number, handler in (
 
 # Tests of fork run beside tests of gRPC, in one process; see lazyimg.app for the daemon.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# Garbage that is collected in a child may wait for ever for threads that only its parent has, as
+# channels of gRPC do.
+os.register_at_fork(before=gc.disable, after_in_parent=gc.enable)
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
