@@ -237,6 +237,7 @@ def test_both_killed_below_a_running_container(
         running_containerd(place / "containerd", plugin(lazyimg)) as containerd,
         lazyimg.serving(ends=-signal.SIGKILL) as daemon,
     ):
+        wait_until_connected(containerd)  # it was there first, and tries again now and then
         pull(lazyimg, containerd, reference)
         with container(containerd, reference, "waits", WAIT) as (_, output):
             assert output.readline() == "up\n"
