@@ -176,7 +176,9 @@ mkdir -p /opt/a/b && ln -s ../b /opt/a/b/link && chmod 2750 /opt/a/b && chown 12
 ln /etc/written /opt/hard && chown 5:6 /usr/bin/id
 """
 STATE: Final = """
-cd / && cat etc/written && tail -n 2 etc/bash.bashrc && ls -l --time-style=+ opt/a/b usr/bin/id opt etc/written
+set -e
+cd / && cat etc/written && tail -n 2 etc/bash.bashrc
+ls -l --time-style=+ opt/a/b usr/bin/id opt etc/written
 stat -c '%a %u %g' opt/a/b && test ! -e etc/debian_version && test ! -e usr/share/doc/bash
 test opt/hard -ef etc/written && /usr/bin/id -u && find usr/share | sort | md5sum
 """
