@@ -15,8 +15,8 @@ from lazyimg.host.mounts import FileMountError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BOOTSTRAP, TARGET = Path("/root/bootstraps/abc"), Path("/mnt")
-DEVICES = [Path("/root/fuse/1")]
+BOOTSTRAP, TARGET = Path("/state/bootstraps/abc"), Path("/mnt")
+DEVICES = [Path("/state/fuse/1")]
 
 
 class Kernel:
@@ -43,7 +43,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def mounter(how: str) -> FileMounter:
-    return FileMounter(how, Path("/root/loops"))
+    return FileMounter(how, Path("/state/loops"))
 
 
 async def test_files_where_the_kernel_takes_them(kernel: Kernel) -> None:
@@ -58,7 +58,7 @@ async def test_loop_devices_where_it_does_not(kernel: Kernel) -> None:
     tried = mounter("auto")
     for _ in range(2):
         await tried.mount(BOOTSTRAP, DEVICES, TARGET)
-    assert kernel.asked == ["file", "/root/loops/abc", "/root/loops/abc"]
+    assert kernel.asked == ["file", "/state/loops/abc", "/state/loops/abc"]
     assert tried.loops
 
 
@@ -71,12 +71,12 @@ async def test_what_is_wrong_otherwise_is_said(kernel: Kernel) -> None:
 
 async def test_neither(kernel: Kernel) -> None:
     kernel.refuses["file"] = FileMountError("it", "wants a block device")
-    kernel.refuses["/root/loops/abc"] = KernelError("it", "has no loop devices")
+    kernel.refuses["/state/loops/abc"] = KernelError("it", "has no loop devices")
     tried = mounter("auto")
     for _ in range(2):
         with pytest.raises(KernelError, match="has no loop devices"):
             await tried.mount(BOOTSTRAP, DEVICES, TARGET)
-    assert kernel.asked == ["file", "/root/loops/abc"] * 2
+    assert kernel.asked == ["file", "/state/loops/abc"] * 2
 
 
 async def test_loop_devices_that_are_not_wanted(kernel: Kernel) -> None:
@@ -88,7 +88,7 @@ async def test_loop_devices_that_are_not_wanted(kernel: Kernel) -> None:
 
 async def test_loop_devices_that_are_asked_for(kernel: Kernel) -> None:
     await mounter("loop").mount(BOOTSTRAP, DEVICES, TARGET)
-    assert kernel.asked == ["/root/loops/abc"]
+    assert kernel.asked == ["/state/loops/abc"]
 
 
 @pytest.fixture
