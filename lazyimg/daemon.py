@@ -61,12 +61,12 @@ if TYPE_CHECKING:
     from lazyimg.host.service_manager import ServiceManager
     from lazyimg.images.cached import CachedDevices
     from lazyimg.images.image import Image
-    from lazyimg.images.indexes import Indexes
+    from lazyimg.images.indexes import IndexedLayer, Indexes
     from lazyimg.images.library import ChainRecord, LayerRecord, OwnIndex
     from lazyimg.images.mounted import Mounted
     from lazyimg.images.mounts import Mounts
     from lazyimg.images.prefetching import Prefetcher, Progress
-    from lazyimg.images.publishing import Publisher
+    from lazyimg.images.publishing import LayerIndexes, Publisher
     from lazyimg.images.service import Images
     from lazyimg.images.sharing import Sharing
     from lazyimg.images.streaming import Streams
@@ -277,17 +277,7 @@ class LazyimgDaemon:
         name, layers = await self._indexes.create(request.reference, request.platform, access)
         return IndexReply(
             reference=name,
-            layers=[
-                IndexReport(
-                    layer=str(one.layer.digest),
-                    size=one.layer.size,
-                    format=one.format,
-                    index=one.own.digest if one.own else "",
-                    index_size=one.own.size if one.own else 0,
-                    made=one.made,
-                )
-                for one in layers
-            ],
+            layers=[msgspec.structs.replace(_report_layer(one), made=one.made) for one in layers],
         )
 
     async def find_indexes(self, request: ImageRequest) -> IndexReply:
@@ -297,14 +287,8 @@ class LazyimgDaemon:
         return IndexReply(
             reference=name,
             layers=[
-                IndexReport(
-                    layer=str(one.layer.digest),
-                    size=one.layer.size,
-                    format=one.format,
-                    index=one.own.digest if one.own else "",
-                    index_size=one.own.size if one.own else 0,
-                    committed=one.committed,
-                    pushed=list(one.pushed),
+                msgspec.structs.replace(
+                    _report_layer(one), committed=one.committed, pushed=list(one.pushed)
                 )
                 for one in layers
             ],
@@ -569,6 +553,17 @@ def _place_of(layer: LayerRecord, own: set[str]) -> str:
     if layer.format in PLAIN:
         return "node" if layer.table in own else ""
     return "layer"
+
+
+def _report_layer(one: IndexedLayer | LayerIndexes) -> IndexReport:
+    """Say which layer it is, and which index of it this node has."""
+    return IndexReport(
+        layer=str(one.layer.digest),
+        size=one.layer.size,
+        format=one.format,
+        index=one.own.digest if one.own else "",
+        index_size=one.own.size if one.own else 0,
+    )
 
 
 def _report_indexes(indexes: list[OwnIndex]) -> list[IndexReport]:
